@@ -1,0 +1,36 @@
+"""Train, fine-tune, evaluate and run Transformer language models in JAX and Flax."""
+
+from typing import TYPE_CHECKING
+
+from jaxllm import cpu_guard
+
+if TYPE_CHECKING:
+    from jaxllm.auto import AutoModel as AutoModel
+    from jaxllm.auto import AutoModelForMaskedLM as AutoModelForMaskedLM
+    from jaxllm.auto import (
+        AutoModelForSequenceClassification as AutoModelForSequenceClassification,
+    )
+
+__version__ = "0.1.0"
+__all__ = [
+    "AutoModel",
+    "AutoModelForMaskedLM",
+    "AutoModelForSequenceClassification",
+    "__version__",
+]
+
+cpu_guard.apply()
+cpu_guard.announce()
+
+
+def __getattr__(name: str) -> object:
+    """The model classes are imported on first use: they need jax, flax and transformers."""
+    if name.startswith("Auto") and name in __all__:
+        from jaxllm import auto
+
+        return getattr(auto, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

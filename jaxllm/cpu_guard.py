@@ -1,0 +1,66 @@
+"""Switches off an XLA fusion that miscompiles on CPU, before any backend starts.
+
+jaxlib 0.10.2 compiles ``jnp.sum((e @ jnp.full_like(e, c)) * e, -1)`` on CPU into code whose result is
+off by many orders of magnitude, without a word; 0.11.2 is reported affected too. An empty
+``--xla_cpu_experimental_ynn_fusion_type`` turns the fusion off and the result is right (0 to 5 %
+slower). XLA aborts the process on a flag it does not know, so the flag is added by version only.
+"""
+
+import importlib.metadata
+import logging
+import os
+import re
+import sys
+from collections.abc import MutableMapping
+
+logger = logging.getLogger("jaxllm")
+
+FLAG = "xla_cpu_experimental_ynn_fusion_type"
+FIRST_AFFECTED = (0, 10, 2)
+LAST_AFFECTED = (0, 11, 2)
+
+_unsaid: list[str] = []  # what apply() did, until a logger that shows INFO has heard it
+
+
+def affected(version: str) -> bool:
+    """Whether this jaxlib version (``"0.10.2"``, ``"0.11.0.dev20260101"``) has the faulty fusion."""
+    numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:3])
+    return FIRST_AFFECTED <= numbers <= LAST_AFFECTED
+
+
+def apply(environ: MutableMapping[str, str] = os.environ) -> bool:
+    """Adds the flag to ``XLA_FLAGS`` when jaxlib is affected; returns whether it did.
+
+    A setting of the flag that is already there is left alone. When JAX's backends have started
+    without it, it is too late: that is a warning, and nothing is changed.
+    """
+    version = importlib.metadata.version("jaxlib")
+    flags = environ.get("XLA_FLAGS", "")
+    if not affected(version) or FLAG in flags:
+        return False
+    if _backends_started():
+        logger.warning(
+            "jaxlib %s can compute wrong numbers on CPU and JAX has already started: import jaxllm "
+            "before the first JAX computation, or set XLA_FLAGS=--%s= in the environment",
+            version,
+            FLAG,
+        )
+        return False
+    environ["XLA_FLAGS"] = f"{flags} --{FLAG}=".strip()
+    _unsaid.append(f"jaxlib {version} miscompiles a fusion on CPU: added --{FLAG}= to XLA_FLAGS")
+    return True
+
+
+def announce() -> None:
+    """Logs what apply() did, once, as soon as the level of the logger lets INFO through.
+
+    The guard runs when jaxllm is imported, which is before the command line can set up logging.
+    """
+    while _unsaid and logger.isEnabledFor(logging.INFO):
+        logger.info(_unsaid.pop())
+
+
+def _backends_started() -> bool:
+    # Asking must not import jax: that takes a second, and the answer is then no.
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    return bridge is not None and bridge.backends_are_initialized()

@@ -1,0 +1,75 @@
+"""The environment of every test: 8 virtual CPU devices, no network, caches of their own."""
+
+import os
+import shutil
+import string
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# All of this must be in the environment before jax, transformers or datasets are imported, and the
+# processes that tests start inherit it.
+_CACHE = tempfile.mkdtemp(prefix="jaxllm-tests-")
+_DEVICES = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["XDG_CACHE_HOME"] = _CACHE
+os.environ["HF_HOME"] = f"{_CACHE}/huggingface"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLCONFIGDIR"] = f"{_CACHE}/matplotlib"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import jaxllm  # noqa: E402, F401  (its CPU guard completes XLA_FLAGS)
+
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = """
+the a an and or but not no of to in on at it is was are were be this that with for as i you he she we
+they my his her very so too good bad great poor fine well film movie book story phone product review
+acting plot music love hate like liked loved hated bought works broke never always really just one two
+have had has do did does would will can could what when who all more most than then there here time
+""".split()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(_CACHE, ignore_errors=True)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator with a fixed seed, fresh for each test."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_bert_config():
+    """A transformers BertConfig of two layers; copy it before changing it."""
+    from transformers import BertConfig
+
+    return BertConfig(
+        vocab_size=99,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.1,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with an uncased WordPiece vocab.txt (specials first, then characters and words).
+
+    Every lower-case ASCII text can be spelled with it; there are more than 99 entries, so a model
+    beside it needs ``vocab_size`` of the number of its lines.
+    """
+    directory = tmp_path_factory.mktemp("tokenizer")
+    characters = string.ascii_lowercase + string.digits
+    pieces = [*characters, *(f"##{c}" for c in characters), *string.punctuation]
+    vocabulary = [*SPECIALS, *pieces, *dict.fromkeys(w for w in WORDS if len(w) > 1)]
+    (directory / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    return directory
