@@ -1,0 +1,300 @@
+"""Running (sum, weight) sums, and the metrics of classification and regression.
+
+Counts and curves come from scikit-learn. What is undefined is NaN with a note in the report, never
+a warning and never a silent zero, except where scikit-learn's zero is the field's convention (said
+in `classification_metrics`).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from unicodedata import east_asian_width
+
+import numpy as np
+
+from jaxllm.errors import InputError
+
+NAN = float("nan")
+THRESHOLD = 0.5  # a label of a multi-label row is predicted when its probability is above this
+
+
+class Sums:
+    """Running totals of metrics that arrive as (sum, weight).
+
+    Totals are Python floats (64 bits), so that a long run loses nothing to float32 rounding, and
+    the mean does not depend on how the examples were cut into batches.
+    """
+
+    def __init__(self) -> None:
+        self._totals: dict[str, tuple[float, float]] = {}
+
+    def add(self, metrics: Mapping[str, tuple[Any, Any]]) -> None:
+        """Adds one step's `{name: (sum, weight)}`; scalars or 0-d arrays."""
+        for name, (value, weight) in metrics.items():
+            total, total_weight = self._totals.get(name, (0.0, 0.0))
+            self._totals[name] = (total + float(value), total_weight + float(weight))
+
+    def weight(self, name: str) -> float:
+        """The total weight of one metric, 0 when it never arrived."""
+        return self._totals.get(name, (0.0, 0.0))[1]
+
+    def means(self) -> dict[str, float]:
+        """`{name: sum / weight}`; NaN where the weight is 0."""
+        return {n: value / w if w else NAN for n, (value, w) in self._totals.items()}
+
+    def clear(self) -> None:
+        """Forgets everything added so far."""
+        self._totals.clear()
+
+
+def softmax(logits_NC: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis, in float64."""
+    shifted = np.asarray(logits_NC, np.float64)
+    exp = np.exp(shifted - shifted.max(axis=-1, keepdims=True))
+    return exp / exp.sum(axis=-1, keepdims=True)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """The logistic function in float64, without overflow for large negative logits."""
+    return 0.5 * (1.0 + np.tanh(0.5 * np.asarray(logits, np.float64)))
+
+
+def probabilities(problem_type: str, logits_NC: np.ndarray) -> np.ndarray:
+    """Probabilities [N, C] in float64: softmax for one label a row, sigmoid for several."""
+    return (
+        sigmoid(logits_NC) if problem_type == "multi_label_classification" else softmax(logits_NC)
+    )
+
+
+def classification_metrics(
+    problem_type: str, logits: np.ndarray, labels: np.ndarray, label_names: Sequence[str]
+) -> dict[str, float]:
+    """All metrics of a data set, as flat names.
+
+    Args:
+        problem_type: as in transformers: `single_label_classification`,
+            `multi_label_classification` or `regression`.
+        logits: [N, C]; regression [N, 1] or [N].
+        labels: int [N]; multi-label 0/1 [N, C]; regression float [N].
+        label_names: the C names, in the order of the ids; not used for regression.
+
+    Returns:
+        Classification: `accuracy` (multi-label: the share of rows with every label right), `f1`
+        (two classes: of class 1; else `f1_macro`), `f1_macro`, `f1_micro`, `precision_macro`,
+        `recall_macro`, `roc_auc` (two classes: of class 1; else the mean over classes, each
+        against the rest), `f1/<label>`; one label a row also `matthews`.
+        Regression: `pearson`, `spearman`, `mse`, `mae`.
+
+        scikit-learn's conventions hold: precision, recall and F1 are 0 where nothing was
+        predicted; single-label macro averages run over the classes that occur in the labels or
+        the predictions, multi-label ones over all; Matthews is 0 when one class only was
+        predicted. NaN: F1 of a class that does not occur at all (single-label), ROC-AUC when a
+        class has no examples or no counter-examples, Matthews when the labels are all of one
+        class, correlations with a constant.
+
+    Raises:
+        InputError: no rows, or logits that are not finite.
+        ValueError: shapes that do not fit.
+    """
+    logits, labels = _checked(problem_type, logits, labels, len(label_names))
+    if problem_type == "regression":
+        values = logits[:, 0].astype(np.float64)
+        error = values - labels
+        return {
+            "pearson": pearson(values, labels),
+            "spearman": spearman(values, labels),
+            "mse": float(np.mean(error**2)),
+            "mae": float(np.mean(np.abs(error))),
+        }
+    from sklearn import metrics as sk
+
+    probability = probabilities(problem_type, logits)
+    predicted = predictions(problem_type, logits)
+    multi = problem_type == "multi_label_classification"
+    classes = len(label_names)
+    present = range(classes) if multi else np.union1d(labels, predicted)
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(
+        labels, predicted, labels=list(present), average=None, zero_division=0
+    )
+    per_class = dict.fromkeys(range(classes), NAN) | dict(zip(map(int, present), f1, strict=True))
+    binary = classes == 2 and not multi
+    result = {
+        "accuracy": float(sk.accuracy_score(labels, predicted)),
+        "f1": float(per_class[1] if binary else f1.mean()),
+        "f1_macro": float(f1.mean()),
+        "f1_micro": float(sk.f1_score(labels, predicted, average="micro", zero_division=0)),
+        "precision_macro": float(precision.mean()),
+        "recall_macro": float(recall.mean()),
+    }
+    if not multi:
+        one_class = len(np.unique(labels)) < 2
+        result["matthews"] = NAN if one_class else float(sk.matthews_corrcoef(labels, predicted))
+    truth = labels if multi else labels[:, None] == np.arange(classes)
+    scored = [1] if binary else range(classes)
+    result["roc_auc"] = float(np.mean([roc_auc(truth[:, c], probability[:, c]) for c in scored]))
+    return result | {f"f1/{name}": float(per_class[c]) for c, name in enumerate(label_names)}
+
+
+def predictions(problem_type: str, logits_NC: np.ndarray) -> np.ndarray:
+    """Predicted class ids [N], or 0/1 [N, C] for multi-label; values [N] for regression."""
+    if problem_type == "regression":
+        return np.asarray(logits_NC)[:, 0]
+    if problem_type == "multi_label_classification":
+        return (sigmoid(logits_NC) > THRESHOLD).astype(np.int32)
+    return np.argmax(logits_NC, axis=-1)
+
+
+def roc_auc(truth_N: np.ndarray, score_N: np.ndarray) -> float:
+    """Area under the ROC curve of one class; NaN when truth is all true or all false."""
+    truth = np.asarray(truth_N, bool)
+    if truth.all() or not truth.any():
+        return NAN
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(truth, score_N))
+
+
+def pearson(x_N: np.ndarray, y_N: np.ndarray) -> float:
+    """Pearson's correlation; NaN when either side is constant."""
+    x, y = np.asarray(x_N, np.float64), np.asarray(y_N, np.float64)
+    if np.all(x == x[0]) or np.all(y == y[0]):
+        return NAN
+    x, y = x - x.mean(), y - y.mean()
+    return float(np.clip(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)), -1.0, 1.0))
+
+
+def spearman(x_N: np.ndarray, y_N: np.ndarray) -> float:
+    """Spearman's correlation: Pearson's of the ranks, ties sharing their mean rank."""
+    return pearson(_ranks(x_N), _ranks(y_N))
+
+
+def _ranks(x_N: np.ndarray) -> np.ndarray:
+    _, inverse, counts = np.unique(x_N, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+def _checked(
+    problem_type: str, logits: np.ndarray, labels: np.ndarray, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    logits, labels = np.asarray(logits), np.asarray(labels)
+    columns = 1 if problem_type == "regression" else classes
+    logits = logits.reshape(-1, 1) if logits.ndim == 1 else logits
+    multi = problem_type == "multi_label_classification"
+    wanted = (len(logits), columns) if multi else (len(logits),)
+    if logits.ndim != 2 or logits.shape[1] != columns or labels.shape != wanted:
+        raise ValueError(
+            f"{problem_type} with {classes} label names: "
+            f"logits {logits.shape} and labels {labels.shape} do not fit"
+        )
+    if not len(logits):
+        raise InputError("evaluation: the data holds no rows; give a file with at least one")
+    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if len(bad):
+        raise InputError(
+            f"evaluation: the logits of {len(bad)} of {len(logits)} rows are not finite (the "
+            f"first: row {bad[0] + 1} of those evaluated); the model's parameters have diverged: "
+            "lower optimizer.learning_rate, or load another model"
+        )
+    return logits, labels
+
+
+def undefined_notes(
+    problem_type: str, logits: np.ndarray, labels: np.ndarray, label_names: Sequence[str]
+) -> list[str]:
+    """One sentence for each metric that `classification_metrics` could not define, and why."""
+    logits, labels = _checked(problem_type, logits, labels, len(label_names))
+    if problem_type == "regression":
+        sides = {"labels": labels, "predictions": logits[:, 0]}
+        return [
+            f"pearson and spearman are undefined: the {side} are all {values[0]:g}"
+            for side, values in sides.items()
+            if np.all(values == values[0])
+        ]
+    multi = problem_type == "multi_label_classification"
+    truth = labels if multi else labels[:, None] == np.arange(len(label_names))
+    support = np.asarray(truth, np.int64).sum(axis=0)
+    predicted = predictions(problem_type, logits)
+    notes = []
+    if not multi and (support == len(labels)).any():
+        only = label_names[int(labels[0])]
+        notes.append(f"matthews and roc_auc are undefined: every row has the label {only!r}")
+    else:
+        for name, count in zip(label_names, support, strict=True):
+            if count in (0, len(labels)):
+                which = "no row" if count == 0 else "every row"
+                notes.append(f"roc_auc is undefined: {which} has the label {name!r}")
+    for c, name in enumerate(label_names):
+        if support[c] == 0 and not (predicted[:, c].any() if multi else (predicted == c).any()):
+            value = "counts as 0" if multi else "is undefined and left out of the averages"
+            notes.append(f"f1/{name} {value}: neither a row nor a prediction has the label")
+    return notes
+
+
+def text_report(
+    problem_type: str, logits: np.ndarray, labels: np.ndarray, label_names: Sequence[str]
+) -> str:
+    """A report to read: the metrics, a table with one line a class, the confusion matrix, notes.
+
+    Arguments and errors are those of `classification_metrics`; the text ends with a newline.
+    """
+    values = classification_metrics(problem_type, logits, labels, label_names)
+    logits, labels = _checked(problem_type, logits, labels, len(label_names))
+    blocks = [
+        f"{len(labels)} examples",
+        _table([[n, f"{v:.4f}"] for n, v in values.items() if not n.startswith("f1/")]),
+    ]
+    if problem_type != "regression":
+        f1 = [values[f"f1/{name}"] for name in label_names]
+        blocks += _class_tables(problem_type, logits, labels, label_names, f1)
+    notes = undefined_notes(problem_type, logits, labels, label_names)
+    if notes:
+        blocks.append("\n".join(f"note: {note}" for note in notes))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _class_tables(
+    problem_type: str,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    label_names: Sequence[str],
+    f1: Sequence[float],
+) -> list[str]:
+    from sklearn import metrics as sk
+
+    ids = list(range(len(label_names)))
+    predicted = predictions(problem_type, logits)
+    precision, recall, _, support = sk.precision_recall_fscore_support(
+        labels, predicted, labels=ids, average=None, zero_division=0
+    )
+    per_class = [["label", "precision", "recall", "f1", "rows"]]
+    for name, *shares, count in zip(label_names, precision, recall, f1, support, strict=True):
+        per_class.append([name, *(f"{share:.4f}" for share in shares), str(int(count))])
+    if problem_type == "multi_label_classification":
+        counts = sk.multilabel_confusion_matrix(labels, predicted)
+        head = ["label", "right", "missed", "false", "rightly absent"]
+        rows = [
+            [name, str(m[1, 1]), str(m[1, 0]), str(m[0, 1]), str(m[0, 0])]
+            for name, m in zip(label_names, counts, strict=True)
+        ]
+        return [_table(per_class), "counts\n" + _table([head, *rows])]
+    matrix = sk.confusion_matrix(labels, predicted, labels=ids)
+    # Columns carry the ids, not the names: a matrix of many or long names stays readable.
+    head = ["", *map(str, ids)]
+    rows = [[f"{c} {name}", *map(str, matrix[c])] for c, name in enumerate(label_names)]
+    title = "confusion matrix (a row for each true label, a column for each predicted id)\n"
+    return [_table(per_class), title + _table([head, *rows])]
+
+
+def _table(rows: list[list[str]]) -> str:
+    """Aligned text; the first column to the left, the others to the right."""
+    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *rest in rows:
+        cells = [first + " " * (widths[0] - _width(first))]
+        cells += [" " * (w - _width(cell)) + cell for cell, w in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _width(text: str) -> int:
+    # A wide (Chinese, Japanese, Korean) character takes two columns of a terminal.
+    return sum(2 if east_asian_width(c) in "WF" else 1 for c in text)
