@@ -1,7 +1,7 @@
 """Switches off an XLA fusion that miscompiles on CPU, before any backend starts.
 
-jaxlib 0.10.2 compiles ``jnp.sum((e @ jnp.full_like(e, c)) * e, -1)`` on CPU into code whose result is
-off by many orders of magnitude, without a word; 0.11.2 is reported affected too. An empty
+jaxlib 0.10.2 compiles ``jnp.sum((e @ jnp.full_like(e, c)) * e, -1)`` on CPU into code whose result
+is off by many orders of magnitude, without a word; 0.11.2 is reported affected too. An empty
 ``--xla_cpu_experimental_ynn_fusion_type`` turns the fusion off and the result is right (0 to 5 %
 slower). XLA aborts the process on a flag it does not know, so the flag is added by version only.
 """
@@ -23,7 +23,7 @@ _unsaid: list[str] = []  # what apply() did, until a logger that shows INFO has 
 
 
 def affected(version: str) -> bool:
-    """Whether this jaxlib version (``"0.10.2"``, ``"0.11.0.dev20260101"``) has the faulty fusion."""
+    """Whether this version of jaxlib, such as ``"0.10.2"``, has the faulty fusion."""
     numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:3])
     return FIRST_AFFECTED <= numbers <= LAST_AFFECTED
 
