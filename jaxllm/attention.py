@@ -1,0 +1,51 @@
+"""Masks and dot-product attention.
+
+Shapes: q_BTNH, k_BSNH, v_BSNH; masks are boolean, true where a query may look, [B, 1, T, S] or [B, 1, 1, S].
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm.layers import Key, dropout
+
+# Added to masked scores. Finite, so that a query with every key masked gives a uniform row, not NaN.
+MASKED = -1e30
+
+
+def attention_mask(
+    padding_BS: jax.Array | None = None, segments_BT: jax.Array | None = None
+) -> jax.Array | None:
+    """The mask of one self-attention call, or None where every token sees every token.
+
+    `padding_BS` (1 = real) hides padded keys from every query, as in BERT. `segments_BT` makes attention
+    block-diagonal: a token sees the tokens of its own segment; segment 0, the padding, sees only itself.
+    """
+    mask = None
+    if segments_BT is not None:
+        mask = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
+    if padding_BS is not None:
+        keys = (padding_BS != 0)[:, None, None, :]
+        mask = keys if mask is None else mask & keys
+    return mask
+
+
+def dot_product_attention(
+    q_BTNH: jax.Array,
+    k_BSNH: jax.Array,
+    v_BSNH: jax.Array,
+    *,
+    mask: jax.Array | None,
+    dropout_rate: float = 0.0,
+    key: Key = None,
+) -> tuple[jax.Array, jax.Array]:
+    """softmax(q k^T / sqrt(H)) v (Vaswani et al., 2017), softmax in float32, dropout on the weights as in BERT.
+
+    Returns (out_BTNH, weights_BNTS); the weights cost nothing where the caller drops them under jit.
+    """
+    scale = jnp.asarray(q_BTNH.shape[-1] ** -0.5, q_BTNH.dtype)
+    scores = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH * scale, k_BSNH).astype(jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask, scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BSNH.dtype)
+    weights = dropout(weights, dropout_rate, key)
+    return jnp.einsum("BNTS,BSNH->BTNH", weights, v_BSNH), weights

@@ -1,0 +1,139 @@
+"""Dense, Embed, LayerNorm, dropout and activations: the dtype policy lives here.
+
+Parameters are float32. A layer computes in its `dtype` (bfloat16 on accelerators); LayerNorm takes its
+statistics in float32 whatever the dtype. Letters in names are those of the design: B batch, T tokens,
+D model width, N heads, H head size, F MLP width, V vocabulary.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Key = jax.Array | None  # a JAX random key; None means evaluation: dropout is off
+
+
+def normal(rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float) -> nnx.Param:
+    return nnx.Param(stddev * jax.random.normal(rngs.params(), shape, jnp.float32))
+
+
+class Dense(nnx.Module):
+    """`einsum(equation, x, kernel) + bias`; kernel is [*in, *out], bias [*out]."""
+
+    def __init__(
+        self,
+        equation: str,
+        in_shape: tuple[int, ...],
+        out_shape: tuple[int, ...],
+        *,
+        stddev: float,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.equation = equation
+        self.dtype = dtype
+        self.kernel = normal(rngs, in_shape + out_shape, stddev)
+        self.bias = nnx.Param(jnp.zeros(out_shape, jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+        return add_bias(jnp.einsum(self.equation, x.astype(self.dtype), kernel), bias)
+
+
+class Embed(nnx.Module):
+    """A table [V, D]: `__call__` looks rows up, `attend` multiplies by its transpose (tied decoder)."""
+
+    def __init__(self, size: int, width: int, *, stddev: float, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.dtype = dtype
+        self.embedding = normal(rngs, (size, width), stddev)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        # Gather first, cast after: a bfloat16 copy of the whole table would cost V x D.
+        return jnp.take(self.embedding[...], ids, axis=0).astype(self.dtype)
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        return jnp.einsum("...D,VD->...V", x.astype(self.dtype), self.embedding[...].astype(self.dtype))
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm over the last axis, float32 statistics, two-pass variance (Ba et al., 2016)."""
+
+    def __init__(self, width: int, *, eps: float, dtype: jnp.dtype):
+        self.eps = eps
+        self.dtype = dtype
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        x = x - x.mean(-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+        return (match_rank(self.scale[...], x) * x + match_rank(self.bias[...], x)).astype(self.dtype)
+
+
+def match_rank(a: jax.Array, x: jax.Array) -> jax.Array:
+    """`a` with leading axes of size one up to the rank of `x`: broadcasts are explicit here."""
+    return a.reshape((1,) * (x.ndim - a.ndim) + a.shape)
+
+
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    return x + match_rank(bias, x)
+
+
+def dropout(x: jax.Array, rate: float, key: Key) -> jax.Array:
+    """Zero each element with probability `rate` and scale the rest by 1 / (1 - rate); `key=None` is the identity."""
+    if key is None or rate == 0.0:
+        return x
+    keep = random_bits(key, x.shape) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
+    return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))
+
+
+def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """uint32 bits [*shape], a hash of (key, linear index).
+
+    Counter-based, so a mask does not depend on how the array is sharded, and cheap enough to fuse into
+    its consumer: threefry costs about 60 integer operations an element, this 9. The mixing
+    constants are lowbias32's (C. Wellons, hash-prospector); the key's second word enters between the
+    two rounds, so that two keys never give shifted copies of one stream. Good for dropout, not for
+    anything that needs a cryptographic or long-period generator.
+    """
+    k0, k1 = seed_words(key)
+    index = jnp.zeros((), jnp.uint32)
+    stride = 1
+    for axis in reversed(range(len(shape))):
+        iota = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+        index = index + iota * jnp.uint32(stride % 2**32)
+        stride *= shape[axis]
+    bits = index ^ k0
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D) + k1
+    bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
+    return bits ^ (bits >> 16)
+
+
+def seed_words(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    return data.reshape(-1)[0], data.reshape(-1)[-1]
+
+
+def split_key(key: Key, num: int) -> list[Key]:
+    """`num` independent keys, or `num` times None."""
+    return [None] * num if key is None else list(jax.random.split(key, num))
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x * Phi(x) with the error function, as in BERT (`jax.nn.gelu` defaults to the tanh approximation)."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=True)
+
+
+# The names of transformers' config attribute `hidden_act`.
+ACTIVATIONS = {
+    "gelu": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+}

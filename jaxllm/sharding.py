@@ -1,0 +1,145 @@
+"""Two tables: parameter path -> letters, letter -> mesh axes. And the mesh, and `constrain`.
+
+The mesh has three axes: `data` splits the batch, `fsdp` the batch and the parameters' width, `tensor` heads,
+MLP width and vocabulary. All axes are Auto: the compiler places the collectives.
+"""
+
+import fnmatch
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxllm.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+
+# First match wins; the letters are the array's axes, so their number is its rank.
+PARAMETER_LETTERS = [
+    ("embeddings/*/embedding", "VD"),
+    ("embeddings/norm/*", "D"),
+    ("blocks/attention/output/kernel", "LNHD"),
+    ("blocks/attention/output/bias", "LD"),
+    ("blocks/attention/norm/*", "LD"),
+    ("blocks/attention/*/kernel", "LDNH"),
+    ("blocks/attention/*/bias", "LNH"),
+    ("blocks/mlp/up/kernel", "LDF"),
+    ("blocks/mlp/up/bias", "LF"),
+    ("blocks/mlp/down/kernel", "LFD"),
+    ("blocks/mlp/down/bias", "LD"),
+    ("blocks/mlp/norm/*", "LD"),
+    ("pooler/kernel", "DE"),
+    ("pooler/bias", "E"),
+    ("classifier/kernel", "DC"),
+    ("classifier/bias", "C"),
+    ("mlm/dense/kernel", "DE"),
+    ("mlm/dense/bias", "E"),
+    ("mlm/norm/*", "D"),
+    ("mlm/bias", "V"),
+]
+
+# Letters not named here (L, H, T, C, E, …) are whole on every device.
+LETTER_AXES: dict[str, str | tuple[str, ...]] = {
+    "B": ("data", "fsdp"),
+    "D": "fsdp",
+    "N": "tensor",
+    "F": "tensor",
+    "V": "tensor",
+}
+# An activation's batch takes both batch axes, so its width stays whole.
+ACTIVATION_AXES = {letter: LETTER_AXES[letter] for letter in "BNF"}
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Any = None) -> Mesh:
+    """A mesh over `devices` (default: all); data=-1 takes what fsdp and tensor leave."""
+    devices = np.asarray(jax.devices() if devices is None else devices)
+    rest = fsdp * tensor
+    if data == -1:
+        data = max(devices.size // rest, 1)
+    if data * rest != devices.size:
+        raise InputError(
+            f"mesh data={data} x fsdp={fsdp} x tensor={tensor} has {data * rest} places, there are {devices.size} "
+            "devices; choose sizes whose product is the number of devices, or mesh.data=-1"
+        )
+    return Mesh(devices.reshape(data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts a batch's rows are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over data and fsdp, everything else whole."""
+    return NamedSharding(mesh, P(LETTER_AXES["B"]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def parameter_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
+    """The sharding of one parameter by the tables. Raises InputError on no match, wrong rank or an indivisible size."""
+    for pattern, letters in PARAMETER_LETTERS:
+        if fnmatch.fnmatchcase(path, pattern):
+            break
+    else:
+        raise ValueError(f"parameter {path} matches no row of PARAMETER_LETTERS; add one")
+    if len(letters) != len(shape):
+        raise ValueError(f"parameter {path} has shape {shape}, its letters are {letters}; mend the table")
+    spec = []
+    for letter, size in zip(letters, shape, strict=True):
+        axis = LETTER_AXES.get(letter)
+        if letter == "V" and axis is not None and size % mesh.shape[axis]:
+            # Vocabularies (30522, positions, token types) seldom divide: such a table stays whole on that axis.
+            axis = None
+        if axis is not None and size % mesh.shape[axis]:
+            raise InputError(
+                f"parameter {path}: axis {letter} of {size} does not divide over mesh.{axis}={mesh.shape[axis]}; "
+                f"choose a mesh.{axis} that divides {size}"
+            )
+        spec.append(axis)
+    return NamedSharding(mesh, P(*spec))
+
+
+def state_shardings(mesh: Mesh, tree: Any) -> Any:
+    """Shardings for a tree whose leaves are parameters, or follow them (optimizer moments), or are scalars.
+
+    A leaf's parameter is found by the longest tail of its path that is in the table; its rank must fit, else it is replicated
+    (a step count, a factored moment).
+    """
+
+    def leaf(path: tuple, x: Any) -> NamedSharding:
+        name = path_name(path)
+        parts = name.split("/")
+        for start in range(len(parts)):
+            tail = "/".join(parts[start:])
+            for pattern, letters in PARAMETER_LETTERS:
+                if fnmatch.fnmatchcase(tail, pattern):
+                    if len(letters) == len(x.shape):
+                        return parameter_sharding(mesh, tail, x.shape)
+                    return replicated(mesh)
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def path_name(path: tuple) -> str:
+    """`blocks/mlp/up/kernel` for a key path of jax.tree_util."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def map_params(f: Callable[[str, Any], Any], params: Any) -> Any:
+    """`f(path, leaf)` over a parameter tree."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: f(path_name(path), x), params)
+
+
+def constrain(x: jax.Array, letters: str) -> jax.Array:
+    """Pin an activation's layout under the mesh of the current `jax.sharding` context; without one, nothing."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(*(ACTIVATION_AXES.get(letter) for letter in letters)))
