@@ -26,11 +26,11 @@ import jaxllm  # noqa: E402, F401  (its CPU guard completes XLA_FLAGS)
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = (
-    "the a an and or but not no of to in on at it is was are were be this that with for as i you "
-    "he she we they my his her very so too good bad great poor fine well film movie book story phone "
-    "product review acting plot music love hate like liked loved hated bought works broke never "
-    "always really just one two have had has do did does would will can could what when who all "
-    "more most than then there here time"
+    "the a an and or but not no of to in on at it is was are were be this that with for as i "
+    "you he she we they my his her very so too good bad great poor fine well film movie book story "
+    "phone product review acting plot music love hate like liked loved hated bought works broke "
+    "never always really just one two have had has do did does would will can could what "
+    "when who all more most than then there here time"
 )
 
 
