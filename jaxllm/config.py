@@ -1,0 +1,283 @@
+"""Typed configuration: frozen dataclasses, YAML files and command-line overrides.
+
+A key that the dataclasses do not have, a value of another type and a value out of range are
+InputErrors that name the file, the line and the key. YAML 1.1 reads ``2e-5`` as text; here it is a
+number, in files and on the command line.
+"""
+
+import argparse
+import dataclasses
+import json
+import re
+import types
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+import yaml
+
+from jaxllm.config_check import check, nearest
+from jaxllm.config_fields import (
+    Config,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
+from jaxllm.errors import InputError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RunConfig",
+    "TrainConfig",
+    "check",
+    "from_yaml",
+    "load",
+    "parser",
+    "to_yaml",
+]
+
+_SECTIONS: dict[str, Any] = {section.name: section.type for section in dataclasses.fields(Config)}
+_TYPES = {
+    f"{name}.{field.name}": field.type
+    for name, section in _SECTIONS.items()
+    for field in dataclasses.fields(section)
+}
+
+_KEYS = list(_TYPES)
+
+
+class _Loader(yaml.SafeLoader):
+    pass
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+for _yaml in (_Loader, _Dumper):  # the dumper must know, too, to quote the text "2e-5"
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?$"),
+        list("-+.0123456789"),
+    )
+
+
+def from_yaml(path: str | Path) -> Config:
+    """The configuration of a YAML file, checked; keys that are not in the file have their defaults.
+
+    Raises:
+        InputError: the file is not there or is not YAML, has an unknown or repeated key, or a value
+            is of another type or out of range.
+    """
+    config = _build(_read(Path(path)))
+    check(config)
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """YAML with every field; `from_yaml` of it is equal to `config`."""
+    values = dataclasses.asdict(config)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def load(argv: list[str], prog: str = "jaxllm train") -> Config:
+    """The configuration of a command line: ``--config FILE``, then ``--section.field value``.
+
+    ``--help`` and ``--print_config`` print and leave with SystemExit(0). Where several files are
+    given, a later one goes over an earlier one.
+
+    Raises:
+        InputError: as `from_yaml`, and for an unknown option or a value of another type.
+    """
+    from jsonargparse import ArgumentError
+
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    files.add_argument("--config", action="append", default=[])
+    options = parser(prog)
+    values: dict[str, Any] = {}
+    try:
+        for file in files.parse_known_args(argv)[0].config:
+            values |= _read(Path(file))
+        options.set_defaults(values)
+        before, given = options.parse_args([]), options.parse_args(argv)
+    except (ArgumentError, argparse.ArgumentError) as error:
+        raise InputError(_explain(str(error))) from None
+    for key, kind in _TYPES.items():
+        # Values of a file are kept as they were read: in a dict of Any, jsonargparse would make
+        # the text "2e-5" a number.
+        if given[key] != before[key]:
+            values[key] = _typed(f"--{key}", given[key], kind)
+    config = _build(values)
+    if given["print_config"]:
+        print(to_yaml(config), end="")
+        raise SystemExit(0)
+    check(config)
+    return config
+
+
+def parser(prog: str = "jaxllm train") -> "ArgumentParser":
+    """The options of `load`: ``--config``, ``--print_config`` and one for every field."""
+    from jsonargparse import ArgumentParser
+
+    result = ArgumentParser(prog=prog, allow_abbrev=False, exit_on_error=False, print_config=None)
+    result.usage = f"{prog} --config FILE [--section.field value ...]"
+    result.add_argument("--config", type=str, metavar="FILE", help="YAML file of the configuration")
+    result.add_argument(
+        "--print_config", action="store_true", help="print the resulting configuration and leave"
+    )
+    for name, section in _SECTIONS.items():
+        summary = (section.__doc__ or "").partition("\n")[0]
+        group = result.add_argument_group(name, summary)
+        group.add_class_arguments(section, name, as_group=False)
+    return result
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The values of a YAML file by dotted key, each of its field's type."""
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the configuration: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise InputError(f"{path}, line {line}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from None
+    if root is None:
+        raise InputError(f"{path}: is empty, expected the sections {', '.join(_SECTIONS)}")
+    values: dict[str, Any] = {}
+    for section, section_node in _items(path, "", root):
+        if section not in _SECTIONS:
+            raise InputError(
+                f"{_at(path, section_node)}: unknown section {nearest(section, _KEYS)}"
+            )
+        for name, node in _items(path, section, section_node):
+            key, where = f"{section}.{name}", _at(path, node)
+            if key not in _TYPES:
+                raise InputError(f"{where}: unknown key {nearest(key, _KEYS)}")
+            values[key] = _typed(f"{where}: {key}", _value(path, key, node), _TYPES[key])
+    return values
+
+
+def _at(path: Path, node: yaml.Node) -> str:
+    return f"{path}, line {node.start_mark.line + 1}"
+
+
+def _items(path: Path, key: str, node: yaml.Node) -> list[tuple[Any, yaml.Node]]:
+    """The keys and nodes of a mapping; a repeated key is an error, as one of the two would go."""
+    if not isinstance(node, yaml.MappingNode):
+        wanted = f"keys of {key}" if key else f"the sections {', '.join(_SECTIONS)}"
+        found = _construct(path, node)
+        raise InputError(f"{_at(path, node)}: {key or 'file'}: found {found!r}, expected {wanted}")
+    items: dict[Any, yaml.Node] = {}
+    for name_node, value_node in node.value:
+        name = _construct(path, name_node)
+        if name in items:
+            full = f"{key}.{name}" if key else name
+            raise InputError(f"{_at(path, name_node)}: {full} is there twice; remove one")
+        items[name] = value_node
+    return list(items.items())
+
+
+def _value(path: Path, key: str, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        return {name: _value(path, f"{key}.{name}", v) for name, v in _items(path, key, node)}
+    return _construct(path, node)
+
+
+def _construct(path: Path, node: yaml.Node) -> Any:
+    try:
+        return _Loader("").construct_object(node, deep=True)
+    except yaml.MarkedYAMLError as error:
+        raise InputError(f"{_at(path, node)}: not valid YAML: {error.problem}") from None
+    except ValueError as error:  # such as the date 2020-99-99
+        raise InputError(f"{_at(path, node)}: {error}; put text in quotes") from None
+
+
+def _typed(where: str, value: Any, kind: Any) -> Any:
+    """`value` as a `kind`, or an InputError that begins with `where`."""
+    try:
+        return _convert(value, kind)
+    except TypeError:
+        pass
+    hint = ""
+    if "list" in str(kind) and isinstance(value, str | int | float):
+        hint = f"; write a list, [{_show(value)}]"
+    elif "str" in str(kind) and value is not None:
+        hint = "; put text in quotes where YAML reads it as something else"
+    raise InputError(f"{where}: found {_show(value)}, expected {_describe(kind)}{hint}")
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    """`value` as a `kind`: an integer is a float as well; TypeError where it does not fit."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is types.UnionType:  # X | None
+        return None if value is None else _convert(value, arguments[0])
+    if origin is list and isinstance(value, list):
+        return [_convert(v, arguments[0]) for v in value]
+    if origin is dict and isinstance(value, dict) and all(isinstance(k, str) for k in value):
+        return value
+    if origin is Literal and isinstance(value, str) and value in arguments:
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is kind:
+        return value
+    raise TypeError
+
+
+def _describe(kind: Any) -> str:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is types.UnionType:
+        return f"{_describe(arguments[0])} or null"
+    if origin is list:
+        return {str: "a list of text", int: "a list of whole numbers", float: "a list of numbers"}[
+            arguments[0]
+        ]
+    if origin is dict:
+        return "names with values"
+    if origin is Literal:
+        return f"one of {', '.join(arguments)}"
+    return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
+
+
+def _build(values: dict[str, Any]) -> Config:
+    sections: dict[str, dict[str, Any]] = {name: {} for name in _SECTIONS}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        sections[section][name] = value
+    return Config(**{name: _SECTIONS[name](**given) for name, given in sections.items()})
+
+
+def _explain(message: str) -> str:
+    """The message for what jsonargparse did not understand."""
+    unknown = re.match(r"unrecognized arguments: ([^\s=]*)", message)
+    if unknown and not unknown[1].startswith("-"):
+        return f"unexpected argument {unknown[1]}; options begin with --"
+    if unknown:
+        return f"unknown option {nearest(unknown[1], [f'--{key}' for key in _KEYS])}"
+    key = re.match(r'Parser key "([\w.]+)"', message)
+    found = re.search(r"Given value: (.*)", message) or re.search(r"Got value: (.*)", message)
+    if key is None or key[1] not in _TYPES or found is None:
+        return message
+    nested = re.match(r"NestedArg\(key='([\w.]+)'", found[1])
+    if nested:
+        return f"unknown option --{key[1]}.{nested[1]}; {key[1]} has no parts"
+    hint = f"; write a list, [{found[1]}]" if found[1][0] != "[" and "list" in message else ""
+    return f"--{key[1]}: found {found[1]}, expected {_describe(_TYPES[key[1]])}{hint}"

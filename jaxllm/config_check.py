@@ -1,0 +1,182 @@
+"""The values a configuration may have: ranges and combinations."""
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from jaxllm.config_fields import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from jaxllm.errors import InputError
+
+
+def check(config: Config) -> None:
+    """Raises InputError, naming the key, for a value out of range or at odds with another."""
+    _model(config.model)
+    _data(config.data, config.model.problem_type)
+    _optimizer(config.optimizer)
+    _train(config.train, config.model.problem_type, config.data.labels)
+    steps, warmup = config.train.steps, config.optimizer.warmup
+    fits = steps is None or warmup < 1 or warmup <= steps
+    _require("optimizer.warmup", warmup, fits, f"at most train.steps={steps}, or a share below 1")
+    mesh, run = config.mesh, config.run
+    _require("mesh.data", mesh.data, mesh.data == -1 or mesh.data >= 1, "-1 or at least 1")
+    _at_least(1, {"mesh.fsdp": mesh.fsdp, "mesh.tensor": mesh.tensor})
+    _at_least(1, {"run.keep": run.keep, "run.log_every": run.log_every})
+    _require("run.dir", run.dir, bool(run.dir), "the name of a directory")
+    if run.seeds is not None:
+        _require(
+            "run.seeds",
+            run.seeds,
+            bool(run.seeds) and len(set(run.seeds)) == len(run.seeds),
+            "different seeds, or null",
+        )
+        for seed in run.seeds:
+            _seed("run.seeds", seed)
+
+
+def nearest(name: str, keys: Iterable[str]) -> str:
+    """`name` and, for a message, the most similar of the dotted `keys`, or those it may be.
+
+    A field is compared with the fields of all sections, its own first; with a misspelt section, the
+    whole names are compared.
+    """
+    keys = list(keys)
+    section, _, field = name.rpartition(".")
+    sections = list(dict.fromkeys(key.partition(".")[0] for key in keys if "." in key))
+    siblings = [key.partition(".")[2] for key in keys if section and key.startswith(f"{section}.")]
+
+    def similarity(key: str) -> float:
+        if section and not siblings:
+            return difflib.SequenceMatcher(None, name, key).ratio()
+        return difflib.SequenceMatcher(None, field, key.rpartition(".")[2]).ratio()
+
+    candidates = [*(f"{section}.{s}" for s in siblings), *keys, *([] if section else sections)]
+    best = max(candidates, key=similarity)
+    if similarity(best) >= 0.75:
+        return f"{name}; did you mean {best}?"
+    if siblings:
+        return f"{name}; {section} has {', '.join(siblings)}"
+    return f"{name}; the sections are {', '.join(sections)}"
+
+
+def _model(model: ModelConfig) -> None:
+    if model.path is None and "model_type" not in model.config:
+        raise InputError(
+            "model.path: found null and no model_type in model.config, expected pretrained weights "
+            "(model.path: a directory, a Hub id or package:NAME/sub/dir) or all of the model's "
+            "attributes (model.config: {model_type: bert, ...})"
+        )
+    _require("model.path", model.path, model.path != "", "a directory, Hub id, package: or null")
+    _at_least(1, {"model.unroll": model.unroll})
+
+
+def _data(data: DataConfig, problem_type: str) -> None:
+    files = bool(data.train or data.dev)
+    if files and data.dataset is not None:
+        raise InputError(
+            f"data.dataset: found {data.dataset!r} beside the files of data.train and data.dev, "
+            "expected one of the two; remove the other"
+        )
+    if not files and data.dataset is None:
+        raise InputError("data.train: found no file, expected files, or a Hub id as data.dataset")
+    if data.dataset_config is not None and data.dataset is None:
+        raise InputError(
+            f"data.dataset_config: found {data.dataset_config!r} with no data.dataset; remove it, "
+            "or name the Hub data set it belongs to"
+        )
+    roles = {"data.text": data.text, "data.label": data.label}
+    if data.text_pair is not None:
+        roles["data.text_pair"] = data.text_pair
+    for key, column in roles.items():
+        others = [other for other, name in roles.items() if other != key and name == column]
+        _require(key, column, not others, f"another column than {', '.join(others)}")
+        if data.columns is not None:
+            _require(key, column, column in data.columns, f"one of data.columns {data.columns}")
+    for key, names in {"data.columns": data.columns, "data.labels": data.labels}.items():
+        if names is not None:
+            different = bool(names) and len(set(names)) == len(names)
+            _require(key, names, different, "different names, or null")
+    if problem_type == "regression":
+        _require("data.labels", data.labels, data.labels is None, "null, as this is regression")
+    if problem_type == "single_label_classification" and data.labels is not None:
+        _require("data.labels", data.labels, len(data.labels) >= 2, "at least two labels")
+    # [CLS] and [SEP] leave room for text from 3 tokens on; of a pair there are 2 more.
+    _at_least(3 if data.text_pair is None else 5, {"data.max_length": data.max_length})
+    _at_least(1, {"data.pack_window": data.pack_window})
+    _at_least(0, {"data.workers": data.workers})
+    for key, limit in {
+        "data.max_train_examples": data.max_train_examples,
+        "data.max_dev_examples": data.max_dev_examples,
+    }.items():
+        _require(key, limit, limit is None or limit >= 1, "at least 1, or null")
+    rising = data.buckets == sorted(set(data.buckets)) and min(data.buckets, default=0) >= 1
+    _require("data.buckets", data.buckets, rising, "rising lengths of at least 1")
+    if not data.packing:
+        fits = data.buckets[-1] >= data.max_length
+        _require("data.buckets", data.buckets, fits, f"one of data.max_length={data.max_length}")
+
+
+def _optimizer(optimizer: OptimizerConfig) -> None:
+    whole = optimizer.warmup < 1 or optimizer.warmup == math.floor(optimizer.warmup)
+    _at_least(
+        0,
+        {
+            f"optimizer.{name}": getattr(optimizer, name)
+            for name in ("learning_rate", "warmup", "weight_decay", "clip_norm", "l1", "l2")
+        },
+    )
+    expected = "a share below 1, or a whole number of steps"
+    _require("optimizer.warmup", optimizer.warmup, whole, expected)
+    for name in ("beta1", "beta2", "momentum"):
+        value = getattr(optimizer, name)
+        _require(f"optimizer.{name}", value, 0 <= value < 1, "at least 0 and below 1")
+    _require("optimizer.eps", optimizer.eps, 0 < optimizer.eps < math.inf, "above 0")
+    decay = optimizer.layer_decay
+    _require("optimizer.layer_decay", decay, 0 < decay <= 1, "above 0 and at most 1")
+    _require("optimizer.frozen", optimizer.frozen, all(optimizer.frozen), "patterns of paths")
+
+
+def _train(train: TrainConfig, problem_type: str, labels: list[str] | None) -> None:
+    for name in ("batch_size", "accumulation", "eval_batch_size"):
+        _at_least(1, {f"train.{name}": getattr(train, name)})
+    for name in ("eval_every", "patience", "save_every"):
+        _at_least(0, {f"train.{name}": getattr(train, name)})
+    _require(
+        "train.batch_size",
+        train.batch_size,
+        train.batch_size % train.accumulation == 0,
+        f"a multiple of train.accumulation={train.accumulation}",
+    )
+    _require("train.epochs", train.epochs, 0 < train.epochs < math.inf, "above 0")
+    _require("train.steps", train.steps, train.steps is None or train.steps >= 1, "at least 1")
+    _seed("train.seed", train.seed)
+    smoothing, weights = train.label_smoothing, train.class_weights
+    _require("train.label_smoothing", smoothing, 0 <= smoothing < 1, "at least 0 and below 1")
+    if problem_type == "regression":
+        _require("train.label_smoothing", smoothing, smoothing == 0, "0, as this is regression")
+        _require("train.class_weights", weights, weights is None, "null, as this is regression")
+    if weights is not None:
+        positive = bool(weights) and all(0 <= w < math.inf for w in weights) and any(weights)
+        _require("train.class_weights", weights, positive, "weights of at least 0, not all 0")
+        if labels is not None:
+            _require(
+                "train.class_weights",
+                weights,
+                len(weights) == len(labels),
+                f"{len(labels)} weights, one for each of data.labels",
+            )
+
+
+def _seed(key: str, seed: int) -> None:
+    # 32 bits: what jax.random.key keeps of a seed without 64-bit types.
+    _require(key, seed, 0 <= seed < 2**32, "at least 0 and below 2**32")
+
+
+def _at_least(least: int, values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        _require(key, value, least <= value < math.inf, f"at least {least}")
+
+
+def _require(key: str, value: object, fits: bool, expected: str) -> None:
+    if not fits:
+        raise InputError(f"{key}: found {value!r}, expected {expected}")

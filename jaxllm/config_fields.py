@@ -1,0 +1,209 @@
+"""The fields of a configuration: their types, defaults and meaning, as `--help` prints them."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model: where its weights are and how it computes.
+
+    Attributes:
+        path: directory, Hub id or package:NAME/sub/dir of the pretrained weights; null = random
+            weights of the shape that `config` describes
+        task: what the model's head is for
+        tokenizer: directory, Hub id or package: of the tokenizer, when it is not beside the weights
+        config: transformers config attributes set over those at `path`; all of them, with
+            model_type, when `path` is null
+        problem_type: one label a row, several labels a row, or a number
+        dtype: type of the computation; parameters and optimizer stay float32
+        remat: what the backward pass computes again instead of keeping: nothing, each layer, or all
+            of it but the matrix products
+        unroll: layers per iteration of the scan over layers
+    """
+
+    path: str | None = None
+    task: Literal["sequence-classification"] = "sequence-classification"
+    tokenizer: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    problem_type: Literal[
+        "single_label_classification", "multi_label_classification", "regression"
+    ] = "single_label_classification"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "full", "dots"] = "none"
+    unroll: int = 1
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The text and the labels, and how they become batches.
+
+    Attributes:
+        train: training files (csv, tsv, jsonl or json, txt, each also .gz)
+        dev: files of the dev part
+        dataset: Hub id of a data set, in place of files
+        dataset_config: its configuration's name
+        train_split: its training split
+        dev_split: its dev split
+        streaming: read a Hub data set while training instead of downloading it first
+        format: format of the files; auto = by their names
+        text: column of the text
+        text_pair: column of a second text
+        label: column of the label
+        columns: names of the columns, for files with no header row
+        labels: label names in the order of their ids; null = those of the training part, sorted
+        on_bad_row: stop at a row with a missing text or an unknown label, or drop and count it
+        max_length: tokens of a row
+        truncation: where too long a text is cut; or stop at it; or drop and count it
+        packing: put several texts in a row; false = a text a row, padded
+        pack_window: shuffled texts among which a place for each is looked for
+        buckets: row lengths of padded batches, rising
+        max_train_examples: use the first so many training rows only
+        max_dev_examples: use the first so many dev rows only
+        workers: processes or threads that tokenize; 0 = one a core
+        cache_dir: where tokenized text is kept; null = jaxllm in the user's cache directory
+    """
+
+    train: list[str] = field(default_factory=list)
+    dev: list[str] = field(default_factory=list)
+    dataset: str | None = None
+    dataset_config: str | None = None
+    train_split: str = "train"
+    dev_split: str = "validation"
+    streaming: bool = False
+    format: Literal["auto", "csv", "tsv", "jsonl", "text"] = "auto"
+    text: str = "text"
+    text_pair: str | None = None
+    label: str = "label"
+    columns: list[str] | None = None
+    labels: list[str] | None = None
+    on_bad_row: Literal["error", "drop"] = "error"
+    max_length: int = 128
+    truncation: Literal["right", "left", "error", "drop"] = "right"
+    packing: bool = True
+    pack_window: int = 1024
+    buckets: list[int] = field(default_factory=lambda: [32, 64, 128, 256, 512])
+    max_train_examples: int | None = None
+    max_dev_examples: int | None = None
+    workers: int = 0
+    cache_dir: str | None = None
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer, its schedule and its penalties.
+
+    Attributes:
+        name: optimizer of optax; momentum = sgd with momentum
+        learning_rate: highest learning rate
+        schedule: how the learning rate falls after the warmup
+        warmup: below 1: share of all steps; from 1 on: steps
+        weight_decay: decay of all parameters but biases and norms
+        beta1: decay of the first moment (adam, adamw, lion)
+        beta2: decay of the second moment (adam, adamw, lion)
+        eps: term added to the denominator (adam, adamw, rmsprop, adagrad)
+        momentum: momentum of the optimizer of that name
+        clip_norm: largest global norm of the gradient; 0 = no clipping
+        l1: weight of the sum of absolute parameters in the loss
+        l2: weight of half the sum of squared parameters in the loss
+        layer_decay: factor of the learning rate from a layer to the one below it
+        frozen: patterns of parameter paths that are not trained, such as embeddings/* or blocks/*
+    """
+
+    name: Literal["adamw", "adam", "sgd", "momentum", "rmsprop", "adagrad", "lion", "adafactor"] = (
+        "adamw"
+    )
+    learning_rate: float = 2e-5
+    schedule: Literal["linear", "cosine", "inverse_sqrt", "constant"] = "linear"
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    momentum: float = 0.9
+    clip_norm: float = 1.0
+    l1: float = 0.0
+    l2: float = 0.0
+    layer_decay: float = 1.0
+    frozen: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training: how long, in what steps, judged by what.
+
+    Attributes:
+        batch_size: examples of an optimizer step; packed rows: on average
+        accumulation: parts in which a step's gradient is computed
+        epochs: passes over the training part
+        steps: optimizer steps; null = what `epochs` come to
+        seed: seed of new parameters, order and dropout
+        label_smoothing: share of the target that is spread over all labels
+        class_weights: weight of each label in the loss, in the order of the labels
+        eval_every: steps between evaluations; 0 = once an epoch
+        eval_batch_size: examples of an evaluation batch
+        metric: metric that chooses the best model; null = the task's own
+        patience: evaluations without a better metric before the run stops; 0 = never
+        save_every: steps between checkpoints; 0 = at each evaluation
+    """
+
+    batch_size: int = 32
+    accumulation: int = 1
+    epochs: float = 3.0
+    steps: int | None = None
+    seed: int = 0
+    label_smoothing: float = 0.0
+    class_weights: list[float] | None = None
+    eval_every: int = 0
+    eval_batch_size: int = 64
+    metric: str | None = None
+    patience: int = 0
+    save_every: int = 0
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """The devices: one number for each axis of the mesh.
+
+    Attributes:
+        data: devices over which batches are split; -1 = all that the other axes leave
+        fsdp: devices over which batches and parameters are split
+        tensor: devices over which each layer's width is split
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run: where its results go.
+
+    Attributes:
+        dir: directory of the results
+        seeds: train once for each of these seeds, in `dir`/seed_N; null = once, with train.seed
+        keep: newest checkpoints that are kept beside the best
+        log_every: steps between lines of metrics.jsonl
+        tensorboard: write TensorBoard event files
+        progress: show a progress bar
+    """
+
+    dir: str = "runs/jaxllm"
+    seeds: list[int] | None = None
+    keep: int = 2
+    log_every: int = 10
+    tensorboard: bool = True
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run depends on, in six sections."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    run: RunConfig = field(default_factory=RunConfig)
