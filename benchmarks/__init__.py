@@ -1,0 +1,1 @@
+"""Measurements of jaxllm beside a baseline: ``python -m benchmarks.finetune --help``."""

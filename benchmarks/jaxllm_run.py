@@ -1,0 +1,129 @@
+"""The jaxllm side of ``benchmarks.finetune``: the loader and the step of ``jaxllm train``."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks.recipe import Job, Timer, burn_in_steps, serve
+from jaxllm.config import Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from jaxllm.data.loader import LoaderState
+from jaxllm.tasks import classification
+from jaxllm.throughput import peak_host_memory_bytes
+
+NO_DROPOUT = {
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "classifier_dropout": 0.0,
+}
+
+
+def start(job: Job) -> dict[str, Any]:
+    """Writes the model that all runs start from, its new classifier head included."""
+    from jaxllm import AutoModelForSequenceClassification
+    from jaxllm.data.corpus import load_tokenizer
+    from jaxllm.pretrained import hf
+
+    model = AutoModelForSequenceClassification.from_pretrained(
+        job.model, num_labels=len(job.labels)
+    )
+    directory = Path(job.directory) / "model"
+    model.save_pretrained(directory)
+    load_tokenizer(hf.resolve(job.model)).save_pretrained(directory)
+    return {"model": str(directory)}
+
+
+def gate(job: Job) -> dict[str, Any]:
+    """Mean loss and gradient norm of the first packed batch, with dropout off."""
+    built = classification.build(config(job, NO_DROPOUT))
+    batch = next(built.loader.batches(LoaderState(epoch=0, step=0)))
+    _, metrics = built.train_step(built.state, batch.arrays)
+    return {
+        "loss": mean(metrics["loss"]),
+        "grad_norm": mean(metrics["grad_norm"]),
+        "rows": sorted(int(row) - 1 for row in batch.example_rows),  # rows of a file count from 1
+    }
+
+
+def run(job: Job) -> dict[str, Any]:
+    """One epoch and one evaluation; the figures of a result row."""
+    began = time.perf_counter()
+    built = classification.build(config(job, {}))
+    steps, state = built.total_steps, built.state
+    built.state = None  # the step donates it
+    timer, burn_in = Timer(), burn_in_steps(job.recipe, steps)
+    losses: list[float] = []
+    startup_seconds = time.perf_counter() - began
+    timer.started = time.perf_counter()
+    batches = built.loader.batches(LoaderState(epoch=0, step=0))
+    pending: list[tuple[jax.Array, jax.Array]] = []
+    for step, batch in zip(range(steps), batches, strict=False):
+        if step == burn_in:
+            jax.block_until_ready(state)
+            timer = Timer(started=time.perf_counter())
+        dispatched = time.perf_counter()
+        state, metrics = built.train_step(state, batch.arrays)
+        if step == 0:  # compilation blocks, execution does not
+            compile_seconds = time.perf_counter() - dispatched
+        losses += map(mean, pending)  # of the step before, while this one computes
+        pending = [metrics["loss"]]
+        timer.add(
+            examples=batch.examples,
+            real_tokens=batch.real_tokens,
+            padded_tokens=batch.padded_tokens,
+        )
+    jax.block_until_ready(state)
+    timer.stopped = time.perf_counter()
+    losses += map(mean, pending)
+    peak_in_training = peak_host_memory_bytes()
+    accuracy = built.evaluate(state.params)["accuracy"]
+    return {
+        **timer.figures(),
+        "steps": steps,
+        "compile_seconds": compile_seconds,
+        "startup_seconds": startup_seconds,
+        "evaluate_seconds": time.perf_counter() - timer.stopped,
+        "train_loss": sum(losses) / len(losses),
+        "accuracy": accuracy,
+        "peak_memory_in_training": peak_in_training,
+        "peak_memory": peak_host_memory_bytes(),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
+def config(job: Job, overrides: dict[str, Any]) -> Config:
+    """The configuration that ``jaxllm train`` would be given for this job."""
+    recipe = job.recipe
+    return Config(
+        model=ModelConfig(path=job.model, dtype=job.dtype, config=overrides),
+        data=DataConfig(
+            train=[job.train],
+            dev=[job.dev],
+            labels=job.labels,
+            max_length=recipe.max_length,
+            cache_dir=f"{job.directory}/cache",  # empty: each run tokenizes, as PyTorch's does
+        ),
+        optimizer=OptimizerConfig(
+            learning_rate=recipe.learning_rate,
+            schedule="linear",
+            warmup=recipe.warmup,
+            weight_decay=recipe.weight_decay,
+            clip_norm=recipe.clip_norm,
+        ),
+        train=TrainConfig(
+            batch_size=recipe.batch_size,
+            epochs=1,
+            seed=job.seed,
+            eval_batch_size=recipe.eval_batch_size,
+        ),
+        run=RunConfig(dir=f"{job.directory}/run", tensorboard=False, progress=False),
+    )
+
+
+def mean(sums: tuple[jax.Array, jax.Array]) -> float:
+    return float(sums[0]) / float(sums[1])
+
+
+if __name__ == "__main__":
+    serve({"start": start, "gate": gate, "run": run})

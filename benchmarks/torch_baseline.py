@@ -1,0 +1,148 @@
+"""The PyTorch side of ``benchmarks.finetune``: a plain loop, as transformers' Trainer runs it.
+
+Random order, each batch padded to its longest sentence, fused AdamW, dropout as in the checkpoint,
+the attention that transformers chooses by itself; bfloat16 means autocast, as Trainer's `bf16`.
+"""
+
+import os
+import time
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoTokenizer,
+    BertForSequenceClassification,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+    get_linear_schedule_with_warmup,
+)
+
+from benchmarks.recipe import (
+    Job,
+    Recipe,
+    Timer,
+    burn_in_steps,
+    read_examples,
+    serve,
+    warmup_steps,
+)
+from jaxllm.throughput import peak_host_memory_bytes
+
+Batch = dict[str, torch.Tensor]
+
+
+def gate(job: Job) -> dict[str, Any]:
+    """Mean loss and gradient norm of the examples in `job.rows`, with dropout off."""
+    features, tokenizer = tokenized(job.train, job)
+    batch = DataCollatorWithPadding(tokenizer)([features[row] for row in job.rows])
+    model = BertForSequenceClassification.from_pretrained(job.model, dtype=torch.float32)
+    loss = model.eval()(**batch).loss
+    loss.backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    return {"loss": loss.item(), "grad_norm": norm.item()}
+
+
+def run(job: Job) -> dict[str, Any]:
+    """One epoch and one evaluation; the figures of a result row."""
+    began = time.perf_counter()
+    recipe = job.recipe
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.manual_seed(job.seed)
+    features, tokenizer = tokenized(job.train, job)
+    loader: DataLoader[Batch] = DataLoader(
+        features,  # type: ignore[arg-type]  # a list is a data set
+        batch_size=recipe.batch_size,
+        shuffle=True,
+        collate_fn=DataCollatorWithPadding(tokenizer),
+    )
+    steps = len(loader)
+    model = BertForSequenceClassification.from_pretrained(job.model, dtype=torch.float32).train()
+    optimizer = adamw(model, recipe)
+    schedule = get_linear_schedule_with_warmup(optimizer, warmup_steps(recipe, steps), steps)
+    timer, burn_in, losses = Timer(), burn_in_steps(recipe, steps), []
+    startup_seconds = time.perf_counter() - began
+    timer.started = time.perf_counter()
+    for step, batch in enumerate(loader):
+        if step == burn_in:
+            timer = Timer(started=time.perf_counter())
+        with precision(job):
+            loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+        timer.add(
+            examples=len(batch["labels"]),
+            real_tokens=int(batch["attention_mask"].sum()),
+            padded_tokens=batch["input_ids"].numel(),
+        )
+    timer.stopped = time.perf_counter()
+    peak_in_training = peak_host_memory_bytes()
+    accuracy = evaluate(model, job)
+    return {
+        **timer.figures(),
+        "steps": steps,
+        "compile_seconds": 0.0,  # nothing is compiled
+        "startup_seconds": startup_seconds,
+        "evaluate_seconds": time.perf_counter() - timer.stopped,
+        "train_loss": torch.stack(losses).mean().item(),
+        "accuracy": accuracy,
+        "peak_memory_in_training": peak_in_training,
+        "peak_memory": peak_host_memory_bytes(),
+        "threads": torch.get_num_threads(),
+        "device": "cpu",
+        "attention": model.config._attn_implementation,
+    }
+
+
+def tokenized(path: str, job: Job) -> tuple[list[dict[str, Any]], PreTrainedTokenizerBase]:
+    """Token ids and label ids of a file's examples, not padded."""
+    tokenizer = AutoTokenizer.from_pretrained(job.model)
+    texts, labels = read_examples(path)
+    encoded = tokenizer(texts, truncation=True, max_length=job.recipe.max_length)
+    ids = {name: i for i, name in enumerate(job.labels)}
+    features = [
+        {**{key: encoded[key][i] for key in encoded}, "labels": ids[label]}
+        for i, label in enumerate(labels)
+    ]
+    return features, tokenizer
+
+
+def adamw(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW with weight decay on matrices only: biases and norms are the vectors."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+
+
+def precision(job: Job) -> AbstractContextManager[None]:
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=job.dtype == "bfloat16")
+
+
+@torch.no_grad()
+def evaluate(model: BertForSequenceClassification, job: Job) -> float:
+    """Accuracy over all rows of the dev file."""
+    features, tokenizer = tokenized(job.dev, job)
+    features.sort(key=lambda feature: len(feature["input_ids"]))  # for less padding
+    size, right = job.recipe.eval_batch_size, 0
+    collate = DataCollatorWithPadding(tokenizer)
+    model.eval()
+    for start in range(0, len(features), size):
+        batch = collate(features[start : start + size])
+        labels = batch.pop("labels")
+        with precision(job):
+            logits = model(**batch).logits
+        right += int((logits.argmax(-1) == labels).sum())
+    return right / len(features)
+
+
+if __name__ == "__main__":
+    serve({"gate": gate, "run": run})
