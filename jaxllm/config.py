@@ -10,6 +10,7 @@ import dataclasses
 import json
 import re
 import types
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
@@ -79,7 +80,7 @@ def from_yaml(path: str | Path) -> Config:
             is of another type or out of range.
     """
     config = _build(_read(Path(path)))
-    check(config)
+    _check(config, [str(path)])
     return config
 
 
@@ -104,8 +105,10 @@ def load(argv: list[str], prog: str = "jaxllm train") -> Config:
     files.add_argument("--config", action="append", default=[])
     options = parser(prog)
     values: dict[str, Any] = {}
+    overridden: list[str] = []
     try:
-        for file in files.parse_known_args(argv)[0].config:
+        paths = files.parse_known_args(argv)[0].config
+        for file in paths:
             values |= _read(Path(file))
         options.set_defaults(values)
         before, given = options.parse_args([]), options.parse_args(argv)
@@ -116,11 +119,12 @@ def load(argv: list[str], prog: str = "jaxllm train") -> Config:
         # the text "2e-5" a number.
         if given[key] != before[key]:
             values[key] = _typed(f"--{key}", given[key], kind)
+            overridden.append(key)
     config = _build(values)
     if given["print_config"]:
         print(to_yaml(config), end="")
         raise SystemExit(0)
-    check(config)
+    _check(config, paths, overridden)
     return config
 
 
@@ -139,6 +143,17 @@ def parser(prog: str = "jaxllm train") -> "ArgumentParser":
         group = result.add_argument_group(name, summary)
         group.add_class_arguments(section, name, as_group=False)
     return result
+
+
+def _check(config: Config, paths: list[str], overridden: Iterable[str] = ()) -> None:
+    """`check`, with where the value came from in front of the message."""
+    try:
+        check(config)
+    except InputError as error:
+        message = str(error)
+        if message.partition(":")[0] in overridden:
+            raise InputError(f"--{message}") from None
+        raise InputError(": ".join([*paths[-1:], message])) from None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -179,7 +194,9 @@ def _items(path: Path, key: str, node: yaml.Node) -> list[tuple[Any, yaml.Node]]
     if not isinstance(node, yaml.MappingNode):
         wanted = f"keys of {key}" if key else f"the sections {', '.join(_SECTIONS)}"
         found = _construct(path, node)
-        raise InputError(f"{_at(path, node)}: {key or 'file'}: found {found!r}, expected {wanted}")
+        raise InputError(
+            f"{_at(path, node)}: {key or 'file'}: found {_show(found)}, expected {wanted}"
+        )
     items: dict[Any, yaml.Node] = {}
     for name_node, value_node in node.value:
         name = _construct(path, name_node)

@@ -38,7 +38,7 @@ def apply(environ: MutableMapping[str, str] = os.environ) -> bool:
     flags = environ.get("XLA_FLAGS", "")
     if not affected(version) or FLAG in flags:
         return False
-    if _backends_started():
+    if backends_started():
         logger.warning(
             "jaxlib %s can compute wrong numbers on CPU and JAX has already started: import jaxllm "
             "before the first JAX computation, or set XLA_FLAGS=--%s= in the environment",
@@ -60,7 +60,7 @@ def announce() -> None:
         logger.info(_unsaid.pop())
 
 
-def _backends_started() -> bool:
-    # Asking must not import jax: that takes a second, and the answer is then no.
+def backends_started() -> bool:
+    """Whether JAX has been imported and has set up its devices; asking does neither."""
     bridge = sys.modules.get("jax._src.xla_bridge")
     return bridge is not None and bridge.backends_are_initialized()

@@ -1,0 +1,168 @@
+"""The command line: ``jaxllm train | evaluate | predict | convert``.
+
+Exit status: 0 = done, 2 = a user's mistake (one message, no traceback), 130 = interrupted.
+"""
+
+import argparse
+import contextlib
+import errno
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+from jaxllm import __version__, cpu_guard
+from jaxllm.errors import InputError
+
+logger = logging.getLogger("jaxllm")
+
+
+def train(argv: list[str]) -> None:
+    """fine-tune or train the model of a configuration"""
+    from jaxllm import config, loop
+
+    options = config.load(argv, "jaxllm train")
+    if not options.data.train and options.data.dataset is None:
+        raise InputError("data.train: found no file, expected training files, or data.dataset")
+    with _work_on(options.run.dir):
+        loop.train(options)
+
+
+def evaluate(argv: list[str]) -> None:
+    """evaluate a saved model (--model.path DIR) on the dev part of a configuration"""
+    from jaxllm import config
+    from jaxllm.tasks import classification
+
+    options = config.load(argv, "jaxllm evaluate")
+    with _work_on(options.run.dir):
+        print(json.dumps(classification.evaluate(options), indent=2))
+
+
+def predict(argv: list[str]) -> None:
+    """answer JSON lines with JSON lines: labels and probabilities"""
+    parser = _Parser("jaxllm predict", predict.__doc__)
+    parser.add_argument("--model", required=True, metavar="DIR", help="directory of a saved model")
+    parser.add_argument("--input", required=True, metavar="FILE", help="JSON lines; - = stdin")
+    parser.add_argument("--output", required=True, metavar="FILE", help="JSON lines; - = stdout")
+    parser.add_argument("--batch_size", type=int, default=32, help="rows of a batch (default 32)")
+    options = parser.parse_args(argv)
+    if options.batch_size < 1:
+        raise InputError(f"--batch_size: found {options.batch_size}, expected at least 1")
+    from jaxllm.tasks import predict as task
+
+    with _work_on(options.output):
+        task.predict(options.model, options.input, options.output, options.batch_size)
+
+
+def convert(argv: list[str]) -> None:
+    """write a model's weights in another format, and verify them"""
+    parser = _Parser("jaxllm convert", convert.__doc__)
+    parser.add_argument("src", metavar="SRC", help="directory, Hub id or package:NAME/sub/dir")
+    parser.add_argument("dst", metavar="DST", help="directory to write")
+    parser.add_argument(
+        "--weights",
+        required=True,
+        choices=["safetensors", "flax"],
+        help="safetensors with PyTorch's names, or flax_model.msgpack",
+    )
+    options = parser.parse_args(argv)
+    from jaxllm.pretrained import hf
+
+    with _work_on(options.dst):
+        hf.convert(options.src, options.dst, options.weights)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "convert": convert,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line `argv` (default: the process's own); returns the exit status."""
+    with _logging_to_stderr():
+        try:
+            options = _top_parser().parse_args(argv)
+            COMMANDS[options.command](options.arguments)
+        except InputError as error:
+            return _complain(str(error))
+        except KeyboardInterrupt:
+            print("jaxllm: interrupted", file=sys.stderr)
+            return 130
+        except BrokenPipeError:  # the reader of our output has left, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return _complain(f"{error.filename}: the disk is full; free some space and run again")
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are InputErrors and whose options cannot be abbreviated."""
+
+    def __init__(self, prog: str, description: str | None) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def _top_parser() -> _Parser:
+    parser = _Parser("jaxllm", "Train, evaluate and run Transformer language models in JAX.")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.usage = "jaxllm COMMAND [options]"
+    parser.epilog = "commands:\n" + "\n".join(
+        f"  {name:<10} {command.__doc__}" for name, command in COMMANDS.items()
+    )
+    parser.epilog += "\n\n`jaxllm COMMAND --help` shows the options of a command."
+    parser.add_argument("--version", action="version", version=f"jaxllm {__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="what to do")
+    rest = parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    rest.required = False  # or a missing COMMAND is reported as a missing COMMAND and arguments
+    return parser
+
+
+def _complain(message: str) -> int:
+    print(f"jaxllm: error: {message}", file=sys.stderr)
+    return 2
+
+
+@contextlib.contextmanager
+def _work_on(target: str) -> Iterator[None]:
+    """Names `target` in an OSError without a file, as a write to an open file raises it."""
+    cpu_guard.announce()
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or target
+        raise
+
+
+@contextlib.contextmanager
+def _logging_to_stderr() -> Iterator[None]:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("{asctime} {levelname} {message}", "%H:%M:%S", "{"))
+    handler.addFilter(_from_first_process_or_warning)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+
+
+def _from_first_process_or_warning(record: logging.LogRecord) -> bool:
+    """Of many processes only the first says what all do; before JAX has started, there is one."""
+    if record.levelno >= logging.WARNING or not cpu_guard.backends_started():
+        return True
+    import jax
+
+    return jax.process_index() == 0
