@@ -54,7 +54,8 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.finetune",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Training sentences that also occur in the dev file are left out, then --examples "
+        epilog=f"variants: {', '.join(VARIANTS)} (autocast)\n\n"
+        "Training sentences that also occur in the dev file are left out, then --examples "
         "of the rest are drawn,\nthe same ones whatever the variant and seed. Close other "
         "programs first: their share of the machine is\nmeasured and said, not corrected for.",
     )
@@ -74,7 +75,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=list(VARIANTS),
         default=list(VARIANTS),
-        help="run these variants alone",
+        metavar="VARIANT",
+        help="run these variants alone (default: all)",
     )
     add(
         "--output",

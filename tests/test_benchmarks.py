@@ -227,6 +227,6 @@ def test_help_is_quick_and_names_every_variant():
     command = [sys.executable, "-X", "importtime", "-m", "benchmarks.finetune", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert all(name in done.stdout for name in finetune.VARIANTS)
-    # The frame stays small: what it holds in memory would count as its workers' peak.
+    # A mistake in the arguments is answered at once, and the frame takes nothing from its workers.
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not imported & {"jax", "torch", "numpy", "transformers"}
