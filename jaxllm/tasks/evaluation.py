@@ -1,0 +1,156 @@
+"""Judging parameters on a labelled part: every row once; metrics, report, predictions on disk."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxllm import metrics
+from jaxllm.config_fields import DataConfig
+from jaxllm.data.corpus import Examples
+from jaxllm.data.loader import eval_batches
+from jaxllm.files import write_atomic
+from jaxllm.sharding import batch_sharding, batch_shards
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """A labelled part and how to judge a model on it.
+
+    eval_step: `params, batch -> ({"loss": (sum, weight), …}, logits [B, P, C])`.
+    batch_size: examples of a batch (packed: on average).
+    label_names: in the order of the ids; empty for regression.
+    """
+
+    examples: Examples
+    data: DataConfig
+    problem_type: str
+    label_names: list[str]
+    batch_size: int
+    mesh: jax.sharding.Mesh
+    eval_step: Callable[[Any, dict[str, jax.Array]], tuple[dict[str, Any], jax.Array]]
+
+    def logits(self, params: Any) -> tuple[np.ndarray, float]:
+        """(float32 [N, C] in the order of the examples, mean loss).
+
+        Raises:
+            RuntimeError: an example did not come up exactly once.
+        """
+        count = len(self.examples)
+        columns = len(self.label_names) or 1
+        logits_NC = np.full((count, columns), np.nan, np.float32)
+        seen_N = np.zeros(count, np.int64)
+        sums = metrics.Sums()
+        batches = eval_batches(
+            self.examples,
+            data=self.data,
+            batch_rows=self._batch_rows(),
+            shards=batch_shards(self.mesh),
+            sharding=batch_sharding(self.mesh),
+        )
+        pending: tuple[dict[str, Any], jax.Array, np.ndarray] | None = None
+
+        def collect() -> None:
+            if pending is not None:
+                values, logits_BPC, index_BP = pending
+                filled = index_BP >= 0
+                logits_NC[index_BP[filled]] = np.asarray(logits_BPC)[filled]
+                np.add.at(seen_N, index_BP[filled], 1)
+                sums.add({"loss": values["loss"]})
+
+        for arrays, index_BP in batches:
+            dispatched = (*self.eval_step(params, arrays), index_BP)
+            collect()  # the previous batch, while the device computes this one
+            pending = dispatched
+        collect()
+        if not (seen_N == 1).all() or sums.weight("loss") != count:
+            wrong = np.flatnonzero(seen_N != 1)
+            raise RuntimeError(
+                f"evaluation must see each of {count} examples once: {len(wrong)} were not (the "
+                f"first: {wrong[:1]}), the weights add up to {sums.weight('loss'):g}"
+            )
+        return logits_NC, sums.means()["loss"]
+
+    @property
+    def _labels(self) -> np.ndarray:
+        assert self.examples.labels is not None, "examples without labels cannot be judged"
+        return self.examples.labels
+
+    def _batch_rows(self) -> int:
+        shards = batch_shards(self.mesh)
+        rows: float = self.batch_size
+        if self.data.packing:
+            rows = self.batch_size * self.examples.lengths.mean() / self.data.max_length
+        return max(1, -(-int(np.ceil(rows)) // shards)) * shards
+
+    def metrics(self, params: Any) -> dict[str, float]:
+        """`classification_metrics` and `loss`, the unsmoothed and unweighted mean."""
+        logits_NC, loss = self.logits(params)
+        return self._metrics(logits_NC, loss)
+
+    def _metrics(self, logits_NC: np.ndarray, loss: float) -> dict[str, float]:
+        values = metrics.classification_metrics(
+            self.problem_type, logits_NC, self._labels, self.label_names
+        )
+        return values | {"loss": loss}
+
+    def write(self, params: Any, directory: Path) -> tuple[dict[str, float], str]:
+        """Writes `report.txt` and `predictions.jsonl`; returns the metrics and the report's text.
+
+        A prediction has the number of its row in the source, its label and the predicted one, and
+        the probability of the predicted label (several labels a row: of each; regression: none).
+        """
+        logits_NC, loss = self.logits(params)
+        text = metrics.text_report(self.problem_type, logits_NC, self._labels, self.label_names)
+        text = f"{read_summary(self.examples)}\nloss {loss:.4f}\n{text}"
+        if jax.process_index() == 0:
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows(logits_NC))
+            write_atomic(directory / "predictions.jsonl", "".join(lines))
+            write_atomic(directory / "report.txt", text)
+        return self._metrics(logits_NC, loss), text
+
+    def _rows(self, logits_NC: np.ndarray) -> list[dict[str, Any]]:
+        labels, rows = self._labels, self.examples.rows.tolist()
+        predicted = metrics.predictions(self.problem_type, logits_NC)
+        if self.problem_type == "regression":
+            return [
+                {"row": row, "label": float(label), "predicted": float(value)}
+                for row, label, value in zip(rows, labels, predicted, strict=True)
+            ]
+        names = self.label_names
+        probability_NC = metrics.probabilities(self.problem_type, logits_NC).round(6)
+        if self.problem_type == "multi_label_classification":
+            return [
+                {
+                    "row": row,
+                    "label": [names[c] for c in np.flatnonzero(label_C)],
+                    "predicted": [names[c] for c in np.flatnonzero(predicted_C)],
+                    "probability": dict(zip(names, share_C.tolist(), strict=True)),
+                }
+                for row, label_C, predicted_C, share_C in zip(
+                    rows, labels, predicted, probability_NC, strict=True
+                )
+            ]
+        return [
+            {
+                "row": row,
+                "label": names[label],
+                "predicted": names[best],
+                "probability": float(share_C[best]),
+            }
+            for row, label, best, share_C in zip(
+                rows, labels, predicted, probability_NC, strict=True
+            )
+        ]
+
+
+def read_summary(examples: Examples) -> str:
+    """A line that says how many rows were read, and what became of those that were not kept."""
+    report = examples.report
+    dropped = [f"{count} dropped ({reason})" for reason, count in report.dropped.items() if count]
+    cut = [f"{report.truncated} truncated"] if report.truncated else []
+    return ", ".join([f"{report.read} rows read", f"{report.kept} kept", *dropped, *cut])

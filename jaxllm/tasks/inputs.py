@@ -1,0 +1,104 @@
+"""A row of text as a model takes it: `InputFormat`, kept beside the weights, and JSON lines."""
+
+import json
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from jaxllm.errors import InputError
+from jaxllm.files import write_atomic
+
+INPUT_FILE = "jaxllm.json"
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """How a row becomes tokens, so that prediction reads rows as training did.
+
+    text, text_pair: names of the row's text columns; text_pair null = single texts.
+    pair_optional: a row may lack its second text.
+    max_length: tokens of a row, special tokens included.
+    truncation: `right` or `left` cuts a longer row there; with `error` or `drop` it is an error.
+    """
+
+    text: str = "text"
+    text_pair: str | None = None
+    pair_optional: bool = False
+    max_length: int = 512
+    truncation: str = "right"
+
+    def save(self, directory: Path) -> None:
+        """Writes `jaxllm.json` into a model directory."""
+        content = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        write_atomic(directory / INPUT_FILE, content)
+
+    @classmethod
+    def load(cls, directory: Path, *, max_length: int) -> "InputFormat":
+        """Reads `jaxllm.json`; without it (a model trained elsewhere) `text` and `text_pair` count.
+
+        `max_length`: what to take in that case.
+
+        Raises:
+            InputError: the file is not what `save` writes.
+        """
+        path = directory / INPUT_FILE
+        if not path.is_file():
+            return cls(text_pair="text_pair", pair_optional=True, max_length=max_length)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**values)
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"{path}: not a description of the model's input ({error}); export the model "
+                "again, or remove the file to read the columns text and text_pair"
+            ) from None
+
+
+class RowError(ValueError):
+    """A line cannot be answered; the message stands in its place in the output."""
+
+
+def parse_line(line: bytes, form: InputFormat) -> tuple[str, str | None]:
+    """(text, second text or None) of a JSON line: an object with the columns, or a bare string.
+
+    Raises:
+        RowError: what is wrong with the line.
+    """
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise RowError(f"invalid UTF-8 at byte {error.start + 1} of the line") from None
+    except RecursionError:
+        raise RowError("not JSON that can be read: nested too deeply") from None
+    except ValueError as error:
+        raise RowError(f"not JSON: {error}" if line.strip() else "the line is empty") from None
+    if isinstance(row, str):
+        row = {form.text: row}
+    if not isinstance(row, dict):
+        raise RowError(f"expected an object with the column {form.text!r}, found {_kind(row)}")
+    text = _column(row, form.text)
+    if form.text_pair is None or (form.pair_optional and form.text_pair not in row):
+        return text, None
+    return text, _column(row, form.text_pair)
+
+
+def _column(row: dict[str, Any], name: str) -> str:
+    if name not in row:
+        found = ", ".join(repr(key[:40]) for key in islice(row, 10)) or "none"
+        raise RowError(f"the column {name!r} is missing, found {found}")
+    text = row[name]
+    if not isinstance(text, str):
+        raise RowError(f"the column {name!r}: expected a string, found {_kind(text)}")
+    if not text.strip():
+        raise RowError(f"the column {name!r}: the text is empty")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise RowError(f"the column {name!r}: half a surrogate pair is no character") from None
+    return text
+
+
+def _kind(value: Any) -> str:
+    kinds = {dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")

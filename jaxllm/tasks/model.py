@@ -1,0 +1,128 @@
+"""The model of a classification run: its config, its parameters in their shardings, its labels."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxllm import models
+from jaxllm.config_fields import Config
+from jaxllm.errors import InputError
+from jaxllm.pretrained import hf
+from jaxllm.sharding import map_params, parameter_sharding
+from jaxllm.train import flatten
+
+TASK = "sequence-classification"
+SINGLE, MULTI = "single_label_classification", "multi_label_classification"
+
+
+def head_config(config: Config, names: list[str]) -> Any:
+    """The transformers config at `model.path`, or of `model.config`, with a head for these labels.
+
+    Raises:
+        InputError: no such model, or attributes that are not implemented or that follow from the
+            labels.
+    """
+    head: dict[str, Any] = {
+        "num_labels": len(names) or 1,
+        "problem_type": config.model.problem_type,
+    }
+    if names:
+        head["id2label"] = dict(enumerate(names))
+    for name in ("num_labels", "id2label", "label2id", "problem_type"):
+        if name in config.model.config:
+            raise InputError(
+                f"model.config: {name} follows from the labels; remove it, and give data.labels or "
+                "model.problem_type instead"
+            )
+    return hf.load_config(config.model.path, **config.model.config, **head)
+
+
+def initial_params(config: Config, model_config: Any, abstract: Any) -> Any:
+    """Pretrained parameters, or random ones; either is born in the shardings of `abstract`."""
+
+    def random() -> Any:
+        return models.init_params(model_config, TASK, config.train.seed)
+
+    if config.model.path is None:
+        return jax.jit(random, out_shardings=map_params(lambda _, x: x.sharding, abstract))()
+
+    def new(path: str) -> jax.Array:
+        # The compiler drops all that this one parameter does not need.
+        return jax.jit(lambda: flatten(random())[path])()
+
+    directory = hf.resolve(config.model.path)
+    return hf.load_params(directory, model_config, abstract, init=new)[0]
+
+
+def load_classifier(
+    path: str, mesh: Mesh, *, dtype: str = "float32", unroll: int = 1
+) -> tuple[Path, Any, Any, Any]:
+    """(directory, config, graphdef, parameters in their shardings) of a saved model with its head.
+
+    Raises:
+        InputError: no model there, or one whose weights have no classification head.
+    """
+    directory = hf.resolve(path)
+    config = hf.load_config(directory)
+    if problem_type(config) == "regression" and config.num_labels != 1:
+        raise InputError(f"{path}: regression with {config.num_labels} values, expected one")
+    graphdef, abstract = models.module_parts(config, TASK, dtype=dtype, unroll=unroll)
+
+    def refuse(parameter: str) -> Any:
+        raise InputError(
+            f"{path}: the model has no classification head, {parameter} is not in its weights; "
+            "expected a model that `jaxllm train` wrote, or another with such a head"
+        )
+
+    params, _ = hf.load_params(directory, config, place(mesh, abstract), init=refuse)
+    return directory, config, graphdef, params
+
+
+def problem_type(model_config: Any) -> str:
+    """What the config says; else, as in transformers, regression for one label, one of several."""
+    return model_config.problem_type or ("regression" if model_config.num_labels == 1 else SINGLE)
+
+
+def label_names(model_config: Any) -> list[str]:
+    """The names in the order of their ids; empty for regression."""
+    if problem_type(model_config) == "regression":
+        return []
+    return [model_config.id2label[i] for i in range(model_config.num_labels)]
+
+
+def place(mesh: Mesh, abstract: Any) -> Any:
+    """The abstract parameters with their shardings."""
+
+    def leaf(path: str, x: Any) -> jax.ShapeDtypeStruct:
+        sharding = parameter_sharding(mesh, path, x.shape)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return map_params(leaf, abstract)
+
+
+def check_tokenizer(tokenizer: Any, model_config: Any) -> None:
+    """Refuses ids outside of the word embedding, which XLA would answer with wrong numbers."""
+    if len(tokenizer) > model_config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens, but the model {model_config.vocab_size} "
+            "(vocab_size); give the tokenizer that belongs to it"
+        )
+
+
+def check_fit(config: Config, model_config: Any, tokenizer: Any, names: list[str]) -> None:
+    """Refuses data that the model has no place for, with the key to change."""
+    check_tokenizer(tokenizer, model_config)
+    if config.data.max_length > model_config.max_position_embeddings:
+        raise InputError(
+            f"data.max_length: found {config.data.max_length}, expected at most the model's "
+            f"{model_config.max_position_embeddings} positions (max_position_embeddings)"
+        )
+    if config.data.text_pair is not None and model_config.type_vocab_size < 2:
+        raise InputError("data.text_pair: the model has one token type (type_vocab_size), not two")
+    if config.model.problem_type == SINGLE and len(names) < 2:
+        raise InputError(
+            f"data.label: found {len(names)} labels {names}, expected two or more; name all of "
+            "them in data.labels, or take another column"
+        )
