@@ -1,6 +1,7 @@
 """The command line: ``jaxllm train | evaluate | predict | convert``.
 
-Exit status: 0 = done, 2 = a user's mistake (one message, no traceback), 130 = interrupted.
+Exit status: 0 = done, 2 = a user's mistake (one message, no traceback), 130 or 143 = stopped by
+Ctrl-C or SIGTERM.
 """
 
 import argparse
@@ -19,24 +20,32 @@ from jaxllm.errors import InputError
 logger = logging.getLogger("jaxllm")
 
 
-def train(argv: list[str]) -> None:
+def train(argv: list[str]) -> int | None:
     """fine-tune or train the model of a configuration"""
-    from jaxllm import config, loop
+    from jaxllm import config
 
     options = config.load(argv, "jaxllm train")
     if not options.data.train and options.data.dataset is None:
         raise InputError("data.train: found no file, expected training files, or data.dataset")
     with _work_on(options.run.dir):
-        loop.train(options)
+        from jaxllm import loop
+
+        try:
+            loop.train(options)
+        except loop.Interrupted as stop:  # saved; the message says how to go on
+            print(f"jaxllm: {stop}", file=sys.stderr)
+            return stop.exit_status
+    return None
 
 
 def evaluate(argv: list[str]) -> None:
     """evaluate a saved model (--model.path DIR) on the dev part of a configuration"""
     from jaxllm import config
-    from jaxllm.tasks import classification
 
     options = config.load(argv, "jaxllm evaluate")
     with _work_on(options.run.dir):
+        from jaxllm.tasks import classification
+
         print(json.dumps(classification.evaluate(options), indent=2))
 
 
@@ -50,9 +59,9 @@ def predict(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     if options.batch_size < 1:
         raise InputError(f"--batch_size: found {options.batch_size}, expected at least 1")
-    from jaxllm.tasks import predict as task
-
     with _work_on(options.output):
+        from jaxllm.tasks import predict as task
+
         task.predict(options.model, options.input, options.output, options.batch_size)
 
 
@@ -68,13 +77,13 @@ def convert(argv: list[str]) -> None:
         help="safetensors with PyTorch's names, or flax_model.msgpack",
     )
     options = parser.parse_args(argv)
-    from jaxllm.pretrained import hf
-
     with _work_on(options.dst):
+        from jaxllm.pretrained import hf
+
         hf.convert(options.src, options.dst, options.weights)
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
@@ -87,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     with _logging_to_stderr():
         try:
             options = _top_parser().parse_args(argv)
-            COMMANDS[options.command](options.arguments)
+            return COMMANDS[options.command](options.arguments) or 0
         except InputError as error:
             return _complain(str(error))
         except KeyboardInterrupt:
@@ -100,7 +109,6 @@ def main(argv: list[str] | None = None) -> int:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             return _complain(f"{error.filename}: the disk is full; free some space and run again")
-    return 0
 
 
 class _Parser(argparse.ArgumentParser):

@@ -290,11 +290,13 @@ def _explain(message: str) -> str:
     if unknown:
         return f"unknown option {nearest(unknown[1], [f'--{key}' for key in _KEYS])}"
     key = re.match(r'Parser key "([\w.]+)"', message)
-    found = re.search(r"Given value: (.*)", message) or re.search(r"Got value: (.*)", message)
-    if key is None or key[1] not in _TYPES or found is None:
+    match = re.search(r"Given value: (.*)", message) or re.search(r"Got value: (.*)", message)
+    if key is None or key[1] not in _TYPES or match is None:
         return message
-    nested = re.match(r"NestedArg\(key='([\w.]+)'", found[1])
+    nested = re.match(r"NestedArg\(key='([\w.]+)'", match[1])
     if nested:
         return f"unknown option --{key[1]}.{nested[1]}; {key[1]} has no parts"
-    hint = f"; write a list, [{found[1]}]" if found[1][0] != "[" and "list" in message else ""
-    return f"--{key[1]}: found {found[1]}, expected {_describe(_TYPES[key[1]])}{hint}"
+    found = {"None": "null", "True": "true", "False": "false"}.get(match[1], match[1])
+    kind = _TYPES[key[1]]
+    hint = f"; write a list, [{found}]" if "list" in str(kind) and found[0] != "[" else ""
+    return f"--{key[1]}: found {found}, expected {_describe(kind)}{hint if found != 'null' else ''}"

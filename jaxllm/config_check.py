@@ -117,7 +117,7 @@ def _data(data: DataConfig, problem_type: str) -> None:
 
 
 def _optimizer(optimizer: OptimizerConfig) -> None:
-    whole = optimizer.warmup < 1 or optimizer.warmup == math.floor(optimizer.warmup)
+    whole = optimizer.warmup < 1 or optimizer.warmup % 1 == 0
     _at_least(
         0,
         {
