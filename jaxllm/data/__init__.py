@@ -1,0 +1,1 @@
+"""From files and Hub data sets to batches on the device."""

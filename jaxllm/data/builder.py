@@ -1,0 +1,271 @@
+"""One pass over the rows of a split: check, tokenize in parallel, store."""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxllm.config_fields import DataConfig
+from jaxllm.data.cache import Store
+from jaxllm.data.labels import Labels
+from jaxllm.data.rows import CHUNK, Row, Source
+from jaxllm.data.tokenizer import Encoded, Encoder
+from jaxllm.errors import InputError
+
+_SHOWN = 5  # row numbers of each kind in a message
+
+
+class _Good(NamedTuple):
+    number: int
+    text: str
+    pair: str
+    label: Any
+
+
+class _Bad(NamedTuple):
+    number: int
+    reason: str
+
+
+@dataclass
+class _Chunk:
+    source: Source
+    rows: list[_Good | _Bad]
+    encoded: "Future[Encoded] | None" = None
+
+
+@dataclass
+class _Reason:
+    """Why rows were left out: how many, and the first of them."""
+
+    stops: bool
+    count: int = 0
+    first: list[tuple[str, int]] = field(default_factory=list)
+
+    def add(self, source: str, number: int) -> None:
+        self.count += 1
+        if len(self.first) < _SHOWN:
+            self.first.append((source, number))
+
+    def __str__(self) -> str:
+        files: dict[str, list[int]] = {}
+        for source, number in self.first:
+            files.setdefault(source, []).append(number)
+        where = "; ".join(f"{s}: row {', '.join(map(str, rows))}" for s, rows in files.items())
+        more = self.count - len(self.first)
+        return f"{where} and {more} more" if more else where
+
+
+class Builder:
+    """Rows of `sources` to arrays in a store.
+
+    Args:
+        data: columns, lengths, and what to do with bad rows.
+        split: "train" or "dev", for messages.
+        labels: reads the label column, and learns the names if they are not given.
+        limit: at most so many examples; None = all. Names are learned from the rows behind it too,
+            so that ids do not depend on it, except from a stream.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        split: str,
+        sources: list[Source],
+        encoder: Encoder,
+        labels: Labels,
+        limit: int | None,
+    ):
+        self._data, self._split, self._sources = data, split, sources
+        self._encoder, self._labels, self._limit = encoder, labels, limit
+        self._lengths = [np.zeros(1, np.int64)]
+        self._read = self._kept = self._truncated = 0
+        self._bad: dict[str, _Reason] = {}
+        self._learn_on = labels.learning and not data.streaming
+
+    def run(self, store: Store) -> dict[str, Any]:
+        """Appends ``tokens``, ``type_ids``, ``offsets``, ``rows`` and ``labels`` to `store`.
+
+        Gives ``names`` of the labels and the ``report`` of the rows. In memory are the few chunks
+        that are under way, and one number an example.
+
+        Raises:
+            InputError: a row that cannot be used where that stops the run, or no row that can.
+        """
+        # Threads, not processes: the tokenizer runs outside the interpreter lock, and forking after
+        # JAX has started its threads can deadlock.
+        workers = self._data.workers or os.cpu_count() or 1
+        pending: deque[_Chunk] = deque()
+        with _one_thread_a_call(), ThreadPoolExecutor(workers, "tokenize") as pool:
+            try:
+                for chunk in self._chunks():
+                    texts = [row for row in chunk.rows if isinstance(row, _Good)]
+                    if texts and not self._full and not self._stopped:
+                        chunk.encoded = pool.submit(self._encode, texts)
+                    pending.append(chunk)
+                    if len(pending) > 2 * workers:
+                        self._take(pending.popleft(), store)
+                    if self._full and not self._learn_on:
+                        break
+                while pending:
+                    self._take(pending.popleft(), store)
+            finally:
+                pool.shutdown(cancel_futures=True)
+        self._raise_if_stopped()
+        if self._kept == 0:
+            raise InputError(f"data.{self._split}: no row is left: {self._reasons()}")
+        store.append("offsets", np.cumsum(np.concatenate(self._lengths)))
+        array, names = self._labels.finish()
+        self._check_names(array, names)
+        if array is not None:
+            store.append("labels", array)
+        report = {
+            "read": self._read,
+            "kept": self._kept,
+            "dropped": {reason: bad.count for reason, bad in self._bad.items()},
+            "truncated": self._truncated,
+        }
+        return {"names": names, "report": report}
+
+    @property
+    def _full(self) -> bool:
+        return self._limit is not None and self._kept >= self._limit
+
+    @property
+    def _stopped(self) -> bool:
+        return any(bad.stops for bad in self._bad.values())
+
+    def _chunks(self) -> Iterator[_Chunk]:
+        for source in self._sources:
+            chunk = _Chunk(source, [])
+            empty = True
+            for row in source.rows():
+                empty = False
+                chunk.rows.append(self._checked(row))
+                if len(chunk.rows) == CHUNK:
+                    yield chunk
+                    chunk = _Chunk(source, [])
+            if empty:
+                raise InputError(f"{source.name}: no rows; there is a header or blank lines only")
+            if chunk.rows:
+                yield chunk
+
+    def _checked(self, row: Row) -> _Good | _Bad:
+        fault = row.fault or _text_fault(row.text, "text")
+        if fault is None and self._data.text_pair is not None:
+            fault = _text_fault(row.pair, "second text")
+        if fault is not None:
+            return _Bad(row.number, fault)
+        label, fault = self._labels.read(row.label)
+        if fault is not None:
+            return _Bad(row.number, fault)
+        return _Good(row.number, row.text, row.pair, label)
+
+    def _encode(self, rows: list[_Good]) -> Encoded:
+        pairs = None if self._data.text_pair is None else [row.pair for row in rows]
+        return self._encoder.encode([row.text for row in rows], pairs)
+
+    def _take(self, chunk: _Chunk, store: Store) -> None:
+        """Adds a chunk's examples; once there are enough of them, only learns its labels."""
+        encoded = chunk.encoded.result() if chunk.encoded is not None else None
+        kept: list[int] = []  # positions among the good rows
+        numbers: list[int] = []
+        good = -1
+        for row in chunk.rows:
+            good += isinstance(row, _Good)
+            if self._full:
+                if self._learn_on and isinstance(row, _Good):
+                    self._labels.learn(row.label)
+                continue
+            self._read += 1
+            if isinstance(row, _Bad):
+                self._leave_out(chunk, row, self._data.on_bad_row == "error")
+            elif encoded is None:  # the run stops; only the bad rows still count
+                continue
+            elif encoded.full_lengths[good] == 0:
+                bad = _Bad(row.number, "text without a token")
+                self._leave_out(chunk, bad, self._data.on_bad_row == "error")
+            elif encoded.lengths[good] == 0:
+                bad = _Bad(row.number, f"longer than data.max_length={self._data.max_length}")
+                self._leave_out(chunk, bad, self._data.truncation == "error")
+            else:
+                self._kept += 1
+                self._truncated += bool(encoded.full_lengths[good] > encoded.lengths[good])
+                self._labels.append(row.label)
+                kept.append(good)
+                numbers.append(row.number)
+        if encoded is not None and kept:
+            # What is left out among them has no tokens, so the tokens of those kept have no gap.
+            end = int(encoded.lengths[: kept[-1] + 1].sum())
+            store.append("tokens", encoded.tokens[:end])
+            store.append("type_ids", encoded.type_ids[:end])
+            store.append("rows", np.array(numbers, np.int64))
+            self._lengths.append(encoded.lengths[kept])
+        if self._data.streaming:  # a stream may have no end to wait for
+            self._raise_if_stopped()
+
+    def _leave_out(self, chunk: _Chunk, row: _Bad, stops: bool) -> None:
+        self._bad.setdefault(row.reason, _Reason(stops)).add(chunk.source.name, row.number)
+
+    def _reasons(self) -> str:
+        return " | ".join(f"{bad.count} × {reason} ({bad})" for reason, bad in self._bad.items())
+
+    def _raise_if_stopped(self) -> None:
+        if not self._stopped:
+            return
+        known = f"; the labels are {', '.join(names)}" if (names := self._labels.given) else ""
+        ways = {
+            "data.on_bad_row: drop": any(
+                b.stops for r, b in self._bad.items() if "longer" not in r
+            ),
+            "data.truncation: right": any("longer" in reason for reason in self._bad),
+        }
+        raise InputError(
+            f"data.{self._split}: {sum(bad.count for bad in self._bad.values())} of {self._read} "
+            f"rows cannot be used: {self._reasons()}{known}. Rows count from 1 after the header. "
+            f"Correct them, or set {' and '.join(way for way, helps in ways.items() if helps)}"
+        )
+
+    def _check_names(self, array: np.ndarray | None, names: list[str]) -> None:
+        """Learned names are of use only if there is something to tell apart."""
+        least = 1 if array is not None and array.ndim == 2 else 2
+        if self._labels.learning and len(names) < least:
+            raise InputError(
+                f"data.{self._split}: column {self._data.label!r} (data.label) has "
+                f"{f'the label {names[0]!r} only' if names else 'no label'}; expected at least "
+                f"{least}, or give all names as data.labels"
+            )
+
+
+def _text_fault(text: Any, column: str) -> str | None:
+    if text is None or text == "":
+        return f"missing {column}"
+    if not isinstance(text, str):
+        return f"{column} of type {type(text).__name__}"
+    if text.isspace():
+        return f"missing {column}"
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can spell half of a character: "\ud83d"
+        return f"{column} that is not valid Unicode"
+    return None
+
+
+@contextmanager
+def _one_thread_a_call() -> Iterator[None]:
+    """Keeps the tokenizer from starting threads of its own under each of ours."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -1,0 +1,155 @@
+"""Labelled text as token arrays: read, checked, tokenized, and kept on disk by content."""
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxllm.config_fields import DataConfig
+from jaxllm.data import cache
+from jaxllm.data.builder import Builder
+from jaxllm.data.hub import hub_source
+from jaxllm.data.labels import Labels
+from jaxllm.data.readers import file_source
+from jaxllm.data.rows import Source
+from jaxllm.data.tokenizer import Encoder, load_tokenizer
+from jaxllm.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = ["Examples", "ReadReport", "load_examples", "load_tokenizer"]
+
+_LOG = logging.getLogger(__name__)
+_CACHE_VERSION = 1  # raise when the same input comes to give other arrays
+
+
+@dataclass(frozen=True)
+class ReadReport:
+    """What became of the rows: read = kept + the sum of dropped.
+
+    `dropped` counts by reason; `truncated` of the kept were cut to ``data.max_length`` tokens.
+    """
+
+    read: int = 0
+    kept: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    truncated: int = 0
+
+
+@dataclass(frozen=True)
+class Examples:
+    """n tokenized examples, one after the other.
+
+    Attributes:
+        tokens: int32[total].
+        type_ids: uint8[total]; 1 in the second text of a pair.
+        offsets: int64[n + 1]; example i is ``tokens[offsets[i]:offsets[i + 1]]``.
+        labels: int32[n] ids | float32[n] (regression) | float32[n, C] (several labels) | None.
+        rows: int64[n], number of the row in its file: from 1, header not counted.
+        report: what became of the rows that were read.
+    """
+
+    tokens: np.ndarray
+    type_ids: np.ndarray
+    offsets: np.ndarray
+    labels: np.ndarray | None
+    rows: np.ndarray
+    report: ReadReport
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64[n]: tokens of each example."""
+        return np.diff(self.offsets)
+
+
+def load_examples(
+    data: DataConfig,
+    split: str,
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    problem_type: str | None,
+    labels: list[str] | None,
+) -> tuple[Examples, list[str]]:
+    """The examples of ``split`` "train" or "dev", and the label names in the order of their ids.
+
+    Without `labels` the names are ``data.labels``, else those of the Hub data set, else those of
+    the training part, sorted. `problem_type` None reads text only. The arrays are cached on disk by
+    the content of files and tokenizer and the settings that matter, and memory-mapped. With
+    ``data.streaming`` nothing is cached, and reading stops at ``data.max_*_examples``.
+
+    Raises:
+        InputError: a file, column, row or label is not as it should be, or the Hub is out of reach.
+    """
+    names = labels if labels is not None else data.labels
+    if problem_type in (None, "regression"):
+        names = None
+    elif names is None and split != "train":
+        raise ValueError(f"labels of the {split} part must be those of the training part")
+    limit = data.max_train_examples if split == "train" else data.max_dev_examples
+    sources = _sources(data, split, problem_type is not None)
+    if names is None and problem_type not in (None, "regression"):
+        names = sources[0].label_names
+    encoder = Encoder(tokenizer, data.max_length, data.truncation, pair=data.text_pair is not None)
+    builder = Builder(data, split, sources, encoder, Labels(problem_type, names), limit)
+    if data.streaming:
+        store = cache.Store()
+        about = builder.run(store)
+        arrays = store.arrays()
+    else:
+        entry = cache.directory(data.cache_dir) / _key(
+            data, sources, encoder, problem_type, names, limit
+        )
+        found = cache.read(entry)
+        if found is None:
+            with cache.writing_entry(entry) as store:
+                found = store.seal(builder.run(store))
+        arrays, about = found
+    report = ReadReport(**about["report"])
+    _log(split, sources, report)
+    return Examples(
+        arrays["tokens"],
+        arrays["type_ids"],
+        arrays["offsets"],
+        arrays.get("labels"),
+        arrays["rows"],
+        report,
+    ), about["names"]
+
+
+def _sources(data: DataConfig, split: str, labelled: bool) -> list[Source]:
+    if data.dataset is not None:
+        return [hub_source(data, split, labelled=labelled)]
+    files = data.train if split == "train" else data.dev
+    if not files:
+        raise InputError(f"data.{split} is empty; expected at least one file, or data.dataset")
+    return [file_source(Path(file), data, labelled=labelled) for file in files]
+
+
+def _key(data: DataConfig, sources: list[Source], encoder: Encoder, *settings: object) -> str:
+    used = ("format", "text", "text_pair", "label", "columns", "on_bad_row", "max_length")
+    content = {
+        "version": _CACHE_VERSION,
+        "sources": [source.fingerprint() for source in sources],
+        "tokenizer": encoder.fingerprint(),
+        "data": {name: getattr(data, name) for name in (*used, "truncation")},
+        "settings": settings,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _log(split: str, sources: list[Source], report: ReadReport) -> None:
+    names = ", ".join(source.name for source in sources)
+    _LOG.info("data.%s: %d of %d rows of %s", split, report.kept, report.read, names)
+    if report.dropped:
+        reasons = ", ".join(f"{reason} ({n})" for reason, n in report.dropped.items())
+        _LOG.warning("data.%s: dropped %d rows: %s", split, sum(report.dropped.values()), reasons)
+    if report.truncated:
+        _LOG.warning("data.%s: %d texts truncated", split, report.truncated)

@@ -1,0 +1,70 @@
+"""Rows out of data sets of the Hugging Face Hub."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from jaxllm.config_fields import DataConfig
+from jaxllm.data.rows import CHUNK, Source, columns_of, rows_of
+from jaxllm.errors import InputError
+
+_OFFLINE = (
+    "Without a connection: give files (data.train, data.dev), or load the data set once where "
+    "there is one and point HF_HOME at a copy of that cache"
+)
+
+
+def hub_source(data: DataConfig, split: str, *, labelled: bool) -> Source:
+    """A split of ``data.dataset``; with ``data.streaming`` it is not downloaded as a whole.
+
+    Raises:
+        InputError: the Hub cannot be reached, or the data set, its configuration, split or column
+            is not there.
+    """
+    from datasets import load_dataset
+
+    part = data.train_split if split == "train" else data.dev_split
+    where = f"data.dataset={data.dataset} (data.{split}_split={part})"
+    try:
+        dataset = load_dataset(
+            data.dataset, data.dataset_config, split=part, streaming=data.streaming
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{where}: cannot be loaded: {error}. {_OFFLINE}") from error
+    features = dataset.features or {}
+    if features:
+        columns_of(where, features, data, labelled)
+    names = _class_names(features.get(data.label)) if labelled else None
+
+    def records() -> Iterator[tuple[int, dict[str, Any]]]:
+        number = 0
+        try:
+            for columns in dataset.iter(batch_size=CHUNK):
+                for values in zip(*columns.values(), strict=True):
+                    number += 1
+                    record = dict(zip(columns, values, strict=True))
+                    if names is not None:
+                        record[data.label] = _named(record[data.label], names)
+                    yield number, record
+        except OSError as error:
+            raise InputError(f"{where}: stopped after row {number}: {error}. {_OFFLINE}") from error
+
+    return Source(
+        where,
+        lambda: f"{data.dataset} {data.dataset_config} {part} {dataset._fingerprint}",
+        lambda: rows_of(where, records(), data, labelled),
+        names,
+    )
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    """The names of a ClassLabel, or of a list of them."""
+    return getattr(feature, "names", None) or getattr(
+        getattr(feature, "feature", None), "names", None
+    )
+
+
+def _named(value: Any, names: list[str]) -> Any:
+    """Names for ids; data sets mark a withheld label with -1."""
+    if isinstance(value, list):
+        return [names[i] for i in value]
+    return names[value] if isinstance(value, int) and value >= 0 else None

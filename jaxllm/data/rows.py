@@ -1,0 +1,81 @@
+"""Rows of text and label, and where they come from."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jaxllm.config_fields import DataConfig
+from jaxllm.errors import InputError
+
+CHUNK = 1000  # rows read, and tokenized, at a time
+
+
+class Row(NamedTuple):
+    """One row as it was found.
+
+    Attributes:
+        number: from 1, header not counted; blank lines of a file are left out but counted.
+        text, pair, label: what the columns hold; None where there is nothing.
+        fault: why the row cannot be used, where its columns could not be told apart.
+    """
+
+    number: int
+    text: Any
+    pair: Any = None
+    label: Any = None
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file, or one split of a Hub data set.
+
+    Attributes:
+        name: for messages.
+        fingerprint: gives a string that is another one whenever the content is.
+        rows: gives the rows; InputError where they cannot be read.
+        label_names: in the order of their ids, where the data set itself says so.
+    """
+
+    name: str
+    fingerprint: Callable[[], str]
+    rows: Callable[[], Iterator[Row]]
+    label_names: list[str] | None = None
+
+
+def columns_of(
+    where: str, columns: Iterable[str], data: DataConfig, labelled: bool
+) -> tuple[str, str | None, str | None]:
+    """The columns of text, pair and label, after a check that each is there once."""
+    keys = {"text": data.text, "text_pair": data.text_pair, "label": data.label}
+    if not labelled:
+        keys["label"] = None
+    there = list(columns)
+    for key, column in keys.items():
+        if column is not None and there.count(column) != 1:
+            found = "no column" if column not in there else f"{there.count(column)} columns"
+            raise InputError(
+                f"{where}: {found} {column!r} (data.{key}); the columns there are "
+                f"{', '.join(map(repr, there))}; name one of them, or give data.columns if the "
+                "file has no header row"
+            )
+    return data.text, keys["text_pair"], keys["label"]
+
+
+def rows_of(
+    where: str, records: Iterator[tuple[int, dict[str, Any]]], data: DataConfig, labelled: bool
+) -> Iterator[Row]:
+    """Rows out of dicts; a column that none of the first rows has is taken to be misnamed."""
+    head = list(itertools.islice(records, CHUNK))
+    if not head:
+        return
+    columns = dict.fromkeys(itertools.chain.from_iterable(record for _, record in head))
+    text, pair, label = columns_of(where, columns, data, labelled)
+    for number, record in itertools.chain(head, records):
+        yield Row(
+            number,
+            record.get(text),
+            record.get(pair) if pair else None,
+            record.get(label) if label else None,
+        )

@@ -1,0 +1,158 @@
+"""Tokenizers by path, and text to token arrays of a bounded length."""
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxllm.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
+    """The fast tokenizer of a directory, a Hub id or ``package:NAME/sub/dir``.
+
+    A directory whose only tokenizer file is ``vocab.txt`` gives BERT WordPiece; it lower-cases the
+    text if the vocabulary holds no word with an ASCII capital.
+
+    Raises:
+        InputError: nothing is there, or nothing that transformers can make a fast tokenizer of.
+    """
+    from transformers import AutoTokenizer, BertTokenizerFast
+
+    from jaxllm.pretrained.hf import resolve
+
+    directory = Path(resolve(str(path)))
+    vocabulary = directory / "vocab.txt"
+    described = any((directory / f).exists() for f in ("tokenizer.json", "tokenizer_config.json"))
+    if vocabulary.exists() and not described:
+        return BertTokenizerFast(vocab=str(vocabulary), do_lower_case=_uncased(vocabulary))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise InputError(
+            f"{directory}: no tokenizer there: {str(error).strip().splitlines()[0]}; expected "
+            "tokenizer.json, or vocab.txt, or set model.tokenizer to where they are"
+        ) from error
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"{directory}: {type(tokenizer).__name__} is not a fast tokenizer; expected "
+            "tokenizer.json there (a fast tokenizer's save_pretrained writes it)"
+        )
+    return tokenizer
+
+
+def _uncased(vocabulary: Path) -> bool:
+    words = vocabulary.read_text(encoding="utf-8").splitlines()
+    return not any(re.match(r"(##)?[a-z]*[A-Z]", word) for word in words)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token arrays of n texts, one after the other.
+
+    Attributes:
+        tokens: int32[total].
+        type_ids: uint8[total].
+        lengths: int64[n], tokens kept; 0 for a text that was too long and not to be cut.
+        full_lengths: int64[n], tokens before the cut.
+    """
+
+    tokens: np.ndarray
+    type_ids: np.ndarray
+    lengths: np.ndarray
+    full_lengths: np.ndarray
+
+
+class Encoder:
+    """Text, or two texts, to tokens with the special ones around them, at most `max_length`.
+
+    `truncation` "right" or "left" cuts there, of two texts the longer one first; with "error" and
+    "drop" a text that is too long gives no tokens. Safe to use from several threads.
+
+    Raises:
+        InputError: `max_length` leaves no room beside the special tokens.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerFast",
+        max_length: int,
+        truncation: str = "right",
+        *,
+        pair: bool = False,
+    ):
+        from tokenizers import Tokenizer
+
+        # A copy: the caller's tokenizer may pad or truncate, and others may change that meanwhile.
+        # Cutting is done here, as the library's takes quadratic time and memory on long pairs.
+        self._backend: Any = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._max_length = max_length
+        self._truncation = truncation
+        specials = self._backend.num_special_tokens_to_add(is_pair=pair)
+        if max_length < specials + 1 + pair:
+            raise InputError(
+                f"data.max_length={max_length} leaves no room for text beside {specials} special "
+                f"tokens; expected at least {specials + 1 + pair}"
+            )
+
+    def fingerprint(self) -> str:
+        """Another string for every tokenizer that can give other tokens."""
+        from tokenizers import __version__
+
+        return json.dumps([__version__, json.loads(self._backend.to_str())], sort_keys=True)
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Encoded:
+        """Tokens of `texts`, or of each text with its pair."""
+        inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        encodings = self._backend.encode_batch_fast(inputs)
+        full = np.fromiter(map(len, encodings), np.int64, len(encodings))
+        ids = [encoding.ids for encoding in encodings]
+        types = [encoding.type_ids for encoding in encodings]
+        for i in np.flatnonzero(full > self._max_length):
+            keep = self._kept(encodings[i])
+            ids[i] = list(itertools.compress(ids[i], keep))
+            types[i] = list(itertools.compress(types[i], keep))
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        total = int(lengths.sum())
+        chain = itertools.chain.from_iterable
+        return Encoded(
+            np.fromiter(chain(ids), np.int32, total),
+            np.fromiter(chain(types), np.uint8, total),
+            lengths,
+            full,
+        )
+
+    def _kept(self, encoding: Any) -> np.ndarray:
+        """bool[n]: the tokens of a text that is too long that stay."""
+        if self._truncation not in ("right", "left"):
+            return np.zeros(len(encoding), bool)
+        part = np.array([-1 if s is None else s for s in encoding.sequence_ids])
+        keep = part == -1  # the special tokens
+        first, second = np.flatnonzero(part == 0), np.flatnonzero(part == 1)
+        room = self._max_length - int(keep.sum())
+        for positions, share in zip(
+            (first, second), shares(len(first), len(second), room), strict=True
+        ):
+            start = 0 if self._truncation == "right" else len(positions) - share
+            keep[positions[start : start + share]] = True
+        return keep
+
+
+def shares(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many of two texts' tokens fit in `room`, the longer cut first; as `tokenizers` does."""
+    if first + second <= room:
+        return first, second
+    short = min(first, second)
+    if short > room - short:
+        short = room // 2
+    return (short, room - short) if first <= second else (room - short, short)
