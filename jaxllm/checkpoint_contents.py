@@ -1,0 +1,68 @@
+"""What is in a checkpoint's directory: jaxllm.json, and the state as trees that Orbax takes."""
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+
+FORMAT = "jaxllm checkpoint 1"
+ABOUT = "jaxllm.json"
+
+
+def read_about(directory: Path) -> dict[str, Any]:
+    content = json.loads((directory / ABOUT).read_text())
+    body = json.dumps([content["about"], content["files"]])
+    if content["about"]["format"] != FORMAT:
+        raise ValueError(f"format is {content['about']['format']!r}, not {FORMAT!r}")
+    if zlib.crc32(body.encode()) != content["crc32"]:
+        raise ValueError("its content has changed since")
+    return content
+
+
+def sealed(about: dict[str, Any], files: dict[str, Any]) -> str:
+    body = json.dumps([about, files])
+    about, files = json.loads(body)  # tuples become lists, keys strings: as it will be read
+    return json.dumps({"about": about, "files": files, "crc32": zlib.crc32(body.encode())})
+
+
+def crc32(file: Path) -> int:
+    crc = 0
+    with open(file, "rb") as stream:
+        while block := stream.read(1 << 22):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def leaves(state: Any) -> list[tuple[str, Any]]:
+    """[("params/blocks/mlp/up/kernel", array), …] of any registered tree."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(state)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in paths]
+
+
+def describe_leaf(x: Any) -> str:
+    return f"{x.dtype}[{','.join(map(str, x.shape))}]"
+
+
+def split(state: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(parameters, the rest) as nested dicts of strings, so that Orbax needs none of our classes."""
+    parts: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    for path, x in leaves(state):
+        *parents, leaf = path.removeprefix("params/").split("/")
+        node = parts[0 if path.startswith("params/") else 1]
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = x
+    return parts
+
+
+def join(shape: Any, params: dict[str, Any], rest: dict[str, Any]) -> Any:
+    """The inverse of `split`, into the structure of `shape` (a state, or only its parameters)."""
+    arrays = []
+    for path, _ in leaves(shape):
+        node = rest if rest and not path.startswith("params/") else params
+        for key in path.removeprefix("params/").split("/"):
+            node = node[key]
+        arrays.append(node)
+    return jax.tree.unflatten(jax.tree.structure(shape), arrays)

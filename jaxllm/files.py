@@ -1,0 +1,102 @@
+"""Writing to disk so that a crash or a full disk leaves the old content or the new, never a mix."""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxllm.errors import InputError
+
+# What libraries that lose the errno (tensorstore, safetensors) still say in their messages.
+_DISK_PHRASES = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "File too large",
+    "Read-only file system",
+    "Permission denied",
+    "Input/output error",
+)
+
+
+def disk_problem(error: BaseException) -> str | None:
+    """What the operating system said, where `error` or its cause is a failed write; else None."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.strerror:
+            return seen.strerror
+        for phrase in _DISK_PHRASES:
+            if phrase in str(seen):
+                return phrase
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+@contextlib.contextmanager
+def writing(what: str, way_out: str) -> Iterator[None]:
+    """Turns a failed write inside into an InputError: what could not be written, why, way out."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        problem = disk_problem(error)
+        if problem is None:
+            raise
+        raise InputError(f"could not write {what}: {problem}. {way_out}") from error
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Writes a file beside `path`, then renames it over `path`.
+
+    Raises:
+        InputError: the disk is full, read-only, or may not be written.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.tmp")
+    with writing(str(path), "The file is as it was before; make room and run the command again."):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as indented JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=2) + "\n")
+
+
+def replace_directory(new: Path, target: Path) -> None:
+    """Puts the directory `new` in the place of `target`.
+
+    Two renames: a crash between them leaves the old content in ``.<name>.old``, from where
+    `recover_directory` takes it back.
+    """
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.rename(target, old)
+    os.rename(new, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_directory(target: Path) -> None:
+    """Undoes a `replace_directory` that a crash cut in half."""
+    old = target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():
+        os.rename(old, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def finite(record: dict[str, Any]) -> dict[str, Any]:
+    """`record` with null for each float that JSON has no number for (NaN, infinities)."""
+    bad = (name for name, x in record.items() if isinstance(x, float) and not math.isfinite(x))
+    return {**record, **dict.fromkeys(bad)}

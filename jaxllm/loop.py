@@ -1,0 +1,321 @@
+"""The loop: resume, step, log, evaluate, save. The only one."""
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from jaxllm import summary
+from jaxllm.checkpoint import Checkpoints
+from jaxllm.config import Config, to_yaml
+from jaxllm.errors import InputError
+from jaxllm.interrupt import Interrupted, StopRequest
+from jaxllm.job import Job, Metrics
+from jaxllm.progress import Progress
+from jaxllm.run_dir import RunDir, differences
+from jaxllm.run_log import METRICS, RunLog, read_records
+from jaxllm.throughput import StepClock, tokens_per_second
+
+if TYPE_CHECKING:
+    from jaxllm.data.loader import LoadedBatch, LoaderState
+
+__all__ = ["Interrupted", "Job", "RunError", "run", "train"]
+
+logger = logging.getLogger("jaxllm.loop")
+
+
+class RunError(InputError):
+    """A run that cannot go on: its loss is not a number."""
+
+
+def train(config: Config, build: Callable[[Config], Job] | None = None) -> dict[str, float]:
+    """Trains as `config` says, once or once per seed of `run.seeds`, and returns the summary.
+
+    Takes up a run that was stopped, and leaves a finished one as it is. Several seeds each have
+    their run in ``run.dir/seed_<n>``; the summary is then their mean, and ``<key>_std`` the sample
+    standard deviation.
+
+    Raises:
+        InputError: something the user gave cannot be used.
+        RunError: a loss was not finite.
+        Interrupted: SIGTERM or Ctrl-C; the state is saved.
+    """
+    build = build or _build
+    with RunDir(config) as directory:
+        if not config.run.seeds:
+            return _run(build, config, directory)
+        summaries = []
+        for seed in config.run.seeds:
+            place = str(directory.path / f"seed_{seed}")
+            one = dataclasses.replace(
+                config,
+                train=dataclasses.replace(config.train, seed=seed),
+                run=dataclasses.replace(config.run, dir=place, seeds=None),
+            )
+            try:
+                with RunDir(one) as seed_directory:
+                    summaries.append(_run(build, one, seed_directory))
+            except Interrupted as stop:
+                message = f"{stop} (this seed; all of them: {directory.command()})"
+                raise Interrupted(stop.signum, message) from None
+        mean = summary.over_seeds(summaries)
+        directory.write_summary(mean)
+        return mean
+
+
+def run(job: Job, config: Config) -> dict[str, float]:
+    """Trains `job` in `config.run.dir` and returns the summary; errors as in `train`."""
+    with RunDir(config) as directory:
+        return _run(lambda _: job, config, directory)
+
+
+def _build(config: Config) -> Job:
+    from jaxllm.tasks import classification
+
+    builders = {"sequence-classification": classification.build}
+    return builders[config.model.task](config)
+
+
+def _run(build: Callable[[Config], Job], config: Config, directory: RunDir) -> dict[str, float]:
+    done = directory.summary()
+    if done is not None:
+        logger.info("%s holds this run, finished; its summary.json is the result", directory.path)
+        return done
+    began = time.perf_counter()
+    job = build(config)
+    checkpoints = Checkpoints(
+        directory.checkpoints,
+        keep=config.run.keep,
+        metric=job.metric,
+        higher_is_better=job.higher_is_better,
+    )
+    with checkpoints:
+        with StopRequest() as stop:
+            state, position, progress = _start(job, config, checkpoints)
+            began -= progress.wall_seconds
+            clock = StepClock(progress.train_seconds, progress.compile_seconds)
+            with RunLog(directory, progress.step, job.total_steps) as log:
+                run = _Run(job, config, directory, checkpoints, log, stop, progress, clock, began)
+                state = _steps(run, state, position)
+        return _finish(run, state)
+
+
+def _start(
+    job: Job, config: Config, checkpoints: Checkpoints
+) -> tuple[Any, "LoaderState", Progress]:
+    """The state of the last checkpoint, or of the job."""
+    from jaxllm.data.loader import LoaderState
+
+    state, job.state = job.state, None
+    latest = checkpoints.latest()
+    if latest is None:
+        return state, LoaderState(epoch=0, step=0), Progress()
+    del state  # before the restored one takes its place
+    state, position, extra = checkpoints.restore(latest, job.state_shape)
+    where = checkpoints.path(latest)
+    changed = differences(extra["config"], to_yaml(config))
+    if changed:
+        raise InputError(
+            f"{where} is of a run of another config ({'; '.join(changed)}). Give another run.dir."
+        )
+    if extra["rows_per_batch"] != job.loader.rows_per_batch:
+        raise InputError(
+            f"{where} was written with batches of {extra['rows_per_batch']} rows, this mesh needs "
+            f"{job.loader.rows_per_batch}. Choose mesh.data and mesh.fsdp so that their product "
+            f"divides {extra['rows_per_batch']}, or give another run.dir."
+        )
+    logger.info("going on after step %d of %d, from %s", latest, job.total_steps, where)
+    return state, position, Progress(**extra["progress"])
+
+
+@dataclasses.dataclass
+class _Run:
+    """The parts of one run."""
+
+    job: Job
+    config: Config
+    directory: RunDir
+    checkpoints: Checkpoints
+    log: RunLog
+    stop: StopRequest
+    progress: Progress
+    clock: StepClock
+    began: float  # time.perf_counter() of a start that never stopped
+    logged: tuple[int, int, float] = (0, 0, 0.0)  # tokens and seconds at the last log line
+
+
+@dataclasses.dataclass
+class _Pending:
+    """A dispatched step whose metrics have not been read."""
+
+    step: int
+    metrics: Metrics
+    batch: "LoadedBatch"
+
+
+def _steps(run: _Run, state: Any, position: "LoaderState") -> Any:
+    """Steps until the end, an early stop, or a signal; returns the last state."""
+    job, train, clock = run.job, run.config.train, run.clock
+    step = run.progress.step
+    pending: _Pending | None = None
+    run.logged = (run.progress.real_tokens, run.progress.padded_tokens, clock.seconds)
+    with closing(job.loader.batches(position)) as batches:  # type: ignore[type-var]
+        while True:
+            ended = step >= job.total_steps
+            signum = run.stop.received(step, run.config.run.log_every)
+            evaluate = ended or _due(train.eval_every, step, position)
+            save = evaluate if train.save_every == 0 else _due(train.save_every, step, position)
+            if evaluate or save or ended or signum:
+                pending = _read(run, pending)
+                clock.stop()
+                improved = False
+                if evaluate and run.progress.evaluated < step:
+                    improved = _evaluate(run, state.params, position)
+                ended = ended or (0 < train.patience <= run.progress.stale)
+                if step > 0 and (save or improved or ended or signum):
+                    _save(run, step, state, position)
+            if signum:
+                raise _interrupted(run, signum)
+            if ended:
+                return state
+            clock.start()
+            batch = next(batches)
+            if clock.is_new(batch.arrays):
+                pending = _read(run, pending)  # or its execution would count as compilation
+                with clock.compiling():
+                    state, metrics = job.train_step(state, batch.arrays)
+            else:
+                state, metrics = job.train_step(state, batch.arrays)
+            step, position = step + 1, batch.next_state
+            # Step n is on its way; now step n-1 is read: the host never waits for the newest.
+            _read(run, pending)
+            pending = _Pending(step, metrics, dataclasses.replace(batch, arrays={}))
+
+
+def _due(every: int, step: int, position: "LoaderState") -> bool:
+    """Whether something is to be done after `step`; every=0 is at the end of each epoch."""
+    if step == 0:
+        return False
+    return position.step == 0 if every == 0 else step % every == 0
+
+
+def _read(run: _Run, pending: _Pending | None) -> None:
+    """Waits for a step, counts it, and logs when it is a log step."""
+    if pending is None:
+        return
+    progress, config = run.progress, run.config.run
+    values = jax.device_get(pending.metrics)
+    sums = {name: (float(total), float(weight)) for name, (total, weight) in values.items()}
+    _check_finite(run, pending, sums)
+    progress.add(sums, pending.batch.real_tokens, pending.batch.padded_tokens)
+    run.clock.lap()
+    if progress.step % config.log_every == 0 or progress.step == run.job.total_steps:
+        real, padded, seconds = run.logged
+        run.logged = (progress.real_tokens, progress.padded_tokens, run.clock.seconds)
+        took = run.logged[2] - seconds
+        means = progress.take_window()
+        run.log.step(
+            {
+                "step": progress.step,
+                "epoch": _epoch(run.job, pending.batch.next_state),
+                "loss": means.pop("loss"),
+                "learning_rate": float(run.job.learning_rate(progress.step - 1)),
+                **means,
+                "real_tokens_per_second": tokens_per_second(progress.real_tokens - real, took),
+                "padded_tokens_per_second": tokens_per_second(
+                    progress.padded_tokens - padded, took
+                ),
+            }
+        )
+    run.log.tick()
+
+
+def _epoch(job: Job, position: "LoaderState") -> float:
+    """Epochs done, with the share of the one that has begun."""
+    if position.step == 0:
+        return float(position.epoch)
+    return round(position.epoch + position.step / job.loader.steps_in_epoch(position.epoch), 4)
+
+
+def _check_finite(run: _Run, pending: _Pending, sums: dict[str, tuple[float, float]]) -> None:
+    bad = [f"{name} {total}" for name, (total, _) in sums.items() if not math.isfinite(total)]
+    if not bad:
+        return
+    rows = sorted({int(row) for row in np.ravel(pending.batch.example_rows) if row >= 0})
+    latest = run.checkpoints.latest()
+    last = run.checkpoints.path(latest) if latest is not None else "none yet"
+    raise RunError(
+        f"{', '.join(bad)} at step {pending.step}; the batch held the examples of rows {rows}. "
+        f"Nothing was saved after it; the last good checkpoint: {last}. Look at these rows, or "
+        "lower optimizer.learning_rate or optimizer.clip_norm and give another run.dir."
+    )
+
+
+def _evaluate(run: _Run, params: Any, position: "LoaderState") -> bool:
+    """Evaluates, logs, exports the model when it is the best; whether it is."""
+    job, progress = run.job, run.progress
+    metrics = {name: float(x) for name, x in job.evaluate(params).items()}
+    if not metrics:
+        progress.evaluated = progress.step
+        return False
+    if job.metric not in metrics:
+        raise InputError(
+            f"train.metric: {job.metric!r} is none of this task's; choose one of {sorted(metrics)}"
+        )
+    record = {"step": progress.step, "epoch": _epoch(job, position)}
+    run.log.evaluation({**record, **{f"eval/{name}": x for name, x in metrics.items()}})
+    improved = progress.judge(metrics, job.metric, job.higher_is_better)
+    if improved:
+        run.directory.export(job.export, params)
+    return improved
+
+
+def _save(run: _Run, step: int, state: Any, position: "LoaderState") -> None:
+    progress = run.progress
+    progress.train_seconds = run.clock.seconds
+    progress.compile_seconds = run.clock.compile_seconds
+    progress.wall_seconds = time.perf_counter() - run.began
+    extra = {
+        "progress": dataclasses.asdict(progress),
+        "config": to_yaml(run.config),
+        "rows_per_batch": run.job.loader.rows_per_batch,
+    }
+    rated = progress.best_metrics if progress.best_step == step else None
+    run.checkpoints.save(step, state, position, extra, rated)
+
+
+def _interrupted(run: _Run, signum: int) -> Interrupted:
+    run.checkpoints.wait()
+    return Interrupted(
+        signum,
+        f"stopped after step {run.progress.step} of {run.job.total_steps}, and saved. To go on: "
+        f"{run.directory.command()}",
+    )
+
+
+def _finish(run: _Run, state: Any) -> dict[str, float]:
+    """Export, report, curves, and last the summary that marks the run as finished."""
+    from jaxllm import curves
+
+    progress, job, directory = run.progress, run.job, run.directory
+    run.checkpoints.wait()
+    best = progress.best_step
+    params = state.params
+    del state
+    if best not in (0, progress.step):
+        del params  # before the best ones are there beside them
+        params = run.checkpoints.restore_params(best, job.state_shape)
+    if best == 0 or not directory.model.exists():
+        directory.export(job.export, params)
+    job.report(params, directory.path)
+    if directory.writer:
+        curves.draw(read_records(directory.path / METRICS), directory.path / "curves.png")
+    result = summary.of_run(progress, run.clock, time.perf_counter() - run.began)
+    directory.write_summary(result)
+    return result

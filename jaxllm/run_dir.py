@@ -1,0 +1,188 @@
+"""The directory of a run: who may write it, whose it is, what it holds.
+
+run.dir/  config.yaml  metrics.jsonl  tensorboard/  checkpoints/  model/  report.txt  curves.png
+          summary.json (written last: a run is finished when it is there)
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shlex
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import yaml
+
+from jaxllm.config import Config, to_yaml
+from jaxllm.errors import InputError
+from jaxllm.files import (
+    finite,
+    recover_directory,
+    replace_directory,
+    write_atomic,
+    write_json,
+    writing,
+)
+
+logger = logging.getLogger("jaxllm.run_dir")
+
+LOCK = ".lock"
+
+# These may differ between a run and its resumption: they change what is shown, kept or how fast it
+# goes, not what is computed. (Another mesh rounds differently; its batches must have as many rows.)
+HARMLESS = (
+    "run.dir",
+    "run.seeds",
+    "run.keep",
+    "run.log_every",
+    "run.tensorboard",
+    "run.progress",
+    "data.workers",
+    "data.cache_dir",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
+)
+
+
+def differences(old: str, new: str) -> list[str]:
+    """["train.seed: 0 -> 1", …] between two configs as YAML, the harmless keys left out."""
+    before, after = (_flat(yaml.safe_load(text)) for text in (old, new))
+    return [
+        f"{key}: {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}"
+        for key in sorted(before.keys() | after.keys())
+        if key not in HARMLESS and before.get(key) != after.get(key)
+    ]
+
+
+def _flat(config: Any) -> dict[str, Any]:
+    if not isinstance(config, dict) or not all(isinstance(s, dict) for s in config.values()):
+        raise InputError("not the config.yaml of a jaxllm run: expected sections of keys")
+    return {f"{section}.{key}": x for section, keys in config.items() for key, x in keys.items()}
+
+
+class RunDir:
+    """A run's directory, held by one run at a time; a context manager that takes the lock.
+
+    Raises:
+        InputError: on entry, when another run holds it, or it belongs to something else or to a run
+            of another config.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.path = Path(config.run.dir)
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model"
+        self.writer = jax.process_index() == 0
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> "RunDir":
+        with self._open as stack:
+            with writing(str(self.path), "Give another run.dir."):
+                self.path.mkdir(parents=True, exist_ok=True)
+            if self.writer:
+                self._lock(stack)
+            self._check_config()
+            if self.writer:
+                recover_directory(self.model)
+                write_atomic(self.path / "config.yaml", to_yaml(self.config))
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def summary(self) -> dict[str, float] | None:
+        """The summary of the finished run that is here; None while it is not finished."""
+        with contextlib.suppress(FileNotFoundError):
+            return json.loads((self.path / "summary.json").read_text())
+        return None
+
+    def write_summary(self, summary: dict[str, float]) -> None:
+        """Marks the run as finished."""
+        if self.writer:
+            write_json(self.path / "summary.json", finite(summary))
+
+    def export(self, export: Callable[[Any, Path], None], params: Any) -> None:
+        """Replaces model/ by what `export` writes; on any failure model/ stays as it was."""
+        staged = self.path / ".model.new"
+        if self.writer:
+            shutil.rmtree(staged, ignore_errors=True)
+        with writing(
+            f"the model to {self.model}",
+            "It is as it was before; make room and run the same command again: it goes on.",
+        ):
+            try:
+                export(params, staged)
+                _meet("exported")
+                if self.writer:
+                    replace_directory(staged, self.model)
+            except BaseException:
+                if self.writer:
+                    shutil.rmtree(staged, ignore_errors=True)
+                raise
+        _meet("replaced")
+
+    def command(self) -> str:
+        """What to type to go on with this run."""
+        return f"jaxllm train --config {shlex.quote(str(self.path / 'config.yaml'))}"
+
+    def _lock(self, stack: contextlib.ExitStack) -> None:
+        file = stack.enter_context(open(self.path / LOCK, "a+"))  # noqa: SIM115
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(
+                f"{self.path} is in use by another run ({file.read().strip()}). Wait for it, stop "
+                "it, or give another run.dir."
+            ) from None
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s); start no second run in it", self.path, error)
+            return
+        file.truncate(0)
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        file.write(f"pid {os.getpid()} on {socket.gethostname()}, started {started}\n")
+        file.flush()
+
+    def _check_config(self) -> None:
+        config_file = self.path / "config.yaml"
+        content = ("summary.json", "checkpoints", "model")
+        held = [name for name in content if (self.path / name).exists()]
+        held += [path.name for path in sorted(self.path.glob("seed_*"))]
+        if not held:
+            return
+        if not config_file.exists():
+            raise InputError(
+                f"{self.path} holds {', '.join(held)} but no config.yaml: it is not the directory "
+                "of a jaxllm run. Give another run.dir."
+            )
+        try:
+            changed = differences(config_file.read_text(encoding="utf-8"), to_yaml(self.config))
+        except (yaml.YAMLError, UnicodeDecodeError, InputError) as error:
+            raise InputError(f"{config_file}: {error}. Give another run.dir.") from None
+        if not changed:
+            return
+        checkpoints = any(self.checkpoints.glob("step_*"))
+        if not checkpoints and held == ["checkpoints"]:
+            return  # it stopped before its first checkpoint: nothing of it is lost
+        raise InputError(
+            f"{self.path} holds a run of another config ({'; '.join(changed)}). To go on with that "
+            f"run: {self.command()}; for a new run give another run.dir."
+        )
+
+
+def _meet(name: str) -> None:
+    """All processes of a run wait here for each other."""
+    if jax.process_count() > 1:
+        from jax.experimental.multihost_utils import sync_global_devices
+
+        sync_global_devices(f"jaxllm:{name}")

@@ -1,0 +1,120 @@
+"""What a run says while it goes: metrics.jsonl, TensorBoard, the progress bar."""
+
+import contextlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxllm.files import finite, write_atomic, writing
+
+if TYPE_CHECKING:
+    from jaxllm.run_dir import RunDir
+
+logger = logging.getLogger("jaxllm.run_log")
+
+METRICS = "metrics.jsonl"
+
+
+def read_records(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl up to `last_step`; a line that a crash cut off is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return [r for r in records if last_step is None or r["step"] <= last_step]
+
+
+class RunLog:
+    """Writes records as they come; a context manager.
+
+    On entry metrics.jsonl is cut back to `step`, so that a resumed run has each step once.
+
+    Args:
+        directory: of the run; in a process that may not write there, nothing is written or shown.
+        step: how many steps are done.
+        total: how many the run has.
+    """
+
+    def __init__(self, directory: "RunDir", step: int, total: int) -> None:
+        self._path, self._writer = directory.path / METRICS, directory.writer
+        self._config = directory.config.run
+        self._step, self._total = step, total
+        self._tensorboard: Any = None
+
+    def __enter__(self) -> "RunLog":
+        from tqdm import tqdm
+        from tqdm.contrib.logging import logging_redirect_tqdm
+
+        self._open = contextlib.ExitStack()
+        if self._writer:
+            kept = read_records(self._path, self._step)
+            write_atomic(self._path, "".join(json.dumps(r) + "\n" for r in kept))
+            if self._config.tensorboard:
+                from tensorboardX import SummaryWriter
+
+                self._tensorboard = SummaryWriter(
+                    str(self._path.parent / "tensorboard"), purge_step=self._step + 1
+                )
+                self._open.callback(self._tensorboard.close)
+        # disable=None: no bar where stderr is not a terminal; log lines take its place.
+        self._bar = tqdm(
+            total=self._total,
+            initial=self._step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=None if self._config.progress and self._writer else True,
+        )
+        self._open.callback(self._bar.close)
+        loggers = [logging.getLogger(), logging.getLogger("jaxllm")]
+        self._open.enter_context(logging_redirect_tqdm([x for x in loggers if x.handlers]))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def tick(self) -> None:
+        """A step is done."""
+        self._bar.update(1)
+
+    def step(self, record: dict[str, Any]) -> None:
+        """The record of a log step: step, epoch, loss, learning_rate, grad_norm, tokens/s."""
+        self._write(record, "train/")
+        rate = record["real_tokens_per_second"]
+        shown = f"loss {record['loss']:.4f} lr {record['learning_rate']:.2e} {rate:,.0f} tokens/s"
+        self._bar.set_postfix_str(shown, refresh=False)
+        if self._bar.disable and self._writer:
+            logger.info("step %d/%d: %s", record["step"], self._total, shown)
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        """The record of an evaluation: step, epoch, and eval/<metric> each."""
+        self._write(record, "")
+        if self._writer:
+            values = (f"{k} {v:.4f}" for k, v in record.items() if k.startswith("eval/"))
+            logger.info("step %d: %s", record["step"], ", ".join(values))
+
+    def _write(self, record: dict[str, Any], prefix: str) -> None:
+        if not self._writer:
+            return
+        line = json.dumps(finite(record)) + "\n"
+        with writing(str(self._path), "Make room and run the same command again: it goes on."):
+            size = self._path.stat().st_size if self._path.exists() else 0
+            try:
+                with open(self._path, "ab", buffering=0) as file:
+                    _write_all(file.fileno(), line.encode())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.truncate(self._path, size)  # no half line
+                raise
+            if self._tensorboard is not None:
+                for name, value in record.items():
+                    if name not in ("step", "epoch"):
+                        self._tensorboard.add_scalar(prefix + name, value, record["step"])
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]

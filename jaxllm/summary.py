@@ -1,0 +1,39 @@
+"""The numbers of a finished run, flat: summary.json."""
+
+import statistics
+
+from jaxllm.progress import Progress
+from jaxllm.throughput import StepClock, peak_host_memory_bytes, percentiles, tokens_per_second
+
+
+def of_run(progress: Progress, clock: StepClock, wall_seconds: float) -> dict[str, float]:
+    """One run.
+
+    Tokens per second are over the seconds spent on training steps: compilation, evaluation, export
+    and saving are left out, waiting for data is not. `train/wall_seconds` is all of it, building
+    the job included, without the time between a stop and its resumption. `train/step_seconds_p…`
+    and the memory are those of the last process. `eval/…` are those of the exported model.
+    """
+    times = percentiles(clock.laps)
+    return {
+        "train/real_tokens_per_second": tokens_per_second(progress.real_tokens, clock.seconds),
+        "train/padded_tokens_per_second": tokens_per_second(progress.padded_tokens, clock.seconds),
+        "train/steps": progress.step,
+        "train/best_step": progress.best_step,
+        "train/wall_seconds": wall_seconds,
+        "train/compile_seconds": clock.compile_seconds,
+        **{f"train/step_seconds_p{p}": seconds for p, seconds in times.items()},
+        "train/peak_host_memory_bytes": peak_host_memory_bytes(),
+        **{f"eval/{name}": x for name, x in progress.best_metrics.items()},
+    }
+
+
+def over_seeds(summaries: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of each value, and ``<key>_std``, the sample standard deviation (0 for one seed)."""
+    result: dict[str, float] = {"train/seeds": len(summaries)}
+    for key in summaries[0]:
+        values = [s[key] for s in summaries if s.get(key) is not None]
+        if len(values) == len(summaries):
+            result[key] = statistics.fmean(values)
+            result[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
+    return result

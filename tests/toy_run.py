@@ -1,0 +1,279 @@
+"""A small noisy regression that runs through the real loop, in this process or as a program.
+
+    python toy_run.py RUN_DIR '{"section.field": value, …}' [MOMENT]
+
+MOMENT is where the program kills itself with SIGKILL, see `_arm`.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxllm import checkpoint, files, interrupt, loop
+from jaxllm.config import Config
+from jaxllm.data.loader import LoaderState
+from jaxllm.errors import InputError
+from jaxllm.job import Job
+
+EXAMPLES, BATCH, WIDTH = 24, 4, 8
+STEPS_IN_EPOCH = EXAMPLES // BATCH
+LENGTH = 10  # tokens in a row, one of them padding
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    key: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    arrays: dict[str, jax.Array]
+    real_tokens: int
+    padded_tokens: int
+    examples: int
+    example_rows: np.ndarray
+    next_state: LoaderState
+
+
+class Loader:
+    """Batches that are a function of (seed, position); `open_iterators` counts those not closed."""
+
+    rows_per_batch = BATCH
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.open_iterators = 0
+        rng = np.random.default_rng(7)
+        self.x = rng.normal(size=(EXAMPLES, WIDTH)).astype(np.float32)
+        self.y = (self.x @ rng.normal(size=WIDTH)).astype(np.float32)
+
+    def steps_in_epoch(self, epoch: int) -> int:
+        return STEPS_IN_EPOCH
+
+    def batches(self, start: LoaderState, *, prefetch: int = 2) -> Iterator[Batch]:
+        self.open_iterators += 1
+        try:
+            epoch, step = start.epoch, start.step
+            while True:
+                order = np.random.default_rng((self.seed, epoch)).permutation(EXAMPLES)
+                rows = order[step * BATCH : (step + 1) * BATCH]
+                epoch, step = (epoch, step + 1) if step + 1 < STEPS_IN_EPOCH else (epoch + 1, 0)
+                arrays = {"x": jnp.asarray(self.x[rows]), "y": jnp.asarray(self.y[rows])}
+                yield Batch(
+                    arrays,
+                    real_tokens=BATCH * (LENGTH - 1),
+                    padded_tokens=BATCH * LENGTH,
+                    examples=BATCH,
+                    example_rows=rows + 1,
+                    next_state=LoaderState(epoch, step),
+                )
+        finally:
+            self.open_iterators -= 1
+
+
+def build(
+    config: Config,
+    *,
+    before_step: Callable[[int], None] = lambda step: None,
+    scores: list[float] | None = None,
+    poison: int | None = None,
+    size: int = 1000,
+) -> Job:
+    """The job of a config.
+
+    Args:
+        before_step: called with the number of the step that is about to run.
+        scores: the metric "score" of each evaluation, by epoch; default: minus the loss.
+        poison: the step whose loss is NaN.
+        size: of a parameter that only makes the checkpoint bigger.
+    """
+    loader = Loader(config.train.seed)
+    schedule = optax.linear_schedule(0.1, 0.0, 100)
+    tx = optax.adamw(schedule)
+    params = {"linear/w": jnp.zeros(WIDTH), "ballast": {"b": jnp.zeros(size)}}
+    key = jax.random.key_data(jax.random.key(config.train.seed))
+    state = State(jnp.int32(0), params, tx.init(params), key)
+
+    @jax.jit
+    def loss(params: Any, batch: Any) -> jax.Array:
+        return jnp.sum((batch["x"] @ params["linear/w"] - batch["y"]) ** 2)
+
+    def step(state: State, batch: Any) -> tuple[State, Any]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        value, grads = jax.value_and_grad(loss)(state.params, batch)
+        grads = jax.tree.map(lambda g: g / BATCH + 0.1 * jax.random.normal(key, g.shape), grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        if poison is not None:
+            value = jnp.where(state.step + 1 == poison, jnp.nan, value)
+        metrics = {
+            "loss": (value, jnp.float32(BATCH)),
+            "grad_norm": (jnp.linalg.norm(grads["linear/w"]), jnp.ones(())),
+        }
+        return State(state.step + 1, params, opt_state, state.key), metrics
+
+    jitted = jax.jit(step, donate_argnums=0)
+    count = iter(range(10**6))
+    offset: list[int] = []
+
+    def train_step(state: State, batch: Any) -> tuple[State, Any]:
+        if not offset:
+            offset.append(int(state.step))
+        before_step(offset[0] + next(count) + 1)
+        return jitted(state, batch)
+
+    everything = {"x": jnp.asarray(loader.x), "y": jnp.asarray(loader.y)}
+    done = [0]
+
+    def evaluate(params: Any) -> dict[str, float]:
+        value = float(loss(params, everything)) / EXAMPLES
+        done[0] += 1
+        return {"loss": value, "score": -value if scores is None else scores[done[0] - 1]}
+
+    def export(params: Any, directory: Path) -> None:
+        directory.mkdir()
+        np.savez(directory / "params.npz", **_flat(params))
+
+    def report(params: Any, directory: Path) -> None:
+        (directory / "report.txt").write_text(f"{evaluate(params)['loss']!r}\n")
+
+    shape = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    return Job(
+        state=state,
+        state_shape=shape,
+        train_step=train_step,
+        loader=loader,  # type: ignore[arg-type]
+        total_steps=config.train.steps or 3 * STEPS_IN_EPOCH,
+        learning_rate=lambda n: float(schedule(n)),
+        evaluate=evaluate,
+        metric=config.train.metric or "score",
+        higher_is_better=True,
+        export=export,
+        report=report,
+    )
+
+
+def _flat(params: Any) -> dict[str, np.ndarray]:
+    paths, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {jax.tree_util.keystr(path).replace("/", "|"): np.asarray(x) for path, x in paths}
+
+
+def make_config(directory: Path, **changes: Any) -> Config:
+    """A quiet config in `directory`; `changes` are "section.field" = value."""
+    config = Config()
+    changes = {"run.dir": str(directory), "run.progress": False, "run.log_every": 4, **changes}
+    for key, value in changes.items():
+        section, _, field = key.partition(".")
+        part = dataclasses.replace(getattr(config, section), **{field: value})
+        config = dataclasses.replace(config, **{section: part})
+    return config
+
+
+def last_state(directory: Path) -> dict[str, np.ndarray]:
+    """Every array of the last checkpoint of a run, and the loop's counts that are no times."""
+    shape = build(make_config(directory)).state_shape
+    with checkpoint.Checkpoints(
+        directory / "checkpoints", keep=9, metric="score", higher_is_better=True
+    ) as checkpoints:
+        latest = checkpoints.latest()
+        assert latest is not None
+        state, position, extra = checkpoints.restore(latest, shape)
+    progress = {k: v for k, v in extra["progress"].items() if not k.endswith("_seconds")}
+    return {**_flat(state), "position": np.array(dataclasses.astuple(position)), **progress}
+
+
+def _die(*_: Any, **__: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _arm(moment: str) -> Callable[[int], None]:
+    """Sets where the program is killed: step:N, describe:N (a save whose arrays are written, before
+    its rename), saving:N (somewhere in it), prune (an old checkpoint half removed), export (between
+    the two renames of the model), summary. signal:N and slow send and await signals."""
+    what, _, number = moment.partition(":")
+    if what == "describe":
+        describe = checkpoint.Checkpoints._describe
+
+        def kill(self: checkpoint.Checkpoints) -> None:
+            if self._saving and self._saving["step"] == int(number):
+                _die()
+            describe(self)
+
+        checkpoint.Checkpoints._describe = kill  # type: ignore[method-assign]
+    elif what == "saving":
+        write = checkpoint.Checkpoints.save
+
+        def save(self: checkpoint.Checkpoints, step: int, *rest: Any) -> None:
+            write(self, step, *rest)
+            if step == int(number):
+                time.sleep(0.003)
+                _die()
+
+        checkpoint.Checkpoints.save = save  # type: ignore[method-assign]
+    elif what == "prune":
+
+        def rmtree(path: Path, **_: Any) -> None:
+            if Path(path).name.startswith(".step"):
+                next(p for p in Path(path).rglob("*") if p.is_file()).unlink()
+                _die()
+
+        checkpoint.shutil.rmtree = rmtree  # type: ignore[assignment]
+    elif what == "export":
+        rename = os.rename
+
+        def half(source: Any, target: Any) -> None:
+            rename(source, target)
+            if str(target).endswith(".model.old"):
+                _die()
+
+        files.os.rename = half
+    elif what == "summary":
+        loop.RunDir.write_summary = _die  # type: ignore[method-assign]
+
+    def before_step(step: int) -> None:
+        if what == "step" and step == int(number):
+            _die()
+        if what == "signal" and step == int(number):
+            os.kill(os.getpid(), signal.SIGTERM)
+        if what == "slow":
+            print(f"step {step}", flush=True)
+            time.sleep(0.2)
+
+    return before_step
+
+
+def main() -> int:
+    directory, changes = Path(sys.argv[1]), json.loads(sys.argv[2])
+    before_step = _arm(sys.argv[3] if len(sys.argv) > 3 else "")
+    size = changes.pop("size", 1000)
+    config = make_config(directory, **changes)
+    try:
+        loop.train(config, lambda c: build(c, before_step=before_step, size=size))
+    except interrupt.Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return stop.exit_status
+    except InputError as error:
+        print(f"jaxllm: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
