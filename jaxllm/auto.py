@@ -1,0 +1,153 @@
+"""The public model classes:
+
+a transformers config, a tree of parameters, and one pure, jitted call.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxllm.models import Params, apply_fn, init_params, module_parts
+from jaxllm.pretrained import attributes, hf
+
+
+class PretrainedModel:
+    """What the classes below share.
+
+    `config`: the transformers config; `params`: nested dict of float32 arrays, which may be
+    replaced. Nothing else is state.
+    """
+
+    task: ClassVar[str]
+
+    def __init__(
+        self, config: Any, params: Params, graphdef: nnx.GraphDef, source: Path | None = None
+    ):
+        self.config = config
+        self.params = params
+        self._graphdef = graphdef
+        self._source = source
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, *, dtype: str = "float32", seed: int = 0, **config_overrides: Any
+    ) -> Self:
+        """The model at `path`: a directory, a Hub id, or package:NAME/sub/dir.
+
+        `dtype`: of the computation (float32 or bfloat16); parameters are float32. `seed`: for the
+        parameters of a head that the checkpoint lacks. `config_overrides`: config attributes, such
+        as num_labels=3. Raises InputError for a path, config or tensor that cannot be used.
+        """
+        directory = hf.resolve(path)
+        config = hf.load_config(directory, **config_overrides)
+        graphdef, abstract = module_parts(config, cls.task, dtype=dtype)
+        init = partial(init_one, config, cls.task, seed)
+        params, _ = hf.load_params(directory, config, abstract, init=init)
+        return cls(config, params, graphdef, directory)
+
+    @classmethod
+    def from_config(cls, config: Any, *, seed: int = 0, dtype: str = "float32") -> Self:
+        """A model with random parameters drawn from `seed`.
+
+        Raises InputError for a config that is not implemented.
+        """
+        attributes.check_attributes(config.to_diff_dict(), type(config).__name__)
+        graphdef, _ = module_parts(config, cls.task, dtype=dtype)
+        params = jax.jit(lambda: init_params(config, cls.task, seed))()
+        return cls(config, params, graphdef)
+
+    def __call__(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        *,
+        segment_ids: Any = None,
+        head_positions: Any = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        params: Params | None = None,
+        key: jax.Array | None = None,
+    ) -> Any:
+        """The model's output, with transformers' attribute names; jitted, and pure in its
+        arguments.
+
+        All ids and masks are integers [B, T]. `segment_ids`: packed rows, 0 being padding, with
+        `position_ids` that restart in each segment; `head_positions` [B, P]: the tokens that a head
+        looks at. `params`: in place of `self.params`. `key`: a jax.random.key turns dropout on. The
+        outputs asked for are by default those that the config asks for.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = bool(self.config.output_hidden_states)
+        if output_attentions is None:
+            output_attentions = bool(self.config.output_attentions)
+        ids = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "segment_ids": segment_ids,
+            "head_positions": head_positions,
+        }
+        inputs = {name: jnp.asarray(x, jnp.int32) for name, x in ids.items() if x is not None}
+        if key is not None:
+            inputs["key"] = key
+        params = self.params if params is None else params
+        return _run(self._graphdef, output_hidden_states, output_attentions, params, inputs)
+
+    def save_pretrained(
+        self, directory: str | Path, weights: str = "safetensors", *, tokenizer: Any = None
+    ) -> None:
+        """Writes config, weights and tokenizer files so that transformers loads them (see
+        pretrained.hf.save_pretrained).
+
+        `tokenizer`: by default the files beside the weights that this model was loaded from.
+        """
+        tokenizer = self._source if tokenizer is None else tokenizer
+        hf.save_pretrained(
+            directory, self.params, self.config, weights=weights, tokenizer=tokenizer
+        )
+
+
+class AutoModel(PretrainedModel):
+    """Without a head: out.last_hidden_state [B, T, D], out.pooler_output [B, D]."""
+
+    task = "base"
+
+
+class AutoModelForMaskedLM(PretrainedModel):
+    """out.logits [B, T, V], or [B, P, V] at `head_positions`."""
+
+    task = "masked-lm"
+
+
+class AutoModelForSequenceClassification(PretrainedModel):
+    """out.logits [B, C], or [B, P, C] for the segments that begin at `head_positions`."""
+
+    task = "sequence-classification"
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _run(
+    graphdef: nnx.GraphDef, hidden_states: bool, attentions: bool, params: Params, inputs: Params
+) -> Any:
+    apply: Callable[..., Any] = apply_fn(graphdef)
+    return apply(params, output_hidden_states=hidden_states, output_attentions=attentions, **inputs)
+
+
+def init_one(config: Any, task: str, seed: int, path: str) -> jax.Array:
+    """One random parameter of the model. Under jit nothing else is computed or held."""
+
+    def pick() -> jax.Array:
+        node: Any = init_params(config, task, seed)
+        for part in path.split("/"):
+            node = node[part]
+        return node
+
+    return jax.jit(pick)()

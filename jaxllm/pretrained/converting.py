@@ -1,0 +1,145 @@
+"""Checkpoints from one format to the other, tensor by tensor, verified before they appear."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllm.errors import InputError
+from jaxllm.models import apply_fn, module_parts
+from jaxllm.pretrained import FAMILIES, loading, saving
+from jaxllm.pretrained.attributes import make_config, read_config
+from jaxllm.pretrained.formats import read_tensors
+from jaxllm.pretrained.location import resolve
+from jaxllm.pretrained.names import Family
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """tensors: written, each bit-equal after reading it again; dropped: copies of tied tensors, and
+    buffers;
+    tasks: the models whose outputs were compared."""
+
+    architecture: str
+    tensors: int
+    dropped: list[str]
+    tasks: list[str]
+
+
+def convert(source: str | Path, target: str | Path, weights: str) -> ConvertReport:
+    """Writes the checkpoint at `source` to the new directory `target` with `weights` "safetensors"
+    or "flax".
+
+    Works on tensors, not on a model: dtypes stay, and heads that jaxllm has no module for (next
+    sentence, span) are carried over. Verified before `target` appears: every tensor is bit-equal
+    when read again, and the models' outputs on a fixed batch are equal. Raises InputError for a
+    tensor or attribute that is not known, or if `target` exists and is not empty.
+    """
+    saving.check_format(weights)
+    directory = resolve(source)
+    attributes = read_config(directory)
+    config = make_config(attributes, str(directory / "config.json"))
+    family = FAMILIES[config.model_type]
+    tensors = read_tensors(directory)
+    sources = loading.gather(family, tensors, directory)
+    loading.merge_tied(family, sources, directory, check=True)
+    unknown = sorted(s.name for name, s in sources.items() if family.leaf_of(name) is None)
+    if unknown:
+        raise InputError(
+            f"{directory}: tensors that are in no {config.model_type} model known here: "
+            f"{', '.join(unknown)}; they cannot be converted"
+        )
+    architecture = (attributes.get("architectures") or [_architecture(sources)])[0]
+    arrays = {
+        _stored_name(family, name, weights, architecture): _stored_array(family, name, s, weights)
+        for name, s in sources.items()
+    }
+    tasks = _tasks(family, architecture)
+
+    def fill(temporary: Path) -> None:
+        described = {**attributes, "model_type": config.model_type, "architectures": [architecture]}
+        saving.write_json(temporary / "config.json", described)
+        saving.write_tokenizer(temporary, directory)
+        saving.write_weights(temporary, arrays, weights, saving.MAX_SHARD_BYTES)
+        _verify_tensors(family, sources, temporary)
+        for task in tasks:
+            _verify_outputs(family, config, task, directory, temporary)
+
+    saving.write_directory(Path(target), fill, replace=False)
+    kept = {source.name for source in sources.values()}
+    return ConvertReport(architecture, len(arrays), sorted(tensors.keys() - kept), tasks)
+
+
+def _architecture(sources: dict[str, loading.Source]) -> str:
+    """transformers' class for a checkpoint whose config does not say."""
+    for prefix, name in (
+        ("cls.seq_relationship.", "BertForPreTraining"),
+        ("cls.predictions.", "BertForMaskedLM"),
+        ("classifier.", "BertForSequenceClassification"),
+        ("qa_outputs.", "BertForQuestionAnswering"),
+    ):
+        if any(source.startswith(prefix) for source in sources):
+            return name
+    return "BertModel"
+
+
+def _tasks(family: Family, architecture: str) -> list[str]:
+    """The models that together compute all of the architecture that there are modules for."""
+    for task, (name, _) in family.architectures.items():
+        if name == architecture:
+            return [task]
+    return ["masked-lm", "base"] if architecture == "BertForPreTraining" else ["base"]
+
+
+def _stored_name(family: Family, name: str, weights: str, architecture: str) -> str:
+    stored = family.flax_name(name) if weights == "flax" else name
+    return family.bare(stored) if architecture == family.architectures["base"][0] else stored
+
+
+def _stored_array(family: Family, name: str, source: loading.Source, weights: str) -> np.ndarray:
+    leaf, array = family.leaf_of(name), source.tensor.read()
+    is_kernel = leaf is not None and leaf.inputs is not None
+    return array.T if is_kernel and source.flax != (weights == "flax") else array
+
+
+def _as_torch(source: loading.Source) -> np.ndarray:
+    return source.tensor.read().T if source.flax else source.tensor.read()
+
+
+def _verify_tensors(family: Family, sources: dict[str, loading.Source], written: Path) -> None:
+    again = loading.gather(family, read_tensors(written), written)
+    different = sorted(sources.keys() ^ again.keys())
+    for name in sources.keys() & again.keys():
+        old, new = _as_torch(sources[name]), _as_torch(again[name])
+        if (old.dtype, old.shape, old.tobytes()) != (new.dtype, new.shape, new.tobytes()):
+            different.append(name)
+    if different:
+        raise InputError(f"converted tensors differ from their sources: {', '.join(different)}")
+
+
+def _verify_outputs(family: Family, config: Any, task: str, source: Path, written: Path) -> None:
+    graphdef, abstract = module_parts(config, task)
+    rng = np.random.default_rng(0)
+    T = min(16, config.max_position_embeddings)
+    input_ids = jnp.asarray(rng.integers(0, config.vocab_size, (2, T)), jnp.int32)
+    run = jax.jit(apply_fn(graphdef))
+
+    def outputs(directory: Path) -> list[np.ndarray]:
+        params, _ = loading.load(family, read_tensors(directory), abstract, directory, init)
+        return [np.asarray(x) for x in jax.tree.leaves(run(params, input_ids=input_ids))]
+
+    def init(path: str) -> np.ndarray:  # the pooler of a checkpoint without one, on both sides
+        node: Any = abstract
+        for part in path.split("/"):
+            node = node[part]
+        return np.zeros(node.shape, node.dtype)
+
+    for old, new in zip(outputs(source), outputs(written), strict=True):
+        if not np.array_equal(old, new, equal_nan=True):
+            difference = float(np.max(np.abs(old - new)))
+            raise InputError(
+                f"the converted {task} model's outputs differ by up to {difference:.3g}"
+            )

@@ -1,0 +1,153 @@
+"""How one family's parameters are called and laid out in other libraries' checkpoints.
+
+A family is a table of `Module`s. Everything in both directions follows from it: which tensors a
+parameter is made of (stacked layers are one tensor each), their names in PyTorch and in Flax, and
+which of them are transposed.
+"""
+
+import math
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+# kind -> (our leaf, PyTorch's, Flax's)
+LEAVES = {
+    "dense": (("kernel", "weight", "kernel"), ("bias", "bias", "bias")),
+    "norm": (("scale", "weight", "scale"), ("bias", "bias", "bias")),
+    "embedding": (("embedding", "weight", "embedding"),),
+    "bias": (("bias", "bias", "bias"),),
+}
+FLAX_LEAVES = {"kernel", "scale", "embedding"}  # as the last part of a name, a sign of Flax
+
+
+@dataclass(frozen=True)
+class Module:
+    """A row: our path ("" where no module of ours has it yet), the checkpoint's, `{}` being the
+    layer.
+
+    `inputs`: how many leading axes of our kernel are summed over; the rest are its outputs. Both
+    are flat in checkpoints.
+    """
+
+    path: str
+    name: str
+    kind: Literal["dense", "norm", "embedding", "bias"]
+    inputs: int = 1
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One parameter: our path, the tensor's canonical (PyTorch) name, its Flax name."""
+
+    path: str
+    name: str
+    flax_name: str
+    inputs: int | None  # None: no kernel
+
+    @property
+    def stacked(self) -> bool:
+        return "{}" in self.name
+
+    def names(self, layers: int) -> list[str]:
+        """The tensors it is made of, in order."""
+        return [self.name.format(i) for i in range(layers)] if self.stacked else [self.name]
+
+    def stored_shape(self, shape: tuple[int, ...], *, flax: bool) -> tuple[int, ...]:
+        """The shape in a checkpoint of one layer's parameter of this shape."""
+        if self.inputs is None:
+            return shape if self.path.endswith(("embedding", "scale")) else (math.prod(shape),)
+        flat = (math.prod(shape[: self.inputs]), math.prod(shape[self.inputs :]))
+        return flat if flax else flat[::-1]
+
+    def to_ours(self, array: np.ndarray, shape: tuple[int, ...], *, flax: bool) -> np.ndarray:
+        """A view of the stored array in our layout."""
+        return (array if flax or self.inputs is None else array.T).reshape(shape)
+
+    def to_stored(self, array: np.ndarray, *, flax: bool) -> np.ndarray:
+        """A view of one layer's parameter in a checkpoint's layout."""
+        if flax or self.inputs is None:
+            return array.reshape(self.stored_shape(array.shape, flax=flax))
+        return array.reshape(self.stored_shape(array.shape, flax=True)).T
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model type's table, and what its checkpoints of all ages need to be read by it."""
+
+    modules: tuple[Module, ...]
+    prefix: str  # of every tensor outside the heads; bare models are stored without it
+    architectures: dict[
+        str, tuple[str, str]
+    ]  # task -> (transformers' class, first part of the head's path)
+    old_names: tuple[tuple[str, str], ...] = ()  # (regular expression, replacement)
+    buffers: str = r"(?!)"  # tensors that are no parameters
+    tied: dict[str, str] = field(default_factory=dict)  # duplicate -> the tensor it repeats
+    tied_head: str = ""  # the head that uses them
+    trunk: tuple[str, ...] = ()  # first parts of our paths that every checkpoint has
+
+    @cached_property
+    def leaves(self) -> tuple[Leaf, ...]:
+        return tuple(
+            Leaf(
+                f"{module.path}/{ours}" if module.path else "",
+                f"{module.name}.{torch}",
+                f"{module.name}.{flax}".replace(".", "/"),
+                module.inputs if ours == "kernel" else None,
+            )
+            for module in self.modules
+            for ours, torch, flax in LEAVES[module.kind]
+        )
+
+    @cached_property
+    def by_path(self) -> dict[str, Leaf]:
+        return {leaf.path: leaf for leaf in self.leaves if leaf.path}
+
+    @cached_property
+    def by_name(self) -> dict[str, Leaf]:
+        return {leaf.name: leaf for leaf in self.leaves}
+
+    def leaf_of(self, name: str) -> Leaf | None:
+        """The row of a canonical name; None for a tensor that is not in the table."""
+        return self.by_name.get(re.sub(r"\.\d+\.", ".{}.", name, count=1)) or self.by_name.get(name)
+
+    def canonical(self, name: str) -> tuple[str, bool]:
+        """(name as PyTorch's current classes have it, whether a kernel lies as in Flax).
+
+        Takes Flax names, names of old releases, of wrapped models, and of bare models without the
+        prefix.
+        """
+        name = re.sub(r"^(params\.|module\.)+", "", name.replace("/", "."))
+        stem, _, last = name.rpartition(".")
+        if last in FLAX_LEAVES:
+            name = f"{stem}.weight"
+        for pattern, replacement in self.old_names:
+            name = re.sub(pattern, replacement, name)
+        if any(
+            leaf.name.startswith(f"{self.prefix}.{name.split('.')[0]}.") for leaf in self.leaves
+        ):
+            name = f"{self.prefix}.{name}"
+        return name, last == "kernel"
+
+    def flax_name(self, name: str) -> str:
+        """The Flax name of a canonical name that is in the table."""
+        leaf, layer = self.leaf_of(name), re.search(r"\.(\d+)\.", name)
+        assert leaf is not None
+        return leaf.flax_name.format(layer[1] if layer else "")
+
+    def is_buffer(self, name: str) -> bool:
+        return re.search(self.buffers, name) is not None
+
+    def bare(self, name: str) -> str:
+        """The name in a checkpoint of the model without a head."""
+        return re.sub(rf"^{self.prefix}[./]", "", name)
+
+    def head(self, leaf: Leaf) -> str | None:
+        """First part of the path of a parameter that a checkpoint may lack;
+
+        None for the trunk's.
+        """
+        first = leaf.path.split("/")[0]
+        return None if first in self.trunk else first
