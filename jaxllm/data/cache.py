@@ -30,7 +30,7 @@ def read(entry: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """The arrays and the description of an entry; None if it is not there or is damaged."""
     try:
         meta = json.loads((entry / _META).read_text(encoding="utf-8"))
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for name, (dtype, shape) in meta["arrays"].items():
             path = entry / f"{name}.bin"
             if path.stat().st_size != np.dtype(dtype).itemsize * math.prod(shape):

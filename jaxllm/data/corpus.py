@@ -69,6 +69,10 @@ class Examples:
         """int64[n]: tokens of each example."""
         return np.diff(self.offsets)
 
+    def lengths_of(self, members: np.ndarray) -> np.ndarray:
+        """int64[m]: tokens of the examples `members`, without going through all."""
+        return self.offsets[members + 1] - self.offsets[members]
+
 
 def load_examples(
     data: DataConfig,

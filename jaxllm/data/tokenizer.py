@@ -25,7 +25,7 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
     Raises:
         InputError: nothing is there, or nothing that transformers can make a fast tokenizer of.
     """
-    from transformers import AutoTokenizer, BertTokenizerFast
+    from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
     from jaxllm.pretrained.hf import resolve
 
@@ -33,7 +33,7 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
     vocabulary = directory / "vocab.txt"
     described = any((directory / f).exists() for f in ("tokenizer.json", "tokenizer_config.json"))
     if vocabulary.exists() and not described:
-        return BertTokenizerFast(vocab=str(vocabulary), do_lower_case=_uncased(vocabulary))
+        return BertTokenizer(vocab=str(vocabulary), do_lower_case=_uncased(vocabulary))
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -41,7 +41,7 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
             f"{directory}: no tokenizer there: {str(error).strip().splitlines()[0]}; expected "
             "tokenizer.json, or vocab.txt, or set model.tokenizer to where they are"
         ) from error
-    if not tokenizer.is_fast:
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(
             f"{directory}: {type(tokenizer).__name__} is not a fast tokenizer; expected "
             "tokenizer.json there (a fast tokenizer's save_pretrained writes it)"
