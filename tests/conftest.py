@@ -1,5 +1,6 @@
 """The environment of every test: 8 virtual CPU devices, no network, caches of their own."""
 
+import importlib.util
 import os
 import shutil
 import string
@@ -24,6 +25,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import jaxllm  # noqa: E402, F401  (its CPU guard completes XLA_FLAGS)
 
+PARITY = Path(__file__).parent / "parity"
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = (
     "the a an and or but not no of to in on at it is was are were be this that with for as i "
@@ -36,6 +38,25 @@ WORDS = (
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(_CACHE, ignore_errors=True)
+
+
+class _NeedsTorch(pytest.Module):
+    """A file of tests/parity where torch is not installed: it cannot even be imported."""
+
+    def collect(self):
+        pytest.skip("needs torch: pip install -e '.[parity]'", allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector):
+    if PARITY in module_path.parents and importlib.util.find_spec("torch") is None:
+        return _NeedsTorch.from_parent(parent, path=module_path)
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if PARITY in item.path.parents:
+            item.add_marker(pytest.mark.parity)
 
 
 @pytest.fixture

@@ -1,0 +1,195 @@
+"""The command line: what each command is given, what it prints, and how it leaves."""
+
+import errno
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import jaxllm
+from jaxllm import cli, cpu_guard, loop
+from jaxllm.config import Config, DataConfig, ModelConfig, RunConfig
+from jaxllm.errors import InputError
+from jaxllm.pretrained import hf
+from jaxllm.tasks import classification, predict
+
+CONFIG = "model: {path: weights}\ndata: {train: [a.csv]}\nrun: {dir: runs/a}\n"
+TRAIN = Config(
+    model=ModelConfig(path="weights"), data=DataConfig(train=["a.csv"]), run=RunConfig(dir="runs/a")
+)
+PREDICT = ["predict", "--model", "m", "--input", "-", "--output", "out.jsonl"]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The arguments of the functions behind the commands, which do nothing but `calls.effect()`."""
+
+    class Calls(list):
+        effect = staticmethod(lambda: None)
+
+        def record(self, *arguments):
+            self.append(arguments)
+            return self.effect()
+
+    result = Calls()
+    monkeypatch.setattr(loop, "train", result.record)
+    monkeypatch.setattr(classification, "evaluate", result.record)
+    monkeypatch.setattr(predict, "predict", result.record)
+    monkeypatch.setattr(hf, "convert", result.record)
+    return result
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    return str(tmp_path / "c.yaml")
+
+
+def raising(error):
+    def effect():
+        raise error
+
+    return staticmethod(effect)
+
+
+def test_train_gets_the_configuration(calls, file):
+    assert cli.main(["train", "--config", file]) == 0
+    assert calls == [(TRAIN,)]
+
+
+def test_evaluate_prints_json(calls, file, capsys):
+    calls.effect = lambda: {"accuracy": 0.5}
+    assert cli.main(["evaluate", "--config", file, "--run.dir", "runs/a"]) == 0
+    assert calls == [(TRAIN,)]
+    assert json.loads(capsys.readouterr().out) == {"accuracy": 0.5}
+
+
+def test_predict_and_convert_get_their_arguments(calls):
+    assert cli.main(PREDICT) == 0
+    assert cli.main([*PREDICT, "--batch_size", "7"]) == 0
+    assert cli.main(["convert", "a", "b", "--weights", "flax"]) == 0
+    assert calls == [("m", "-", "out.jsonl", 32), ("m", "-", "out.jsonl", 7), ("a", "b", "flax")]
+
+
+def test_evaluation_needs_no_training_files_but_training_does(calls, file, capsys):
+    options = ["--config", file, "--data.train", "[]", "--data.dev", "[dev.csv]"]
+    assert cli.main(["evaluate", *options]) == 0
+    assert cli.main(["train", *options]) == 2
+    assert len(calls) == 1
+    assert "data.train: found no file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        ([], "COMMAND; see jaxllm --help"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["--vers"], "COMMAND"),
+        (["train", "--config", "absent.yaml"], "absent.yaml: cannot read"),
+        (["train", "--optimizer.learning_rte", "1"], "did you mean --optimizer.learning_rate?"),
+        (["predict", "--model", "m"], "--input, --output; see jaxllm predict --help"),
+        (["predict", "--mod", *PREDICT[2:]], "required: --model"),
+        ([*PREDICT, "--batch_size", "0"], "--batch_size: found 0, expected at least 1"),
+        ([*PREDICT, "--batch_size", "x"], "--batch_size: invalid int value: 'x'"),
+        (["convert", "a", "b", "--weights", "x"], "invalid choice: 'x'"),
+    ],
+    ids=str,
+)
+def test_mistake(calls, argv, part, capsys):
+    assert cli.main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("jaxllm: error: ")
+    assert captured.err.count("\n") == 1
+    assert part in captured.err
+    assert captured.out == ""
+    assert calls == []
+
+
+def test_input_error_is_one_message(calls, file, capsys):
+    calls.effect = raising(InputError("a.csv, row 3: found no label"))
+    assert cli.main(["train", "--config", file]) == 2
+    assert capsys.readouterr().err.endswith("jaxllm: error: a.csv, row 3: found no label\n")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize(("name", "named"), [("big.bin", "big.bin"), (None, "runs/a")])
+def test_full_disk_names_what_was_written(calls, file, capsys, code, name, named):
+    calls.effect = raising(OSError(code, os.strerror(code), name))
+    assert cli.main(["train", "--config", file]) == 2
+    assert f"jaxllm: error: {named}: the disk is full" in capsys.readouterr().err
+
+
+def test_our_own_faults_keep_their_traceback(calls, file):
+    calls.effect = raising(PermissionError(errno.EACCES, "denied"))
+    with pytest.raises(PermissionError):
+        cli.main(["train", "--config", file])
+
+
+def test_interrupts(calls, file, capsys):
+    calls.effect = raising(KeyboardInterrupt())
+    assert cli.main(PREDICT) == 130
+    calls.effect = raising(loop.Interrupted(signal.SIGTERM, "stopped; go on with this"))
+    assert cli.main(["train", "--config", file]) == 143
+    assert "jaxllm: stopped; go on with this\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["--help"], *([c, "--help"] for c in cli.COMMANDS)], ids=str)
+def test_help(argv, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(argv)
+    assert exit.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: jaxllm")
+    if argv == ["--help"]:
+        assert all(command in out for command in cli.COMMANDS)
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"jaxllm {jaxllm.__version__}\n"
+
+
+def test_log_goes_to_stderr_while_a_command_runs(calls, capsys):
+    log = logging.getLogger("jaxllm.loop")
+    calls.effect = lambda: (log.info("step 1"), log.debug("detail"))
+    handlers, level = cli.logger.handlers[:], cli.logger.level
+    cli.main(PREDICT)
+    captured = capsys.readouterr()
+    assert "INFO step 1" in captured.err
+    assert "detail" not in captured.err
+    assert captured.out == ""
+    assert (cli.logger.handlers, cli.logger.level) == (handlers, level)
+
+
+def test_of_many_processes_the_first_logs_and_all_warn(calls, capsys, monkeypatch):
+    monkeypatch.setattr(cpu_guard, "backends_started", lambda: True)
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    calls.effect = lambda: (cli.logger.info("all is well"), cli.logger.warning("something"))
+    cli.main(PREDICT)
+    err = capsys.readouterr().err
+    assert "all is well" not in err
+    assert "WARNING something" in err
+
+
+def test_logging_starts_no_backend(monkeypatch, capsys):
+    monkeypatch.setattr(cpu_guard, "backends_started", lambda: False)
+    monkeypatch.setattr("jax.process_index", lambda: pytest.fail("asks for a backend"))
+    record = logging.LogRecord("jaxllm", logging.INFO, "", 0, "m", None, None)
+    assert cli._from_first_process_or_warning(record) is True
+
+
+def test_as_a_process(tmp_path):
+    """Status 2, no traceback; and output to a reader that has left is no error message."""
+    run = [sys.executable, "-m", "jaxllm"]
+    result = subprocess.run(
+        [*run, "train", "--config", str(tmp_path / "absent.yaml")], capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("jaxllm: error: ")
+    assert result.stderr.count("\n") == 1

@@ -1,0 +1,119 @@
+"""Conventions that no linter knows: names of nnx, legacy JAX, what README and configs promise."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from jaxllm import config
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "jaxllm").rglob("*.py"))
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+NNX = {"Module", "Param", "Rngs", "split", "merge", "to_pure_dict", "eval_shape"}
+# pmap is legacy, and asking for the default backend breaks compiling for another platform.
+BANNED = {"pmap", "default_backend"}
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def names_of_nnx(tree: ast.AST) -> set[str]:
+    """What a module uses of flax.nnx, as `nnx.X`, `flax.nnx.X` or `from flax.nnx import X`."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("nnx", "flax.nnx"):
+            names.add(node.attr)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flax.nnx"):
+            names.update(alias.name for alias in node.names)
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            renamed = [a for a in node.names if a.name.endswith("nnx") and a.asname]
+            names.update(f"nnx as {alias.asname}" for alias in renamed)
+    return names
+
+
+def names_used(tree: ast.AST) -> set[str]:
+    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            names.update(alias.name for alias in node.names)
+    return names
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_only_these_names_of_nnx(path):
+    assert names_of_nnx(ast.parse(path.read_text(encoding="utf-8"))) <= NNX
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_no_legacy_and_no_default_backend(path):
+    assert not names_used(ast.parse(path.read_text(encoding="utf-8"))) & BANNED
+
+
+def test_the_greps_find_what_they_look_for():
+    tree = ast.parse(
+        "from flax import nnx\nfrom flax import nnx as n\nfrom flax.nnx import jit\n"
+        "nnx.Linear(1)\nflax.nnx.Optimizer\njax.pmap(f)\nfrom jax import default_backend\n"
+    )
+    assert names_of_nnx(tree) == {"nnx as n", "jit", "Linear", "Optimizer"}
+    assert names_used(tree) >= BANNED
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=relative)
+def test_config_loads(path):
+    assert config.load(["--config", str(path)]) == config.from_yaml(path)
+
+
+def test_the_quickstart_has_a_config():
+    assert ROOT / "configs" / "quickstart.yaml" in CONFIGS
+
+
+def readme() -> str:
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def readme_tree() -> dict[str, str]:
+    """Path -> description of the README's tree: the code block that begins with ``jaxllm/``.
+
+    A line is ``name  description``; a folder's name ends with a slash, and its files are indented
+    under it or named with it (``data/loader.py``).
+    """
+    block = re.search(r"^```\w*\n(jaxllm/.*?)^```", readme(), re.MULTILINE | re.DOTALL)
+    assert block, "README.md has no code block that begins with jaxllm/"
+    entries: dict[str, str] = {}
+    folders: list[tuple[int, str]] = []
+    for line in filter(str.strip, block[1].splitlines()):
+        match = re.match(r"([\s│├└─]*)(\S+)\s*(.*)", line)
+        assert match
+        indent, name, description = len(match[1]), match[2], match[3]
+        folders = [folder for folder in folders if folder[0] < indent]
+        path = "".join(folder for _, folder in folders) + name
+        entries[path] = description
+        if name.endswith("/"):
+            folders.append((indent, name))
+    return entries
+
+
+def test_readme_names_every_file():
+    tree = readme_tree()
+    files = {relative(path) for path in SOURCES}
+    # A package's __init__.py that holds nothing but its docstring needs no line.
+    empty = {
+        relative(path)
+        for path in SOURCES
+        if path.name == "__init__.py" and len(ast.parse(path.read_text()).body) <= 1
+    }
+    listed = {path for path in tree if path.endswith(".py") and path.startswith("jaxllm/")}
+    assert sorted(files - empty - listed) == []
+    assert sorted(listed - files) == []
+    assert [path for path in listed if not tree[path]] == []
+
+
+def test_readme_and_ci_run_the_same_tests():
+    command = re.search(r"""^test_command='(.*)'$""", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    assert command
+    line = re.search(r"^\s*(pip install [^#\n]*&& pytest)\s*(#.*)?$", readme(), re.MULTILINE)
+    assert line, "README.md has no line `pip install ... && pytest`"
+    assert line[1] == command[1] == 'pip install -e ".[test]" && pytest'
