@@ -229,12 +229,10 @@ class _Place:
         self._height, self._sharding = height, sharding
         if sharding is not None and host_index is None:
             # Which rows are ours depends on the mesh, not only on our number: hosts may share rows.
-            slices = [
-                index[0] for index in sharding.addressable_devices_indices_map((height,)).values()
-            ]
-            bounds = [part.indices(height)[:2] for part in slices]
-            self._first = min(first for first, _ in bounds)
-            self._last = max(last for _, last in bounds)
+            parts = sharding.addressable_devices_indices_map((height,)).values()
+            bounds = [part[0].indices(height) for part in parts if part is not None]
+            self._first = min(first for first, _, _ in bounds)
+            self._last = max(last for _, last, _ in bounds)
             return
         index = jax.process_index() if host_index is None else host_index
         count = jax.process_count() if host_count is None else host_count

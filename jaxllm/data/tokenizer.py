@@ -29,7 +29,7 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
 
     from jaxllm.pretrained.hf import resolve
 
-    directory = Path(resolve(str(path)))
+    directory = Path(resolve(path, weights=False))
     vocabulary = directory / "vocab.txt"
     described = any((directory / f).exists() for f in ("tokenizer.json", "tokenizer_config.json"))
     if vocabulary.exists() and not described:
@@ -38,8 +38,8 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
         tokenizer = AutoTokenizer.from_pretrained(directory)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise InputError(
-            f"{directory}: no tokenizer there: {str(error).strip().splitlines()[0]}; expected "
-            "tokenizer.json, or vocab.txt, or set model.tokenizer to where they are"
+            f"{directory}: there is no tokenizer that can be read; expected tokenizer.json or "
+            "vocab.txt, or set model.tokenizer to where the tokenizer is"
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(
