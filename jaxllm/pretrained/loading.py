@@ -18,6 +18,8 @@ WEIGHT_DTYPES = {np.dtype(t) for t in (np.float64, np.float32, np.float16, ml_dt
 # XLA's CPU client takes a numpy buffer over, without a copy, if it is aligned to this many bytes.
 ALIGNMENT = 64
 
+Bounds = tuple[tuple[int, int], ...]  # (start, stop) in each axis
+
 
 @dataclass(frozen=True)
 class LoadReport:
@@ -182,11 +184,12 @@ def place(struct: jax.ShapeDtypeStruct, leaf: Leaf, sources: list[Source]) -> ja
     each shard gets its part only.
     """
     shape, sharding = struct.shape, struct.sharding
-    whole = (slice(None),) * len(shape)
-    indices = (
-        [whole] if sharding is None else sharding.addressable_devices_indices_map(shape).values()
-    )
-    parts = {_bounds(index, shape): _empty(index, shape, struct.dtype) for index in indices}
+    whole = tuple((0, size) for size in shape)
+    held = {whole}
+    if sharding is not None:
+        indices = sharding.addressable_devices_indices_map(shape).values()
+        held = {_bounds(index or (), shape) for index in indices}  # replicas share one buffer
+    parts = {bounds: _empty(bounds, struct.dtype) for bounds in held}
     layer_shape = shape[1:] if leaf.stacked else shape
     for layer, source in enumerate(sources):
         array = None
@@ -206,7 +209,7 @@ def place(struct: jax.ShapeDtypeStruct, leaf: Leaf, sources: list[Source]) -> ja
                 array = leaf.to_ours(source.tensor.read(), layer_shape, flax=source.flax)
             target[...] = array[tuple(slice(*pair) for pair in inner)]
     if sharding is None:
-        return jax.device_put(parts[_bounds(whole, shape)])
+        return jax.device_put(parts[whole])
     return jax.make_array_from_callback(
         shape, sharding, lambda index: parts[_bounds(index or (), shape)], dtype=struct.dtype
     )
@@ -219,12 +222,12 @@ def _place_new(struct: jax.ShapeDtypeStruct, path: str, init: Callable[[str], An
     return jax.device_put(array, struct.sharding)
 
 
-def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> Bounds:
     return tuple(s.indices(size)[:2] for s, size in zip(index, shape, strict=True))
 
 
-def _empty(index: tuple[slice, ...], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    sizes = [stop - start for start, stop in _bounds(index, shape)]
+def _empty(bounds: Bounds, dtype: Any) -> np.ndarray:
+    sizes = [stop - start for start, stop in bounds]
     count = int(np.prod(sizes)) * np.dtype(dtype).itemsize
     memory = np.empty(count + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxllm import files
 from jaxllm.errors import InputError
 
 MAX_SHARD_BYTES = 5_000_000_000  # of one weights file
@@ -43,9 +44,8 @@ def write_directory(directory: Path, fill: Callable[[Path], None], *, replace: b
     alone. Raises InputError for that and where the disk is full or not writable; then nothing is
     left behind.
     """
-    from safetensors import SafetensorError
-
     directory = directory.expanduser().absolute()
+    files.recover_directory(directory)
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory} is a file; give a directory to write to")
     if directory.is_dir() and any(directory.iterdir()):
@@ -57,23 +57,14 @@ def write_directory(directory: Path, fill: Callable[[Path], None], *, replace: b
                 "give another directory"
             )
     temporary = directory.with_name(f".{directory.name}.writing-{os.getpid()}")
-    old = directory.with_name(f".{directory.name}.old-{os.getpid()}")
     try:
-        temporary.mkdir(parents=True)
-        fill(temporary)
-        if directory.is_dir():
-            directory.rename(old)
-        temporary.rename(directory)
-    except (OSError, SafetensorError) as error:
-        if old.is_dir() and not directory.exists():
-            old.rename(directory)
-        raise InputError(
-            f"{directory} could not be written: {error}; nothing was changed; "
-            "make room or choose another place"
-        ) from error
+        with files.writing(str(directory), "Nothing was changed; make room or go elsewhere."):
+            temporary.mkdir(parents=True)
+            fill(temporary)
+            files.replace_directory(temporary, directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        files.recover_directory(directory)
 
 
 def write_json(file: Path, value: dict[str, Any]) -> None:
