@@ -1,7 +1,7 @@
 """Switches off an XLA fusion that miscompiles on CPU, before any backend starts.
 
-jaxlib 0.10.2 compiles ``jnp.sum((e @ jnp.full_like(e, c)) * e, -1)`` on CPU into code whose result
-is off by many orders of magnitude, without a word; 0.11.2 is reported affected too. An empty
+jaxlib 0.10.2 and 0.11.2 compile ``jnp.sum((e @ jnp.full_like(e, c)) * e, -1)`` on CPU into code
+that gives NaN or 2e37 for e [64, 64] where 1e2 is right, without a word. An empty
 ``--xla_cpu_experimental_ynn_fusion_type`` turns the fusion off and the result is right (0 to 5 %
 slower). XLA aborts the process on a flag it does not know, so the flag is added by version only.
 """
