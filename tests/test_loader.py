@@ -124,7 +124,7 @@ def test_padded_batches_have_similar_lengths_few_shapes_and_shuffled_order(rng):
     shapes = [b.arrays["input_ids"].shape for b in batches]
     assert set(shapes) == {(16, 16), (16, 32), (16, 64)}
     real = sum(b.real_tokens for b in batches)
-    assert real / sum(b.padded_tokens for b in batches) > 0.5  # unsorted 0.24
+    assert real / sum(b.padded_tokens for b in batches) > 0.5  # unsorted 0.29
     widths = [shape[1] for shape in shapes]
     assert widths not in (sorted(widths), sorted(widths, reverse=True))
 
