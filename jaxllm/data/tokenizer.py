@@ -15,6 +15,8 @@ from jaxllm.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+_VOCABULARIES = r"tokenizer\.json|vocab\.(txt|json)|.*\.model"
+
 
 def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
     """The fast tokenizer of a directory, a Hub id or ``package:NAME/sub/dir``.
@@ -34,19 +36,26 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
     described = any((directory / f).exists() for f in ("tokenizer.json", "tokenizer_config.json"))
     if vocabulary.exists() and not described:
         return BertTokenizer(vocab=str(vocabulary), do_lower_case=_uncased(vocabulary))
+    # Without any vocabulary transformers 5 gives a tokenizer that knows the special tokens only.
+    if not any(re.fullmatch(_VOCABULARIES, file.name) for file in directory.iterdir()):
+        raise InputError(_missing(directory))
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise InputError(
-            f"{directory}: there is no tokenizer that can be read; expected tokenizer.json or "
-            "vocab.txt, or set model.tokenizer to where the tokenizer is"
-        ) from error
+        raise InputError(_missing(directory)) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(
             f"{directory}: {type(tokenizer).__name__} is not a fast tokenizer; expected "
             "tokenizer.json there (a fast tokenizer's save_pretrained writes it)"
         )
     return tokenizer
+
+
+def _missing(directory: Path) -> str:
+    return (
+        f"{directory}: there is no tokenizer that can be read; expected tokenizer.json or "
+        "vocab.txt, or set model.tokenizer to where the tokenizer is"
+    )
 
 
 def _uncased(vocabulary: Path) -> bool:
