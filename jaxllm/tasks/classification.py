@@ -66,12 +66,12 @@ def build(config: Config) -> Job:
     metric = _metric(config, names)
     model_config = head_config(config, names)
     check_fit(config, model_config, tokenizer, names)
+    loss_fn = _loss(config, names)
     options = {name: getattr(config.model, name) for name in ("dtype", "remat", "unroll")}
     graphdef, abstract = models.module_parts(model_config, TASK, **options)
-    params = initial_params(config, model_config, place(mesh, abstract))
+    apply = models.apply_fn(graphdef)
     frozen = config.optimizer.frozen
     check_frozen(list(flatten(abstract)), frozen)
-
     loader = TrainLoader(
         train,
         data=config.data,
@@ -82,24 +82,20 @@ def build(config: Config) -> Job:
         sharding=batch_sharding(mesh),
     )
     total_steps = _total_steps(config, loader)
+    schedule = learning_rate_schedule(config.optimizer, total_steps)
     tx = make_optimizer(config.optimizer, total_steps)
+    # The weights come last: all mistakes above are told before a large file is read.
+    params = initial_params(config, model_config, place(mesh, abstract))
     state = init_state(params, tx, mesh, seed=config.train.seed, frozen=frozen)
-    apply = models.apply_fn(graphdef)
+    accumulation = config.train.accumulation
     train_step = make_train_step(
-        apply,
-        _loss(config, names),
-        tx,
-        state,
-        mesh,
-        accumulation=config.train.accumulation,
-        frozen=frozen,
+        apply, loss_fn, tx, state, mesh, accumulation=accumulation, frozen=frozen
     )
     evaluator = None if dev is None else _evaluator(config, dev, names, mesh, apply)
 
     def evaluate_params(params: Any) -> dict[str, float]:
         return {} if evaluator is None else evaluator.metrics(params)
 
-    schedule = learning_rate_schedule(config.optimizer, total_steps)
     form = InputFormat(
         text=config.data.text,
         text_pair=config.data.text_pair,

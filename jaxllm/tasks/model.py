@@ -30,6 +30,7 @@ def head_config(config: Config, names: list[str]) -> Any:
     }
     if names:
         head["id2label"] = dict(enumerate(names))
+        head["label2id"] = {name: i for i, name in enumerate(names)}
     for name in ("num_labels", "id2label", "label2id", "problem_type"):
         if name in config.model.config:
             raise InputError(

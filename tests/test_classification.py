@@ -1,0 +1,412 @@
+"""The classification task: every row counted once, labels kept, reports written, mistakes named."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxllm import losses
+from jaxllm.config_fields import (
+    Config,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
+from jaxllm.data.corpus import Examples, ReadReport
+from jaxllm.data.loader import LoaderState
+from jaxllm.errors import InputError
+from jaxllm.pretrained import hf
+from jaxllm.sharding import make_mesh
+from jaxllm.tasks import classification, evaluation
+from jaxllm.tasks.classification import build
+from jaxllm.tasks.evaluation import Evaluator
+from jaxllm.tasks.model import label_names, load_classifier, problem_type
+from jaxllm.tasks.predict import predict
+from jaxllm.train import flatten
+
+SINGLE, MULTI = "single_label_classification", "multi_label_classification"
+LABELS = ["很差", "meh", "great fun"]
+MESHES = {"data": MeshConfig(), "all": MeshConfig(data=2, fsdp=2, tensor=2)}
+
+
+def make_examples(count, rng):
+    """Example i is a run of tokens i + 1, so that what is at its head tells which it is."""
+    lengths = rng.integers(1, 12, count)
+    return Examples(
+        tokens=np.repeat(np.arange(1, count + 1), lengths).astype(np.int32),
+        type_ids=np.zeros(lengths.sum(), np.uint8),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        labels=np.arange(count, dtype=np.int32) % 2,
+        rows=np.arange(1, count + 1),
+        report=ReadReport(read=count, kept=count),
+    )
+
+
+@jax.jit
+def read_heads(params, batch):
+    """In place of a model: the logits are the first token and the label, the loss is the label."""
+    first = jnp.take_along_axis(batch["input_ids"], batch["head_positions"], axis=1)
+    weights = batch["label_weights"]
+    logits = jnp.stack([first, batch["labels"]], -1).astype(jnp.float32)
+    return {"loss": (jnp.sum(batch["labels"] * weights), jnp.sum(weights))}, logits
+
+
+def make_evaluator(examples, mesh, batch_size=8, packing=True):
+    data = DataConfig(max_length=16, packing=packing, buckets=[8, 16])
+    return Evaluator(examples, data, SINGLE, ["a", "b"], batch_size, mesh, read_heads)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 1), (2, 2, 2)])
+def test_every_row_is_counted_once(shape, batch_size, packing, rng):
+    mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
+    examples = make_examples(45, rng)
+    logits, loss = make_evaluator(examples, mesh, batch_size, packing).logits(None)
+    np.testing.assert_array_equal(logits[:, 0], np.arange(1, 46))
+    np.testing.assert_array_equal(logits[:, 1], examples.labels)
+    assert loss == pytest.approx(22 / 45)
+
+
+@pytest.mark.parametrize("fault", ["twice", "never", "weight"])
+def test_a_row_counted_twice_or_never_is_an_error(fault, rng, monkeypatch):
+    original = evaluation.eval_batches
+
+    def faulty(*args, **options):
+        first, *rest = original(*args, **options)
+        if fault == "weight":
+            arrays, index = first
+            first = (arrays | {"label_weights": arrays["label_weights"] * 2}, index)
+        yield from {"twice": [first, first], "never": [], "weight": [first]}[fault]
+        yield from rest
+
+    monkeypatch.setattr(evaluation, "eval_batches", faulty)
+    evaluator = make_evaluator(make_examples(45, rng), make_mesh(8))
+    with pytest.raises(RuntimeError, match="must see each of 45 examples once"):
+        evaluator.metrics(None)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Training and dev files of the three kinds of problem, in one directory."""
+    directory = tmp_path_factory.mktemp("data")
+    words = [
+        "good",
+        "bad",
+        "movie",
+        "plot",
+        "story",
+        "loved",
+        "hated",
+        "it",
+        "was",
+        "the",
+        "not",
+        "so",
+    ]
+    rng = np.random.default_rng(0)
+    for part, count in {"train": 60, "dev": 37}.items():
+        with open(directory / f"{part}.csv", "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["text", "label", "tags", "stars"])
+            for i in range(count):
+                text = " ".join(rng.choice(words, rng.integers(1, 20)))
+                tags = "|".join(n for c, n in enumerate(["x", "y"]) if i % 3 >= c + i % 2)
+                writer.writerow([text, LABELS[i % 3], tags or "y", 1 + i % 4 / 2])
+    return directory
+
+
+@pytest.fixture(scope="module")
+def base_config(files, tiny_bert_config, tiny_tokenizer_dir, tmp_path_factory):
+    attributes = {
+        name: getattr(tiny_bert_config, name)
+        for name in (
+            *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+            *("max_position_embeddings", "hidden_dropout_prob", "attention_probs_dropout_prob"),
+        )
+    }
+    size = len((tiny_tokenizer_dir / "vocab.txt").read_text().splitlines())
+    attributes |= {"model_type": "bert", "vocab_size": size, "initializer_range": 0.2}
+    return Config(
+        model=ModelConfig(config=attributes, tokenizer=str(tiny_tokenizer_dir)),
+        data=DataConfig(
+            train=[str(files / "train.csv")],
+            dev=[str(files / "dev.csv")],
+            labels=LABELS,
+            max_length=32,
+            cache_dir=str(tmp_path_factory.mktemp("cache")),
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+        train=TrainConfig(batch_size=16, epochs=1.5, eval_batch_size=16),
+        run=RunConfig(dir=str(tmp_path_factory.mktemp("run"))),
+    )
+
+
+def change(config, **sections):
+    """`config` with fields of sections set: change(config, data={"dev": []})."""
+    parts = {name: replace(getattr(config, name), **fields) for name, fields in sections.items()}
+    return replace(config, **parts)
+
+
+@pytest.fixture(scope="module")
+def job(base_config):
+    return build(base_config)
+
+
+@pytest.fixture(scope="module")
+def saved(job, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("saved") / "model"
+    job.export(job.state.params, directory)
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def trunk(base_config, job, tmp_path_factory):
+    """The job's model without its head: reading it is quicker than compiling initialisers."""
+    params = {name: x for name, x in job.state.params.items() if name != "classifier"}
+    directory = tmp_path_factory.mktemp("trunk") / "model"
+    hf.save_pretrained(directory, params, hf.load_config(None, **base_config.model.config))
+    return {"path": str(directory), "config": {}}
+
+
+def read_lines(path):
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def test_label_names_come_back_from_a_saved_model(job, saved):
+    _, config, _, params = load_classifier(saved, make_mesh())
+    assert label_names(config) == LABELS
+    assert config.label2id == {name: i for i, name in enumerate(LABELS)}
+    assert problem_type(config) == SINGLE
+    assert config.architectures == ["BertForSequenceClassification"]
+    before, after = flatten(job.state.params), flatten(params)
+    assert before.keys() == after.keys()
+    for path, x in before.items():
+        np.testing.assert_array_equal(x, after[path], err_msg=path)
+    kept = json.loads((Path(saved) / "jaxllm.json").read_text())
+    assert kept["text"] == "text"
+    assert kept["max_length"] == 32
+
+
+def test_evaluate_predict_and_training_agree(base_config, job, saved, files, tmp_path, caplog):
+    expected = job.evaluate(job.state.params)
+    config = change(base_config, model={"path": saved, "config": {}, "tokenizer": None})
+    config = change(config, run={"dir": str(tmp_path)}, mesh={"data": 2, "fsdp": 2, "tensor": 2})
+    config = change(config, train={"eval_batch_size": 5, "label_smoothing": 0.3})
+    with caplog.at_level("INFO", logger="jaxllm"):
+        values = classification.evaluate(config)
+    assert values.keys() == expected.keys()
+    for name, value in expected.items():
+        assert values[name] == pytest.approx(value, abs=1e-5), name
+    report = (tmp_path / "evaluate" / "report.txt").read_text(encoding="utf-8")
+    assert report.startswith("37 rows read, 37 kept\n")
+    assert "confusion matrix" in report
+    assert report in caplog.text
+    assert json.loads((tmp_path / "evaluate" / "metrics.json").read_text()) == values
+
+    lines = read_lines(tmp_path / "evaluate" / "predictions.jsonl")
+    with open(files / "dev.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [line["row"] for line in lines] == list(range(1, 38))
+    assert [line["label"] for line in lines] == [row["label"] for row in rows]
+    right = np.mean([line["label"] == line["predicted"] for line in lines])
+    assert values["accuracy"] == pytest.approx(right)
+
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in rows))
+    predict(saved, str(source), str(tmp_path / "out.jsonl"), 8)
+    for line, answer in zip(lines, read_lines(tmp_path / "out.jsonl"), strict=True):
+        assert answer["label"] == line["predicted"]
+        assert answer["score"] == pytest.approx(line["probability"], abs=1e-5)
+    assert len({line["probability"] for line in lines}) > 30
+
+
+def test_report_writes_predictions_and_the_next_line(job, tmp_path, caplog):
+    directory = tmp_path / "my run"
+    directory.mkdir()
+    with caplog.at_level("INFO", logger="jaxllm"):
+        job.report(job.state.params, directory)
+    assert len(read_lines(directory / "predictions.jsonl")) == 37
+    assert "accuracy" in (directory / "report.txt").read_text(encoding="utf-8")
+    assert f"jaxllm predict --model '{directory}/model' --input FILE --output FILE" in caplog.text
+
+
+def test_job_fields_follow_the_config(base_config, job, trunk):
+    steps = [job.loader.steps_in_epoch(epoch) for epoch in (0, 1)]
+    assert job.total_steps == steps[0] + round(steps[1] / 2)
+    assert job.metric == "accuracy"
+    assert job.higher_is_better
+    assert job.learning_rate(job.total_steps) == 0.0
+    assert max(map(job.learning_rate, range(job.total_steps))) == pytest.approx(1e-3)
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), job.state)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), job.state_shape) == shapes
+
+    config = change(base_config, train={"steps": 3, "metric": "loss", "accumulation": 2})
+    config = change(config, model=trunk)
+    other = build(change(config, data={"labels": None}))
+    assert other.total_steps == 3
+    assert other.metric == "loss"
+    assert not other.higher_is_better
+    assert other.loader.rows_per_batch % 16 == 0  # 8 devices, 2 parts each
+
+
+def test_without_dev_data_there_is_nothing_to_evaluate(base_config, trunk, tmp_path, caplog):
+    job = build(change(base_config, model=trunk, data={"dev": []}))
+    assert job.evaluate(job.state.params) == {}
+    with caplog.at_level("INFO", logger="jaxllm"):
+        job.report(job.state.params, tmp_path)
+    assert "jaxllm predict --model" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("problem", "column", "names", "metric"),
+    [(MULTI, "tags", ["x", "y"], "f1"), ("regression", "stars", [], "pearson")],
+)
+def test_several_labels_and_regression(
+    problem, column, names, metric, base_config, trunk, tmp_path
+):
+    config = change(
+        base_config,
+        model=trunk | {"problem_type": problem},
+        data={"label": column, "labels": None},
+        run={"dir": str(tmp_path)},
+    )
+    job = build(config)
+    assert job.metric == metric
+    batch = next(job.loader.batches(LoaderState()))
+    state, values = job.train_step(job.state, batch.arrays)
+    loss, weight = (float(x) for x in values["loss"])
+    assert np.isfinite(loss)
+    assert weight == batch.examples
+    expected = job.evaluate(state.params)
+    job.export(state.params, tmp_path / "model")
+    job.report(state.params, tmp_path)
+    lines = read_lines(tmp_path / "predictions.jsonl")
+    if problem == MULTI:
+        assert {"f1/x", "f1/y", "f1_micro", "roc_auc", "loss"} <= expected.keys()
+        assert {tuple(line["label"]) for line in lines} == {("x",), ("y",), ("x", "y")}
+        for line in lines:
+            assert line["predicted"] == [n for n in names if line["probability"][n] > 0.5]
+    else:
+        assert expected["mse"] == pytest.approx(expected["loss"], abs=1e-5)
+        assert [line["label"] for line in lines[:5]] == [1, 1.5, 2, 2.5, 1]
+        error = [(line["label"] - line["predicted"]) ** 2 for line in lines]
+        assert expected["mse"] == pytest.approx(np.mean(error), abs=1e-5)
+    saved = change(config, model={"path": str(tmp_path / "model"), "config": {}})
+    _, model_config, _, _ = load_classifier(saved.model.path, make_mesh())
+    assert problem_type(model_config) == problem
+    assert label_names(model_config) == names
+    assert classification.evaluate(saved) == pytest.approx(expected, abs=1e-5, nan_ok=True)
+
+
+def test_pretrained_weights_with_a_new_head(base_config, job, trunk):
+    config = change(base_config, model=trunk)
+    params = flatten(build(config).state.params)
+    # Everything equals the job's: the new head is that of random weights of the same seed.
+    for path, x in flatten(job.state.params).items():
+        np.testing.assert_array_equal(params[path], x, err_msg=path)
+    head = params["classifier/kernel"]
+    other = flatten(build(change(config, train={"seed": 1})).state.params)
+    assert not np.array_equal(other["classifier/kernel"], head)
+    with pytest.raises(InputError, match="no classification head"):
+        classification.evaluate(config)
+
+
+@pytest.mark.parametrize("train", [{"label_smoothing": 0.2}, {"class_weights": [1.0, 2.0, 5.0]}])
+def test_smoothing_and_class_weights_change_the_training_loss_only(
+    train, base_config, job, saved, monkeypatch
+):
+    def capture(apply, loss_fn, *args, **options):
+        return loss_fn
+
+    monkeypatch.setattr(classification, "make_train_step", capture)
+    config = change(base_config, model={"path": saved, "config": {}})
+    plain, changed = (build(c).train_step for c in (config, change(config, train=train)))
+    logits, labels = jnp.array([[1.0, 2.0, 0.5], [3.0, 0.0, 1.0]]), jnp.array([1, 2])
+    loss, weight = changed(logits, labels, jnp.ones(2))
+    expected = losses.cross_entropy(logits, labels, jnp.ones(2), **tupled(train))
+    assert (float(loss), float(weight)) == tuple(map(float, expected))
+    assert float(loss) != float(plain(logits, labels, jnp.ones(2))[0])
+    evaluated = build(change(config, train=train))
+    assert evaluated.evaluate(evaluated.state.params) == job.evaluate(job.state.params)
+
+
+def tupled(options):
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+
+
+MISTAKES = {
+    "train.metric: found 'f2', expected one of accuracy, f1": {"train": {"metric": "f2"}},
+    r"train.class_weights: found 2 weights, expected 3": {"train": {"class_weights": [1.0, 2.0]}},
+    "data.max_length: found 65, expected at most the model's 64": {"data": {"max_length": 65}},
+    "model.tokenizer: found null": {"model": {"tokenizer": None}},
+    "num_labels follows from the labels": {"model": {"config": {"num_labels": 3}}},
+    "(vocab_size); give the tokenizer": {"model": {"config": {"vocab_size": 20}}},
+    "one token type": {
+        "model": {"config": {"type_vocab_size": 1}},
+        "data": {"text_pair": "tags"},
+    },
+    "optimizer.frozen: pattern 'encoder/*' matches no": {"optimizer": {"frozen": ["encoder/*"]}},
+    "unknown label": {"data": {"labels": ["很差", "meh"]}},
+    "mesh data=3": {"mesh": {"data": 3}},
+    "not divisible by 24": {"train": {"accumulation": 3}},
+}
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_mistakes_are_named(message, base_config):
+    sections = {name: dict(fields) for name, fields in MISTAKES[message].items()}
+    if "config" in sections.get("model", {}):
+        sections["model"]["config"] = base_config.model.config | sections["model"]["config"]
+    with pytest.raises(InputError) as error:
+        build(change(base_config, **sections))
+    assert message in str(error.value)
+
+
+def test_smoothing_is_for_one_label_a_row(base_config):
+    config = change(
+        base_config,
+        model={"problem_type": MULTI},
+        data={"label": "tags", "labels": None},
+        train={"label_smoothing": 0.1},
+    )
+    with pytest.raises(InputError, match=r"train.label_smoothing: expected none"):
+        build(config)
+
+
+def test_evaluating_with_what_does_not_fit_is_refused(base_config, saved, job, tmp_path):
+    config = change(base_config, model={"path": saved}, run={"dir": str(tmp_path)})
+    cases = {
+        "model.path: found null": change(config, model={"path": None}),
+        "data.dev: found no files": change(config, data={"dev": []}),
+        "model.problem_type: found regression": change(
+            config, model={"problem_type": "regression"}, data={"labels": None}
+        ),
+        "data.labels: found ['meh', '很差', 'great fun'], but the model": change(
+            config, data={"labels": ["meh", "很差", "great fun"]}
+        ),
+    }
+    for message, case in cases.items():
+        with pytest.raises(InputError) as error:
+            classification.evaluate(case)
+        assert message in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_foreign_model_takes_the_labels_of_the_config(base_config, job, tmp_path):
+    foreign = hf.load_config(None, **base_config.model.config, num_labels=3)
+    hf.save_pretrained(tmp_path / "model", job.state.params, foreign)
+    config = change(base_config, model={"path": str(tmp_path / "model"), "config": {}})
+    values = classification.evaluate(change(config, run={"dir": str(tmp_path)}))
+    assert values["f1/很差"] == job.evaluate(job.state.params)["f1/很差"]
+    with pytest.raises(InputError, match="unknown label"):
+        classification.evaluate(change(config, data={"labels": None}, run={"dir": str(tmp_path)}))
