@@ -5,6 +5,8 @@ statistics in float32 whatever the dtype. Letters in names are those of the desi
 D model width, N heads, H head size, F MLP width, V vocabulary.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -17,11 +19,14 @@ def normal(rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float) -> nnx.Param:
 
 
 class Dense(nnx.Module):
-    """`einsum(equation, x, kernel) + bias`; kernel is [*in, *out], bias [*out]."""
+    """y = x @ kernel + bias over the last axes: x [..., *in], kernel [*in, *out], bias [*out], y [..., *out].
+
+    The product is taken on the kernel seen as a matrix: with head axes left in an einsum, XLA transposes every
+    [D, N, H] gradient once more in memory.
+    """
 
     def __init__(
         self,
-        equation: str,
         in_shape: tuple[int, ...],
         out_shape: tuple[int, ...],
         *,
@@ -29,14 +34,17 @@ class Dense(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.equation = equation
+        self.num_in = len(in_shape)
         self.dtype = dtype
         self.kernel = normal(rngs, in_shape + out_shape, stddev)
         self.bias = nnx.Param(jnp.zeros(out_shape, jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        return add_bias(jnp.einsum(self.equation, x.astype(self.dtype), kernel), bias)
+        lead = x.shape[: x.ndim - self.num_in]
+        x = x.astype(self.dtype).reshape(*lead, math.prod(kernel.shape[: self.num_in]))
+        y = add_bias(x @ kernel.reshape(x.shape[-1], -1), bias.reshape(-1))
+        return y.reshape(*lead, *bias.shape)
 
 
 class Embed(nnx.Module):
@@ -120,8 +128,11 @@ def split_key(key: Key, num: int) -> list[Key]:
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """x * Phi(x) with the error function, as in BERT (`jax.nn.gelu` defaults to the tanh approximation)."""
-    return jax.nn.gelu(x, approximate=False)
+    """x * Phi(x) with the error function, as in BERT (`jax.nn.gelu` defaults to the tanh approximation).
+
+    With erf, as PyTorch has it; `jax.nn.gelu(approximate=False)` takes erfc, whose two branches and exp cost twice the time on CPU.
+    """
+    return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
 
 
 def gelu_tanh(x: jax.Array) -> jax.Array:

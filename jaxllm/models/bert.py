@@ -50,10 +50,10 @@ class BertAttention(nnx.Module):
             )
         H = D // N
         dense = partial(Dense, stddev=config.initializer_range, dtype=dtype, rngs=rngs)
-        self.query = dense("BTD,DNH->BTNH", (D,), (N, H))
-        self.key = dense("BTD,DNH->BTNH", (D,), (N, H))
-        self.value = dense("BTD,DNH->BTNH", (D,), (N, H))
-        self.output = dense("BTNH,NHD->BTD", (N, H), (D,))
+        self.query = dense((D,), (N, H))
+        self.key = dense((D,), (N, H))
+        self.value = dense((D,), (N, H))
+        self.output = dense((N, H), (D,))
         self.norm = LayerNorm(D, eps=config.layer_norm_eps, dtype=dtype)
         self.attention_dropout = config.attention_probs_dropout_prob
         self.hidden_dropout = config.hidden_dropout_prob
@@ -78,8 +78,8 @@ class BertMLP(nnx.Module):
     def __init__(self, config: Any, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         D, F = config.hidden_size, config.intermediate_size
         dense = partial(Dense, stddev=config.initializer_range, dtype=dtype, rngs=rngs)
-        self.up = dense("BTD,DF->BTF", (D,), (F,))
-        self.down = dense("BTF,FD->BTD", (F,), (D,))
+        self.up = dense((D,), (F,))
+        self.down = dense((F,), (D,))
         self.norm = LayerNorm(D, eps=config.layer_norm_eps, dtype=dtype)
         self.activation = ACTIVATIONS[config.hidden_act]
         self.hidden_dropout = config.hidden_dropout_prob
@@ -124,9 +124,7 @@ class BertEncoder(nnx.Module):
         self.blocks = jax.vmap(lambda k: BertBlock(config, dtype=dtype, rngs=nnx.Rngs(params=k)))(keys)
         if add_pooler:
             D = config.hidden_size
-            self.pooler = Dense(
-                "...D,DE->...E", (D,), (D,), stddev=config.initializer_range, dtype=dtype, rngs=rngs
-            )
+            self.pooler = Dense((D,), (D,), stddev=config.initializer_range, dtype=dtype, rngs=rngs)
         self.add_pooler = add_pooler
         self.num_layers = config.num_hidden_layers
         self.max_positions = config.max_position_embeddings
@@ -203,7 +201,6 @@ class BertForSequenceClassification(BertEncoder):
     ):
         super().__init__(config, dtype=dtype, rngs=rngs, **encoder_options)
         self.classifier = Dense(
-            "...D,DC->...C",
             (config.hidden_size,),
             (config.num_labels,),
             stddev=config.initializer_range,
@@ -225,9 +222,7 @@ class BertMLMHead(nnx.Module):
 
     def __init__(self, config: Any, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         D = config.hidden_size
-        self.dense = Dense(
-            "...D,DE->...E", (D,), (D,), stddev=config.initializer_range, dtype=dtype, rngs=rngs
-        )
+        self.dense = Dense((D,), (D,), stddev=config.initializer_range, dtype=dtype, rngs=rngs)
         self.norm = LayerNorm(D, eps=config.layer_norm_eps, dtype=dtype)
         self.bias = nnx.Param(jnp.zeros((config.vocab_size,), jnp.float32))
         self.activation = ACTIVATIONS[config.hidden_act]
