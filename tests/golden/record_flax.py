@@ -1,0 +1,52 @@
+"""Records the flax_* goldens: checkpoints and outputs of the Flax classes of transformers 4.
+
+Run it where they still are (transformers==4.57.6, jax 0.10.2, flax 0.12.8):
+
+    python tests/golden/record_flax.py
+"""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from example import CONFIG, batch
+from transformers import BertConfig, FlaxBertForMaskedLM, FlaxBertForSequenceClassification
+
+HERE = Path(__file__).parent
+
+
+def random_params(params: dict, seed: int) -> dict:
+    """Every parameter away from its initial value, biases and scales too."""
+    rng = np.random.default_rng(seed)
+
+    def draw(x: jax.Array) -> np.ndarray:
+        return (np.asarray(x) + 0.2 * rng.standard_normal(x.shape)).astype(np.float32)
+
+    return jax.tree.map(draw, params)
+
+
+def record(name: str, cls: type, **options: object) -> None:
+    model = cls(BertConfig(**CONFIG, **options))
+    params = random_params(model.params, seed=len(name))
+    directory = HERE / name
+    model.save_pretrained(directory, params=params)
+    inputs = batch()
+    np.savez_compressed(
+        directory / "expected.npz",
+        logits=np.asarray(model(**inputs, params=params).logits),
+        **inputs,
+    )
+
+
+def record_variants() -> None:
+    """The classification golden again: index-sharded msgpack, and safetensors with Flax names."""
+    source = HERE / "flax_sequence_classification"
+    model = FlaxBertForSequenceClassification.from_pretrained(source)
+    model.save_pretrained(HERE / "flax_sharded", max_shard_size="40KB")
+    model.save_pretrained(HERE / "flax_safetensors", safe_serialization=True)
+
+
+if __name__ == "__main__":
+    record("flax_sequence_classification", FlaxBertForSequenceClassification, num_labels=3)
+    record("flax_masked_lm", FlaxBertForMaskedLM)
+    record_variants()
