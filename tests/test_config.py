@@ -106,6 +106,10 @@ def test_override(write, options, section, field, value):
     assert config.load([*options, "--config", write(BASE)]) == loaded
 
 
+def test_chinese_stays_readable():
+    assert "电影" in config.to_yaml(changed("data", labels=["电影", "书"]))
+
+
 def test_a_later_file_goes_over_an_earlier_one(write):
     first = write(BASE + "train: {seed: 1, steps: 2}\n")
     second = write("train: {seed: 3}\n", "second.yaml")
