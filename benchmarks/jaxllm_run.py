@@ -23,14 +23,13 @@ def start(job: Job) -> dict[str, Any]:
     """Writes the model that all runs start from, its new classifier head included."""
     from jaxllm import AutoModelForSequenceClassification
     from jaxllm.data.corpus import load_tokenizer
-    from jaxllm.pretrained import hf
 
     model = AutoModelForSequenceClassification.from_pretrained(
         job.model, num_labels=len(job.labels)
     )
     directory = Path(job.directory) / "model"
     model.save_pretrained(directory)
-    load_tokenizer(hf.resolve(job.model)).save_pretrained(directory)
+    load_tokenizer(job.model).save_pretrained(directory)
     return {"model": str(directory)}
 
 
