@@ -363,6 +363,8 @@ def test_limits_keep_the_first_rows_and_the_labels_of_all(load, texts):
     content = HEADER + "".join(f"{text}\t{label}\n" for text, label in rows)
     examples, names = load(content, max_train_examples=1200)
     assert len(examples) == 1200
+    assert examples.offsets[-1] == len(examples.tokens) == len(examples.type_ids)
+    assert texts(examples)[-1] == "good film 2"
     assert examples.rows.tolist() == list(range(1, 1201))
     assert names == ["a", "b", "c"]
     examples, names = load(content, max_train_examples=3, streaming=True)
@@ -400,15 +402,16 @@ def entries(tmp_path):
     return sorted((tmp_path / "cache").glob("*"))
 
 
-def test_the_cache_is_by_content_and_settings(load, tmp_path):
+def test_the_cache_is_by_content_and_settings(load, tmp_path, monkeypatch):
     content = HEADER + "good\ta\nbad\tb\n"
-    load(content)
+    before, _ = load(content)
     [entry] = entries(tmp_path)
-    stamp = (entry / "tokens.bin").stat().st_mtime_ns
-    examples, names = load(content, "renamed.tsv", workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus.Builder, "run", lambda *_: pytest.fail("it was tokenized again"))
+        examples, names = load(content, "renamed.tsv", workers=1)
     assert isinstance(examples.tokens, np.memmap)
     assert names == ["a", "b"]
-    assert (entry / "tokens.bin").stat().st_mtime_ns == stamp
+    assert examples.report == before.report
     assert entries(tmp_path) == [entry]
     load(content + "fine\tb\n")
     load(content, max_length=64)
@@ -439,7 +442,7 @@ def test_another_tokenizer_is_another_entry(tmp_path, tiny_tokenizer_dir, tokeni
 
 
 @pytest.mark.parametrize("damage", ["tokens.bin", "offsets.bin", "meta.json", "labels.bin"])
-@pytest.mark.parametrize("how", ["truncated", "missing"])
+@pytest.mark.parametrize("how", ["truncated", "longer", "missing"])
 def test_a_damaged_entry_is_made_again(load, tmp_path, damage, how):
     content = HEADER + "good film\ta\nbad\tb\n"
     before, _ = load(content)
@@ -448,6 +451,8 @@ def test_a_damaged_entry_is_made_again(load, tmp_path, damage, how):
     if how == "truncated":
         with open(path, "r+b") as file:
             file.truncate(path.stat().st_size - 1)
+    elif how == "longer":
+        path.write_bytes(path.read_bytes() + b"xxxx")
     else:
         path.unlink()
     after, _ = load(content)

@@ -75,7 +75,7 @@ def test_sst2_like_lengths_fill_95_percent(rng, row_length):
 
 
 def test_a_place_is_taken_in_the_fullest_row_that_has_one():
-    lengths = np.array([7, 6, 3, 4])
+    lengths = np.array([7, 6, 3, 1])
     rows = first_fit(lengths, np.arange(4), row_length=10, max_per_row=4, window=4)
     assert rows.members.tolist() == [0, 2, 1, 3]
     assert rows.starts.tolist() == [0, 2, 4]
