@@ -7,11 +7,13 @@ and renamed when complete, so a directory with that name is a whole checkpoint. 
 before anything is read: Orbax itself does not notice a changed byte in an array.
 """
 
+import errno
 import logging
 import math
 import os
 import re
 import shutil
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +72,12 @@ class Checkpoints:
         self._scores = {step: self._score(self._about(step)["metrics"]) for step in self._find()}
         self._orbax = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(),
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._describe),
+            async_options=ocp.AsyncOptions(
+                # A directory that cannot be made in the background leaves threads of Orbax waiting
+                # for it until a timeout, at the exit of the process too.
+                create_directories_asynchronously=False,
+                post_finalization_callback=self._describe,
+            ),
         )
 
     def path(self, step: int) -> Path:
@@ -123,6 +130,7 @@ class Checkpoints:
         params, rest = split(state)
         self._saving = about
         try:
+            _check_room(self.directory, sum(x.nbytes for x in jax.tree.leaves(state)))
             self._orbax.save(
                 self.path(step),
                 args=ocp.args.Composite(
@@ -180,13 +188,12 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
+        try:
             self.close()
-        elif issubclass(kind, Exception):  # at a KeyboardInterrupt nobody wants to wait
-            try:
-                self.close()
-            except InputError as error:  # the error that is on its way came first
-                logger.error("%s", error)
+        except InputError as error:
+            if kind is None:
+                raise
+            logger.error("%s", error)  # the exception that is on its way came first
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -277,6 +284,11 @@ class Checkpoints:
         self._scores.pop(step, None)
         if self._writer:
             self._remove_leftovers()
+            for _ in range(20):  # writes begun beside the failed one may still go on
+                if not any(_TEMPORARY in entry.name for entry in self.directory.iterdir()):
+                    break
+                time.sleep(0.05)
+                self._remove_leftovers()
         problem = disk_problem(error)
         if problem is None:
             raise error
@@ -301,6 +313,14 @@ class Checkpoints:
         for entry in self.directory.iterdir():
             if _TEMPORARY in entry.name or re.fullmatch(r"\.step_\d+\.deleted", entry.name):
                 shutil.rmtree(entry, ignore_errors=True)
+
+
+def _check_room(directory: Path, size: int) -> None:
+    """Raises the error of a full disk before anything is written, where that can be known."""
+    free = shutil.disk_usage(directory).free
+    if free < size:
+        reason = f"{os.strerror(errno.ENOSPC)} ({size:,} bytes are needed, {free:,} are free)"
+        raise OSError(errno.ENOSPC, reason)
 
 
 class _RaisedLater(logging.Filter):

@@ -46,7 +46,7 @@ def describe_leaf(x: Any) -> str:
 
 
 def split(state: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(parameters, the rest) as nested dicts of strings, so that Orbax needs none of our classes."""
+    """(parameters, the rest) as nested dicts of strings: Orbax needs none of our classes."""
     parts: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
     for path, x in leaves(state):
         *parents, leaf = path.removeprefix("params/").split("/")

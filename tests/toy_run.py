@@ -6,8 +6,11 @@ MOMENT is where the program kills itself with SIGKILL, see `_arm`.
 """
 
 import dataclasses
+import functools
 import json
 import os
+import resource
+import shutil
 import signal
 import sys
 import time
@@ -20,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxllm import checkpoint, files, interrupt, loop
+from jaxllm import checkpoint, interrupt, loop
 from jaxllm.config import Config
 from jaxllm.data.loader import LoaderState
 from jaxllm.errors import InputError
@@ -29,6 +32,8 @@ from jaxllm.job import Job
 EXAMPLES, BATCH, WIDTH = 24, 4, 8
 STEPS_IN_EPOCH = EXAMPLES // BATCH
 LENGTH = 10  # tokens in a row, one of them padding
+SCHEDULE = optax.linear_schedule(0.1, 0.0, 100)
+TX = optax.adamw(SCHEDULE)
 
 
 @jax.tree_util.register_dataclass
@@ -86,6 +91,25 @@ class Loader:
             self.open_iterators -= 1
 
 
+@jax.jit
+def _loss(params: Any, batch: Any) -> jax.Array:
+    return jnp.sum((batch["x"] @ params["linear/w"] - batch["y"]) ** 2)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _step(state: State, batch: Any) -> tuple[State, Any]:
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    value, grads = jax.value_and_grad(_loss)(state.params, batch)
+    grads = jax.tree.map(lambda g: g / BATCH + 0.1 * jax.random.normal(key, g.shape), grads)
+    updates, opt_state = TX.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {
+        "loss": (value, jnp.float32(BATCH)),
+        "grad_norm": (jnp.linalg.norm(grads["linear/w"]), jnp.ones(())),
+    }
+    return State(state.step + 1, params, opt_state, state.key), metrics
+
+
 def build(
     config: Config,
     *,
@@ -103,45 +127,25 @@ def build(
         size: of a parameter that only makes the checkpoint bigger.
     """
     loader = Loader(config.train.seed)
-    schedule = optax.linear_schedule(0.1, 0.0, 100)
-    tx = optax.adamw(schedule)
     params = {"linear/w": jnp.zeros(WIDTH), "ballast": {"b": jnp.zeros(size)}}
     key = jax.random.key_data(jax.random.key(config.train.seed))
-    state = State(jnp.int32(0), params, tx.init(params), key)
+    state = State(jnp.int32(0), params, TX.init(params), key)
 
-    @jax.jit
-    def loss(params: Any, batch: Any) -> jax.Array:
-        return jnp.sum((batch["x"] @ params["linear/w"] - batch["y"]) ** 2)
-
-    def step(state: State, batch: Any) -> tuple[State, Any]:
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        value, grads = jax.value_and_grad(loss)(state.params, batch)
-        grads = jax.tree.map(lambda g: g / BATCH + 0.1 * jax.random.normal(key, g.shape), grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        if poison is not None:
-            value = jnp.where(state.step + 1 == poison, jnp.nan, value)
-        metrics = {
-            "loss": (value, jnp.float32(BATCH)),
-            "grad_norm": (jnp.linalg.norm(grads["linear/w"]), jnp.ones(())),
-        }
-        return State(state.step + 1, params, opt_state, state.key), metrics
-
-    jitted = jax.jit(step, donate_argnums=0)
-    count = iter(range(10**6))
-    offset: list[int] = []
+    at: list[int] = []
 
     def train_step(state: State, batch: Any) -> tuple[State, Any]:
-        if not offset:
-            offset.append(int(state.step))
-        before_step(offset[0] + next(count) + 1)
-        return jitted(state, batch)
+        at[:] = [(at[0] if at else int(state.step)) + 1]
+        before_step(at[0])
+        state, metrics = _step(state, batch)
+        if at[0] == poison:
+            metrics["loss"] = (jnp.float32(jnp.nan), metrics["loss"][1])
+        return state, metrics
 
     everything = {"x": jnp.asarray(loader.x), "y": jnp.asarray(loader.y)}
     done = [0]
 
     def evaluate(params: Any) -> dict[str, float]:
-        value = float(loss(params, everything)) / EXAMPLES
+        value = float(_loss(params, everything)) / EXAMPLES
         done[0] += 1
         return {"loss": value, "score": -value if scores is None else scores[done[0] - 1]}
 
@@ -161,7 +165,7 @@ def build(
         train_step=train_step,
         loader=loader,  # type: ignore[arg-type]
         total_steps=config.train.steps or 3 * STEPS_IN_EPOCH,
-        learning_rate=lambda n: float(schedule(n)),
+        learning_rate=lambda n: float(SCHEDULE(n)),
         evaluate=evaluate,
         metric=config.train.metric or "score",
         higher_is_better=True,
@@ -179,6 +183,7 @@ def make_config(directory: Path, **changes: Any) -> Config:
     """A quiet config in `directory`; `changes` are "section.field" = value."""
     config = Config()
     changes = {"run.dir": str(directory), "run.progress": False, "run.log_every": 4, **changes}
+    changes = {"run.tensorboard": False, **changes}
     for key, value in changes.items():
         section, _, field = key.partition(".")
         part = dataclasses.replace(getattr(config, section), **{field: value})
@@ -206,7 +211,10 @@ def _die(*_: Any, **__: Any) -> None:
 def _arm(moment: str) -> Callable[[int], None]:
     """Sets where the program is killed: step:N, describe:N (a save whose arrays are written, before
     its rename), saving:N (somewhere in it), prune (an old checkpoint half removed), export (between
-    the two renames of the model), summary. signal:N and slow send and await signals."""
+    the two renames of the model), summary.
+
+    Other moments: signal:N sends itself SIGTERM, disk:N cannot write large files from then on, slow
+    says each step and takes its time."""
     what, _, number = moment.partition(":")
     if what == "describe":
         describe = checkpoint.Checkpoints._describe
@@ -228,13 +236,15 @@ def _arm(moment: str) -> Callable[[int], None]:
 
         checkpoint.Checkpoints.save = save  # type: ignore[method-assign]
     elif what == "prune":
+        remove = shutil.rmtree
 
-        def rmtree(path: Path, **_: Any) -> None:
+        def rmtree(path: Path, **options: Any) -> None:
             if Path(path).name.startswith(".step"):
                 next(p for p in Path(path).rglob("*") if p.is_file()).unlink()
                 _die()
+            remove(path, **options)
 
-        checkpoint.shutil.rmtree = rmtree  # type: ignore[assignment]
+        shutil.rmtree = rmtree  # type: ignore[assignment]
     elif what == "export":
         rename = os.rename
 
@@ -243,7 +253,7 @@ def _arm(moment: str) -> Callable[[int], None]:
             if str(target).endswith(".model.old"):
                 _die()
 
-        files.os.rename = half
+        os.rename = half
     elif what == "summary":
         loop.RunDir.write_summary = _die  # type: ignore[method-assign]
 
@@ -252,6 +262,10 @@ def _arm(moment: str) -> Callable[[int], None]:
             _die()
         if what == "signal" and step == int(number):
             os.kill(os.getpid(), signal.SIGTERM)
+        if what == "disk" and step == int(number):
+            while not Path(sys.argv[1], "checkpoints/step_00000006").exists():
+                time.sleep(0.01)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
         if what == "slow":
             print(f"step {step}", flush=True)
             time.sleep(0.2)
