@@ -37,8 +37,7 @@ def check(config: Config) -> None:
 def nearest(name: str, keys: Iterable[str]) -> str:
     """`name` and, for a message, the most similar of the dotted `keys`, or those it may be.
 
-    A field is compared with the fields of all sections, its own first; with a misspelt section, the
-    whole names are compared.
+    A field is compared with the fields of all sections, its own first.
     """
     keys = list(keys)
     section, _, field = name.rpartition(".")
@@ -46,8 +45,6 @@ def nearest(name: str, keys: Iterable[str]) -> str:
     siblings = [key.partition(".")[2] for key in keys if section and key.startswith(f"{section}.")]
 
     def similarity(key: str) -> float:
-        if section and not siblings:
-            return difflib.SequenceMatcher(None, name, key).ratio()
         return difflib.SequenceMatcher(None, field, key.rpartition(".")[2]).ratio()
 
     candidates = [*(f"{section}.{s}" for s in siblings), *keys, *([] if section else sections)]

@@ -148,6 +148,7 @@ MISTAKES = {
     "modle: {path: x}\n": ["unknown section modle", "did you mean model?"],
     "# a comment\nmodel:\n  pth: x\n": ["line 3", "model.pth", "did you mean model.path?"],
     "data: {batch_size: 3}\n": ["data.batch_size", "did you mean train.batch_size?"],
+    "optmizer: {warmup: 3}\n": ["optmizer", "did you mean optimizer?"],
     "optimizer: {zzz: 3}\n": ["optimizer.zzz", "optimizer has name, learning_rate"],
     "train: {batch_size: abc}\n": ["train.batch_size", 'found "abc"', "a whole number"],
     "train: {batch_size: null}\n": ["train.batch_size", "found null"],
@@ -188,6 +189,7 @@ def test_mistake_in_a_file(write, text, parts):
     [
         (["--modle.path", "x"], ["--modle.path", "did you mean --model.path?"]),
         (["--model.pth=x"], ["--model.pth", "did you mean --model.path?"]),
+        (["--optmizer.warmp", "3"], ["did you mean --optimizer.warmup?"]),
         (["--model.pat", "x"], ["--model.pat;", "did you mean --model.path?"]),
         (["--seed", "x"], ["--seed", "did you mean --train.seed?"]),
         (["--train.batch_size", "abc"], ["--train.batch_size", "found abc", "a whole number"]),
