@@ -58,8 +58,7 @@ class PretrainedModel:
         """
         attributes.check_attributes(config.to_diff_dict(), type(config).__name__)
         graphdef, _ = module_parts(config, cls.task, dtype=dtype)
-        params = jax.jit(lambda: init_params(config, cls.task, seed))()
-        return cls(config, params, graphdef)
+        return cls(config, init_params(config, cls.task, seed), graphdef)
 
     def __call__(
         self,

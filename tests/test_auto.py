@@ -1,0 +1,247 @@
+"""The public classes: pure in their parameters, named as in transformers, saved and loaded."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxllm
+from jaxllm import auto
+from jaxllm.errors import InputError
+
+GOLDEN = Path(__file__).parent / "golden"
+CLASSES = [
+    jaxllm.AutoModel,
+    jaxllm.AutoModelForMaskedLM,
+    jaxllm.AutoModelForSequenceClassification,
+]
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return jaxllm.AutoModelForSequenceClassification.from_pretrained(
+        GOLDEN / "torch_sequence_classification"
+    )
+
+
+@pytest.fixture(scope="module")
+def golden():
+    arrays = np.load(GOLDEN / "torch_sequence_classification" / "expected.npz")
+    return {name: arrays[name] for name in arrays.files}
+
+
+@pytest.fixture
+def batch(golden):
+    return {name: golden[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+
+
+def test_logits_are_those_recorded(classifier, batch, golden):
+    out = classifier(**batch)
+    np.testing.assert_allclose(out.logits, golden["logits"], rtol=1e-5, atol=1e-5)
+    assert out.logits.dtype == jnp.float32
+    assert classifier.config.num_labels == 3
+    assert out.hidden_states is None
+    assert out.attentions is None
+
+
+def test_lists_and_positional_ids(classifier, batch, golden):
+    out = classifier(batch["input_ids"].tolist(), batch["attention_mask"].tolist())
+    assert out.logits.shape == golden["logits"].shape
+
+
+def test_base_outputs(batch):
+    model = jaxllm.AutoModel.from_pretrained(GOLDEN / "torch_base")
+    expected = np.load(GOLDEN / "torch_base" / "expected.npz")
+    out = model(**batch, output_hidden_states=True, output_attentions=True)
+    np.testing.assert_allclose(out.pooler_output, expected["pooler_output"], rtol=1e-5, atol=1e-5)
+    assert out.last_hidden_state.shape == (3, 12, 32)
+    assert [x.shape for x in out.hidden_states] == [(3, 12, 32)] * 3
+    assert [x.shape for x in out.attentions] == [(3, 4, 12, 12)] * 2
+    np.testing.assert_array_equal(out.hidden_states[-1], out.last_hidden_state)
+
+
+def test_outputs_the_config_asks_for(batch):
+    model = jaxllm.AutoModel.from_pretrained(GOLDEN / "torch_base", output_hidden_states=True)
+    assert len(model(**batch).hidden_states) == 3
+    assert model(**batch, output_hidden_states=False).hidden_states is None
+
+
+def test_masked_lm_at_positions(batch):
+    model = jaxllm.AutoModelForMaskedLM.from_pretrained(GOLDEN / "torch_pretraining")
+    expected = np.load(GOLDEN / "torch_pretraining" / "expected.npz")["prediction_logits"]
+    np.testing.assert_allclose(model(**batch).logits, expected, rtol=1e-5, atol=1e-5)
+    some = model(**batch, head_positions=[[1, 4], [0, 6], [11, 2]]).logits
+    np.testing.assert_allclose(some[2, 0], expected[2, 11], rtol=1e-5, atol=1e-5)
+
+
+def test_packed_rows(classifier, batch):
+    """Two examples in one row, with segment ids, give what each gives alone."""
+    ids = batch["input_ids"]
+    row = np.concatenate([ids[0, :7], ids[2, :5]])[None]
+    positions = np.concatenate([np.arange(7), np.arange(5)])[None]
+    segments = np.repeat([1, 2], [7, 5])[None]
+    packed = classifier(
+        row, position_ids=positions, segment_ids=segments, head_positions=[[0, 7]]
+    ).logits
+    assert packed.shape == (1, 2, 3)
+    np.testing.assert_allclose(packed[0, 0], classifier(ids[:1, :7]).logits[0], atol=1e-5)
+    np.testing.assert_allclose(packed[0, 1], classifier(ids[2:, :5]).logits[0], atol=1e-5)
+
+
+def test_pure_in_params_under_jit_and_grad(classifier, batch):
+    def loss(params, batch):
+        return jnp.sum(classifier(**batch, params=params).logits ** 2)
+
+    value, grads = jax.value_and_grad(loss)(classifier.params, batch)
+    assert jax.tree.structure(grads) == jax.tree.structure(classifier.params)
+    np.testing.assert_allclose(jax.jit(loss)(classifier.params, batch), value, rtol=1e-5)
+    step = 1e-3
+    direction = jax.tree.map(lambda g: g / jnp.sqrt(jnp.sum(g**2) + 1e-12), grads)
+    moved = [
+        loss(jax.tree.map(lambda p, d, s=s: p + s * d, classifier.params, direction), batch)
+        for s in (step, -step)
+    ]
+    slope = sum(
+        jnp.sum(g * d) for g, d in zip(*map(jax.tree.leaves, (grads, direction)), strict=True)
+    )
+    np.testing.assert_allclose((moved[0] - moved[1]) / (2 * step), slope, rtol=2e-2)
+
+
+def test_vmap_over_params_and_batch(classifier, batch):
+    """Two models at once, as for an ensemble, and a batch of batches."""
+    other = jax.tree.map(lambda x: x * 1.5, classifier.params)
+    both = jax.tree.map(lambda *x: jnp.stack(x), classifier.params, other)
+    ids = jnp.asarray(batch["input_ids"])
+    logits = jax.vmap(lambda params: classifier(ids, params=params).logits)(both)
+    np.testing.assert_allclose(logits[0], classifier(ids).logits, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        logits[1], classifier(ids, params=other).logits, rtol=1e-5, atol=1e-5
+    )
+    rows = jax.vmap(lambda row: classifier(row[None]).logits[0])(ids)
+    np.testing.assert_allclose(rows, classifier(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_params_can_be_replaced(classifier, batch):
+    model = jaxllm.AutoModelForSequenceClassification.from_config(classifier.config)
+    before = model(**batch).logits
+    model.params = classifier.params
+    np.testing.assert_array_equal(model(**batch).logits, classifier(**batch).logits)
+    assert not np.allclose(before, model(**batch).logits)
+
+
+def test_a_key_turns_dropout_on(classifier, batch):
+    plain = classifier(**batch).logits
+    one, same, other = (classifier(**batch, key=jax.random.key(seed)).logits for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, same)
+    assert not np.allclose(one, other)
+    assert not np.allclose(one, plain)
+    keys = jax.random.split(jax.random.key(0), 2)
+    several = jax.vmap(lambda key: classifier(**batch, key=key).logits)(keys)
+    assert not np.allclose(several[0], several[1])
+
+
+def test_calls_of_one_shape_compile_once(classifier, batch):
+    classifier(**batch)
+    before = auto._run._cache_size()
+    for _ in range(3):
+        classifier(**batch)
+    assert auto._run._cache_size() == before
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_from_config_is_a_function_of_the_seed(cls, tiny_bert_config):
+    one, same, other = (cls.from_config(tiny_bert_config, seed=seed) for seed in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, one.params, same.params)
+    word = [model.params["embeddings"]["word"]["embedding"] for model in (one, other)]
+    assert not np.allclose(*word)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(one.params))
+
+
+def test_from_config_refuses_what_is_not_implemented(tiny_bert_config):
+    import copy
+
+    from transformers import GPT2Config
+
+    config = copy.deepcopy(tiny_bert_config)
+    config.position_embedding_type = "relative_key"
+    with pytest.raises(InputError, match="position_embedding_type='relative_key'"):
+        jaxllm.AutoModel.from_config(config)
+    with pytest.raises(InputError, match="model_type='gpt2'"):
+        jaxllm.AutoModel.from_config(GPT2Config())
+
+
+def test_bfloat16_computes_in_bfloat16(classifier, batch):
+    model = jaxllm.AutoModelForSequenceClassification.from_pretrained(
+        GOLDEN / "torch_sequence_classification", dtype="bfloat16"
+    )
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(model.params))
+    exact, rounded = classifier(**batch).logits, model(**batch).logits
+    np.testing.assert_allclose(rounded, exact, atol=0.1)
+    assert not np.allclose(rounded, exact, atol=1e-4)
+
+
+def test_loading_draws_no_random_weights(monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("random weights")
+
+    monkeypatch.setattr(auto, "init_params", refuse)
+    jaxllm.AutoModelForSequenceClassification.from_pretrained(
+        GOLDEN / "torch_sequence_classification"
+    )
+
+
+def test_new_head_follows_the_seed_and_is_that_of_from_config():
+    models = [
+        jaxllm.AutoModelForSequenceClassification.from_pretrained(
+            GOLDEN / "torch_base", seed=seed, num_labels=5
+        )
+        for seed in (0, 0, 1)
+    ]
+    kernels = [np.asarray(model.params["classifier"]["kernel"]) for model in models]
+    assert kernels[0].shape == (32, 5)
+    assert 0 < np.std(kernels[0]) < 0.04  # initializer_range = 0.02
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert not np.allclose(kernels[0], kernels[2])
+    fresh = jaxllm.AutoModelForSequenceClassification.from_config(models[0].config, seed=0)
+    np.testing.assert_allclose(kernels[0], fresh.params["classifier"]["kernel"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("weights", ["safetensors", "flax"])
+@pytest.mark.parametrize("cls", CLASSES)
+def test_saved_and_loaded_again(cls, weights, tiny_bert_config, tmp_path, batch):
+    model = cls.from_config(tiny_bert_config, seed=1)
+    model.save_pretrained(tmp_path / "out", weights=weights)
+    again = cls.from_pretrained(tmp_path / "out")
+    outputs = zip(*(jax.tree.leaves(m(**batch)) for m in (model, again)), strict=True)
+    for one, other in outputs:
+        np.testing.assert_array_equal(one, other)
+
+
+def test_tokenizer_files_go_along(tmp_path, tiny_tokenizer_dir):
+    import shutil
+
+    source = tmp_path / "source"
+    shutil.copytree(GOLDEN / "torch_base", source)
+    shutil.copy(tiny_tokenizer_dir / "vocab.txt", source)
+    jaxllm.AutoModel.from_pretrained(source).save_pretrained(tmp_path / "out")
+    assert (tmp_path / "out" / "vocab.txt").is_file()
+
+
+def test_num_labels_of_a_head_that_is_there():
+    with pytest.raises(InputError, match=r"classifier\.weight \(3, 32\), expected \(2, 32\)"):
+        jaxllm.AutoModelForSequenceClassification.from_pretrained(
+            GOLDEN / "torch_sequence_classification", num_labels=2
+        )
+
+
+def test_labels_given_at_loading_are_saved(tmp_path):
+    model = jaxllm.AutoModelForSequenceClassification.from_pretrained(
+        GOLDEN / "torch_base", id2label={0: "bad", 1: "good"}
+    )
+    model.save_pretrained(tmp_path / "out")
+    saved = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert saved["label2id"] == {"bad": 0, "good": 1}
+    assert saved["architectures"] == ["BertForSequenceClassification"]
