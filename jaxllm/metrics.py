@@ -60,9 +60,9 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 def probabilities(problem_type: str, logits_NC: np.ndarray) -> np.ndarray:
     """Probabilities [N, C] in float64: softmax for one label a row, sigmoid for several."""
-    return (
-        sigmoid(logits_NC) if problem_type == "multi_label_classification" else softmax(logits_NC)
-    )
+    if problem_type == "multi_label_classification":
+        return sigmoid(logits_NC)
+    return softmax(logits_NC)
 
 
 def classification_metrics(

@@ -228,10 +228,11 @@ def test_report_shows_the_confusion_matrix_and_aligns_wide_characters():
 
 
 def test_multi_label_and_regression_reports():
-    labels = np.array([[1, 0], [1, 1]], np.float32)
-    logits = np.array([[1, 1], [1, -1]], np.float32)
+    labels = np.array([[1, 0], [1, 1], [0, 1]], np.float32)
+    logits = np.array([[1, -1], [1, -1], [1, -1]], np.float32)
     text = text_report(MULTI, logits, labels, ["x", "y"])
-    assert "x          2       0      0               0" in text.splitlines()
-    assert "y          0       1      1               0" in text.splitlines()
+    assert "label  right  missed  false  rightly absent" in text.splitlines()
+    assert "x          2       0      1               0" in text.splitlines()
+    assert "y          0       2      0               1" in text.splitlines()
     text = text_report("regression", np.array([1.0, 2.0]), np.array([1.0, 3.0]), [])
     assert "pearson   1.0000" in text.splitlines()

@@ -71,17 +71,17 @@ def model(save_model):
 
 @pytest.fixture(scope="module")
 def reference(model, tiny_tokenizer_dir):
-    """Logits [C] of a text, encoded and cut by transformers, padded to 32 tokens."""
+    """Logits [C] of a text or a pair, encoded and cut by transformers, padded to 32 tokens."""
     config = hf.load_config(model)
     graphdef, abstract = models.module_parts(config, "sequence-classification")
     params, _ = hf.load_params(Path(model), config, abstract, init=None)
     apply = jax.jit(models.apply_fn(graphdef))
     tokenizer = load_tokenizer(tiny_tokenizer_dir)
 
-    def logits(text):
+    def logits(*texts):
         options = {"padding": "max_length", "truncation": True, "max_length": 32}
-        names = ("input_ids", "attention_mask")
-        inputs = tokenizer([text], return_tensors="np", **options)
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        inputs = tokenizer(*([text] for text in texts), return_tensors="np", **options)
         return np.asarray(apply(params, **{n: inputs[n].astype(np.int32) for n in names}).logits[0])
 
     return logits
@@ -187,13 +187,15 @@ def test_truncation_on_the_left_keeps_the_end(save_model, reference, tmp_path):
     )
 
 
-def test_column_names_are_those_of_training_and_pairs_are_read(save_model, tmp_path):
+def test_column_names_are_those_of_training_and_pairs_are_read(save_model, reference, tmp_path):
     form = InputFormat(text="question", text_pair="sentence", max_length=32)
-    pairs = str(save_model(form, **labelled(["no", "yes"])))
+    pairs = str(save_model(form, **labelled(NAMES)))
     row = {"question": "who loved it", "sentence": "we loved it"}
     swapped = {"question": "we loved it", "sentence": "who loved it"}
     answers, _ = run(pairs, [row, swapped, {"question": "who"}, "who"], tmp_path)
-    assert answers[0]["score"] != answers[1]["score"]
+    for answer, columns in zip(answers[:2], (row, swapped), strict=True):
+        share = softmax(reference(*columns.values()))
+        np.testing.assert_allclose(list(answer["probabilities"].values()), share, atol=1e-5)
     for answer in answers[2:]:
         assert "the column 'sentence' is missing" in answer["error"]
 
