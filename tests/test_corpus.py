@@ -448,9 +448,10 @@ def test_a_damaged_entry_is_made_again(load, tmp_path, damage, how):
     before, _ = load(content)
     [entry] = entries(tmp_path)
     path = entry / damage
+    size = path.stat().st_size
     if how == "truncated":
         with open(path, "r+b") as file:
-            file.truncate(path.stat().st_size - 1)
+            file.truncate(size - 1)
     elif how == "longer":
         path.write_bytes(path.read_bytes() + b"xxxx")
     else:
@@ -458,6 +459,7 @@ def test_a_damaged_entry_is_made_again(load, tmp_path, damage, how):
     after, _ = load(content)
     assert entries(tmp_path) == [entry]
     assert cache.read(entry) is not None
+    assert path.stat().st_size == size
     assert not list((tmp_path / "cache").glob(".*"))
     for name in ("tokens", "type_ids", "offsets", "labels", "rows"):
         np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
