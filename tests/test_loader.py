@@ -2,8 +2,12 @@
 
 import dataclasses
 import gc
+import subprocess
+import sys
+import textwrap
 import threading
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -202,6 +206,25 @@ def test_the_thread_ends_when_the_iterator_is_closed_or_forgotten(examples):
     del batches
     gc.collect()
     assert not loader_threads()
+
+
+def test_leaving_the_program_with_an_open_iterator_is_silent():
+    script = """
+        import sys
+        sys.path.insert(0, sys.argv[1])
+        from test_loader import PACKED, START, TrainLoader
+        from test_packing import make_examples
+
+        batches = TrainLoader(make_examples([9] * 99), data=PACKED, batch_size=8, seed=0)
+        batches = batches.batches(START)
+        next(batches)
+        if sys.argv[2] == "error":
+            raise SystemExit(3)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(Path(__file__).parent)]
+    for ending, status in (("end", 0), ("error", 3)):
+        result = subprocess.run([*command, ending], capture_output=True, text=True, timeout=60)
+        assert (result.returncode, "Traceback" in result.stderr) == (status, False), result.stderr
 
 
 def test_two_batches_wait_on_the_device(examples, monkeypatch):

@@ -1,5 +1,6 @@
 """Batches on the device, in an order that depends on the seed and the epoch alone."""
 
+import atexit
 import functools
 import queue
 import threading
@@ -274,6 +275,15 @@ def _prefetched(source: Iterator[LoadedBatch], ahead: int) -> Iterator[LoadedBat
 
     def consume() -> Iterator[LoadedBatch]:
         thread = threading.Thread(target=work, name="jaxllm-loader", daemon=True)
+
+        def end() -> None:
+            if not stop.is_set():
+                stop.set()
+                free.release()
+                thread.join()
+                atexit.unregister(end)
+
+        atexit.register(end)  # an iterator still open then is closed too late to join a thread
         thread.start()
         try:
             while True:
@@ -283,8 +293,6 @@ def _prefetched(source: Iterator[LoadedBatch], ahead: int) -> Iterator[LoadedBat
                 free.release()
                 yield batch
         finally:
-            stop.set()
-            free.release()
-            thread.join()
+            end()
 
     return consume()
