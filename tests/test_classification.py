@@ -76,7 +76,7 @@ def test_every_row_is_counted_once(shape, batch_size, packing, rng):
     assert loss == pytest.approx(22 / 45)
 
 
-@pytest.mark.parametrize("fault", ["twice", "never", "weight"])
+@pytest.mark.parametrize("fault", ["twice", "never", "weight", "mixed up"])
 def test_a_row_counted_twice_or_never_is_an_error(fault, rng, monkeypatch):
     original = evaluation.eval_batches
 
@@ -85,7 +85,10 @@ def test_a_row_counted_twice_or_never_is_an_error(fault, rng, monkeypatch):
         if fault == "weight":
             arrays, index = first
             first = (arrays | {"label_weights": arrays["label_weights"] * 2}, index)
-        yield from {"twice": [first, first], "never": [], "weight": [first]}[fault]
+        if fault == "mixed up":
+            arrays, index = first
+            first = (arrays, np.where(index == index[0, 0], index[0, 1], index))
+        yield from {"twice": [first, first], "never": []}.get(fault, [first])
         yield from rest
 
     monkeypatch.setattr(evaluation, "eval_batches", faulty)
@@ -395,11 +398,13 @@ def test_evaluating_with_what_does_not_fit_is_refused(base_config, saved, job, t
             config, data={"labels": ["meh", "很差", "great fun"]}
         ),
     }
+    (tmp_path / "file").touch()
+    cases["file/evaluate: Not a directory"] = change(config, run={"dir": str(tmp_path / "file")})
     for message, case in cases.items():
         with pytest.raises(InputError) as error:
             classification.evaluate(case)
         assert message in str(error.value)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_foreign_model_takes_the_labels_of_the_config(base_config, job, tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -251,6 +252,22 @@ def test_standard_input_and_output(model, tmp_path, monkeypatch, capsys):
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert ["label" in answer for answer in answers] == [True, True]
     assert NAMES[2] in answers[0]["probabilities"]
+
+
+def test_pipes_are_written_and_links_kept(model, tmp_path):
+    (tmp_path / "in.jsonl").write_text('"good"\n')
+    os.mkfifo(tmp_path / "pipe")
+    end = os.open(tmp_path / "pipe", os.O_RDWR)
+    try:
+        predict(model, str(tmp_path / "in.jsonl"), str(tmp_path / "pipe"))
+        assert "label" in json.loads(os.read(end, 10_000))
+    finally:
+        os.close(end)
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "link").symlink_to(tmp_path / "real.jsonl")
+    predict(model, str(tmp_path / "in.jsonl"), str(tmp_path / "link"))
+    assert (tmp_path / "link").is_symlink()
+    assert "label" in json.loads((tmp_path / "real.jsonl").read_text(encoding="utf-8"))
 
 
 def test_an_empty_input_gives_an_empty_output(model, tmp_path):

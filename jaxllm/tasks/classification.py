@@ -20,7 +20,7 @@ from jaxllm.config_fields import Config
 from jaxllm.data.corpus import Examples, load_examples, load_tokenizer
 from jaxllm.data.loader import TrainLoader
 from jaxllm.errors import InputError
-from jaxllm.files import finite, write_json
+from jaxllm.files import finite, write_json, writing
 from jaxllm.job import Job
 from jaxllm.optim import check_frozen, learning_rate_schedule, make_optimizer
 from jaxllm.pretrained import hf
@@ -160,7 +160,8 @@ def evaluate(config: Config) -> dict[str, float]:
     dev, _ = load_examples(config.data, "dev", tokenizer, problem_type=problem, labels=names)
     evaluator = _evaluator(config, dev, names, mesh, models.apply_fn(graphdef))
     directory = Path(config.run.dir) / "evaluate"
-    directory.mkdir(parents=True, exist_ok=True)
+    with writing(str(directory), "Give another run.dir."):
+        directory.mkdir(parents=True, exist_ok=True)
     values, text = evaluator.write(params, directory)
     if jax.process_index() == 0:
         write_json(directory / "metrics.json", finite(values))

@@ -56,7 +56,7 @@ def predict(model: str, input: str, output: str, batch_size: int = 32) -> dict[s
     predictor = load_predictor(model, batch_size)
     counts = {"rows": 0, "errors": 0, "truncated": 0}
     with contextlib.ExitStack() as stack:
-        source = sys.stdin.buffer if input == "-" else stack.enter_context(open(input, "rb"))
+        source = sys.stdin.buffer if input == "-" else stack.enter_context(_open(input))
         sink = stack.enter_context(_writer(output))
         lines = _lines(source, input)
         while window := list(islice(lines, predictor.batch_size * WINDOW_BATCHES)):
@@ -75,17 +75,25 @@ def predict(model: str, input: str, output: str, batch_size: int = 32) -> dict[s
 
 
 def _check_files(input: str, output: str) -> None:
-    if input != "-" and not Path(input).is_file():
-        found = "a directory" if Path(input).is_dir() else "no such file"
+    """Tells a wrong name before a model is loaded. Pipes and devices are files, too."""
+    source, target = Path(input), Path(output)
+    if input != "-" and (source.is_dir() or not source.exists()):
+        found = "a directory" if source.is_dir() else "no such file"
         raise InputError(f"--input {input}: {found}; expected a file of JSON lines, or -")
-    target = Path(output)
     if output == "-":
         return
     if target.is_dir() or not target.parent.is_dir():
         found = "a directory" if target.is_dir() else f"there is no directory {target.parent}"
         raise InputError(f"--output {output}: {found}; expected a file in an existing directory")
-    if input != "-" and target.exists() and target.samefile(input):
+    if input != "-" and target.exists() and target.samefile(source):
         raise InputError(f"--output {output}: this is the input; give another name")
+
+
+def _open(input: str) -> IO[bytes]:
+    try:
+        return open(input, "rb")
+    except OSError as error:
+        raise InputError(f"--input {input}: cannot be read: {error.strerror}") from error
 
 
 def _lines(source: IO[bytes], name: str) -> Iterator[bytes]:
@@ -93,26 +101,30 @@ def _lines(source: IO[bytes], name: str) -> Iterator[bytes]:
         for number, line in enumerate(source):
             yield line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
     except OSError as error:
-        raise InputError(f"--input {name}: cannot be read: {error.strerror or error}") from error
+        raise InputError(f"--input {name}: cannot be read: {error.strerror}") from error
 
 
 @contextlib.contextmanager
 def _writer(output: str) -> Iterator[IO[str]]:
-    """Standard output, or a file that gets its name when it is complete."""
+    """Standard output, a pipe or device, or a file that gets its name when it is complete."""
     if output == "-":
         yield sys.stdout
         return
-    target = Path(output)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with writing(output, "Nothing was changed; make room, or give another --output."):
+    target = Path(output).resolve()  # a link stays, what it points to is replaced
+    with writing(output, "Nothing was changed; make room, or give another --output."):
+        if target.exists() and not target.is_file():
+            with open(target, "w", encoding="utf-8") as file:
+                yield file
+            return
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
             with open(temporary, "w", encoding="utf-8", newline="\n") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
