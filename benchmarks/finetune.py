@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.recipe import Job
+from benchmarks.recipe import Dtype, Job
 from benchmarks.report import QUIET, Row, table
 from jaxllm.errors import InputError
 
@@ -35,7 +35,7 @@ JAXLLM, TORCH = "benchmarks.jaxllm_run", "benchmarks.torch_baseline"
 @dataclass(frozen=True)
 class Variant:
     worker: str  # module
-    dtype: str
+    dtype: Dtype
 
 
 VARIANTS = {

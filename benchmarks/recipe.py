@@ -6,7 +6,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Job:
     dev: str
     labels: list[str]
     directory: str  # empty, for whatever the worker writes
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     seed: int = 0
     rows: list[int] = field(default_factory=list)  # gate: 0-based examples of `train` in the batch
     recipe: Recipe = field(default_factory=Recipe)
