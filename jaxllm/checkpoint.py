@@ -7,7 +7,6 @@ and renamed when complete, so a directory with that name is a whole checkpoint. 
 before anything is read: Orbax itself does not notice a changed byte in an array.
 """
 
-import errno
 import logging
 import math
 import os
@@ -23,16 +22,17 @@ import jax
 from jaxllm.checkpoint_contents import (
     ABOUT,
     FORMAT,
-    crc32,
     describe_leaf,
+    find_damage,
     join,
     leaves,
+    list_files,
     read_about,
     sealed,
     split,
 )
 from jaxllm.errors import InputError
-from jaxllm.files import disk_problem, write_atomic
+from jaxllm.files import check_room, disk_problem, write_atomic
 
 if TYPE_CHECKING:
     from jaxllm.data.loader import LoaderState
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("jaxllm.checkpoint")
 
 _STEP = re.compile(r"step_(\d{8,})")
-_ARRAYS = ("params", "state")  # the two Orbax items
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
 
 
@@ -130,7 +129,7 @@ class Checkpoints:
         params, rest = split(state)
         self._saving = about
         try:
-            _check_room(self.directory, sum(x.nbytes for x in jax.tree.leaves(state)))
+            check_room(self.directory, sum(x.nbytes for x in jax.tree.leaves(state)))
             self._orbax.save(
                 self.path(step),
                 args=ocp.args.Composite(
@@ -241,15 +240,9 @@ class Checkpoints:
                 f"{about['arrays'].get(path, 'absent')} there and {wanted.get(path, 'absent')} "
                 "here. Give another run.dir, or the config that wrote it."
             )
-        if self._writer:
-            for name, (size, crc) in read_about(self.path(step))["files"].items():
-                file = self.path(step) / name
-                if not file.exists():
-                    raise self._damaged(step, f"{name} is missing")
-                if file.stat().st_size != size:
-                    raise self._damaged(step, f"{name} has {file.stat().st_size} bytes, not {size}")
-                if crc32(file) != crc:
-                    raise self._damaged(step, f"the content of {name} has changed since")
+        damage = find_damage(self.path(step)) if self._writer else None
+        if damage is not None:
+            raise self._damaged(step, damage)
         return about
 
     def _read(self, step: int, shapes: dict[str, Any]) -> Any:
@@ -269,13 +262,7 @@ class Checkpoints:
         assert self._saving is not None
         name = self.path(self._saving["step"]).name
         (directory,) = (p for p in self.directory.iterdir() if p.name.startswith(name))
-        files = {
-            str(file.relative_to(directory)): (file.stat().st_size, crc32(file))
-            for item in _ARRAYS
-            for file in sorted((directory / item).rglob("*"))
-            if file.is_file() and file.name != "commit_success.txt"
-        }
-        write_atomic(directory / ABOUT, sealed(self._saving, files))
+        write_atomic(directory / ABOUT, sealed(self._saving, list_files(directory)))
 
     def _failed(self, error: Exception) -> None:
         """Removes what was half written and raises."""
@@ -313,14 +300,6 @@ class Checkpoints:
         for entry in self.directory.iterdir():
             if _TEMPORARY in entry.name or re.fullmatch(r"\.step_\d+\.deleted", entry.name):
                 shutil.rmtree(entry, ignore_errors=True)
-
-
-def _check_room(directory: Path, size: int) -> None:
-    """Raises the error of a full disk before anything is written, where that can be known."""
-    free = shutil.disk_usage(directory).free
-    if free < size:
-        reason = f"{os.strerror(errno.ENOSPC)} ({size:,} bytes are needed, {free:,} are free)"
-        raise OSError(errno.ENOSPC, reason)
 
 
 class _RaisedLater(logging.Filter):

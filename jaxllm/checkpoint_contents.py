@@ -12,6 +12,7 @@ ABOUT = "jaxllm.json"
 
 
 def read_about(directory: Path) -> dict[str, Any]:
+    """{"about": …, "files": …} of jaxllm.json; ValueError or KeyError where it is damaged."""
     content = json.loads((directory / ABOUT).read_text())
     body = json.dumps([content["about"], content["files"]])
     if content["about"]["format"] != FORMAT:
@@ -22,12 +23,36 @@ def read_about(directory: Path) -> dict[str, Any]:
 
 
 def sealed(about: dict[str, Any], files: dict[str, Any]) -> str:
+    """The text of jaxllm.json, with a checksum of its own."""
     body = json.dumps([about, files])
     about, files = json.loads(body)  # tuples become lists, keys strings: as it will be read
     return json.dumps({"about": about, "files": files, "crc32": zlib.crc32(body.encode())})
 
 
-def crc32(file: Path) -> int:
+def list_files(directory: Path) -> dict[str, tuple[int, int]]:
+    """{name: (size, CRC-32)} of the files that hold the arrays."""
+    return {
+        str(file.relative_to(directory)): (file.stat().st_size, _crc32(file))
+        for item in ("params", "state")
+        for file in sorted((directory / item).rglob("*"))
+        if file.is_file() and file.name != "commit_success.txt"  # Orbax writes that one last
+    }
+
+
+def find_damage(directory: Path) -> str | None:
+    """What is not as `list_files` found it, or None."""
+    for name, (size, crc) in read_about(directory)["files"].items():
+        file = directory / name
+        if not file.exists():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes, not {size}"
+        if _crc32(file) != crc:
+            return f"the content of {name} has changed since"
+    return None
+
+
+def _crc32(file: Path) -> int:
     crc = 0
     with open(file, "rb") as stream:
         while block := stream.read(1 << 22):
@@ -42,6 +67,7 @@ def leaves(state: Any) -> list[tuple[str, Any]]:
 
 
 def describe_leaf(x: Any) -> str:
+    """float32[2,3], …"""
     return f"{x.dtype}[{','.join(map(str, x.shape))}]"
 
 

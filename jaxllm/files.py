@@ -1,6 +1,7 @@
 """Writing to disk so that a crash or a full disk leaves the old content or the new, never a mix."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -94,6 +95,14 @@ def recover_directory(target: Path) -> None:
     if old.exists() and not target.exists():
         os.rename(old, target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def check_room(directory: Path, size: int) -> None:
+    """Raises the error of a full disk before anything is written, where that can be known."""
+    free = shutil.disk_usage(directory).free
+    if free < size:
+        reason = f"{os.strerror(errno.ENOSPC)} ({size:,} bytes are needed, {free:,} are free)"
+        raise OSError(errno.ENOSPC, reason)
 
 
 def finite(record: dict[str, Any]) -> dict[str, Any]:

@@ -2,36 +2,28 @@
 
 import dataclasses
 import logging
-import math
 import time
 from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
-
-import jax
-import numpy as np
 
 from jaxllm import summary
 from jaxllm.checkpoint import Checkpoints
 from jaxllm.config import Config, to_yaml
 from jaxllm.errors import InputError
 from jaxllm.interrupt import Interrupted, StopRequest
-from jaxllm.job import Job, Metrics
+from jaxllm.job import Job
+from jaxllm.meter import RunError, StepMeter, epochs
 from jaxllm.progress import Progress
 from jaxllm.run_dir import RunDir, differences
 from jaxllm.run_log import METRICS, RunLog, read_records
-from jaxllm.throughput import StepClock, tokens_per_second
 
 if TYPE_CHECKING:
-    from jaxllm.data.loader import LoadedBatch, LoaderState
+    from jaxllm.data.loader import LoaderState
 
 __all__ = ["Interrupted", "Job", "RunError", "run", "train"]
 
 logger = logging.getLogger("jaxllm.loop")
-
-
-class RunError(InputError):
-    """A run that cannot go on: its loss is not a number."""
 
 
 def train(config: Config, build: Callable[[Config], Job] | None = None) -> dict[str, float]:
@@ -99,9 +91,9 @@ def _run(build: Callable[[Config], Job], config: Config, directory: RunDir) -> d
         with StopRequest() as stop:
             state, position, progress = _start(job, config, checkpoints)
             began -= progress.wall_seconds
-            clock = StepClock(progress.train_seconds, progress.compile_seconds)
             with RunLog(directory, progress.step, job.total_steps) as log:
-                run = _Run(job, config, directory, checkpoints, log, stop, progress, clock, began)
+                meter = StepMeter(job, progress, log, checkpoints, config.run.log_every)
+                run = _Run(job, config, directory, checkpoints, log, stop, progress, meter, began)
                 state = _steps(run, state, position)
         return _finish(run, state)
 
@@ -145,35 +137,23 @@ class _Run:
     log: RunLog
     stop: StopRequest
     progress: Progress
-    clock: StepClock
+    meter: StepMeter
     began: float  # time.perf_counter() of a start that never stopped
-    logged: tuple[int, int, float] = (0, 0, 0.0)  # tokens and seconds at the last log line
-
-
-@dataclasses.dataclass
-class _Pending:
-    """A dispatched step whose metrics have not been read."""
-
-    step: int
-    metrics: Metrics
-    batch: "LoadedBatch"
 
 
 def _steps(run: _Run, state: Any, position: "LoaderState") -> Any:
     """Steps until the end, an early stop, or a signal; returns the last state."""
-    job, train, clock = run.job, run.config.train, run.clock
+    job, train, meter = run.job, run.config.train, run.meter
     step = run.progress.step
-    pending: _Pending | None = None
-    run.logged = (run.progress.real_tokens, run.progress.padded_tokens, clock.seconds)
     with closing(job.loader.batches(position)) as batches:  # type: ignore[type-var]
         while True:
             ended = step >= job.total_steps
             signum = run.stop.received(step, run.config.run.log_every)
             evaluate = ended or _due(train.eval_every, step, position)
             save = evaluate if train.save_every == 0 else _due(train.save_every, step, position)
-            if evaluate or save or ended or signum:
-                pending = _read(run, pending)
-                clock.stop()
+            if evaluate or save or signum:
+                meter.drain()
+                meter.clock.stop()
                 improved = False
                 if evaluate and run.progress.evaluated < step:
                     improved = _evaluate(run, state.params, position)
@@ -184,18 +164,10 @@ def _steps(run: _Run, state: Any, position: "LoaderState") -> Any:
                 raise _interrupted(run, signum)
             if ended:
                 return state
-            clock.start()
+            meter.clock.start()
             batch = next(batches)
-            if clock.is_new(batch.arrays):
-                pending = _read(run, pending)  # or its execution would count as compilation
-                with clock.compiling():
-                    state, metrics = job.train_step(state, batch.arrays)
-            else:
-                state, metrics = job.train_step(state, batch.arrays)
+            state = meter.step(state, batch)
             step, position = step + 1, batch.next_state
-            # Step n is on its way; now step n-1 is read: the host never waits for the newest.
-            _read(run, pending)
-            pending = _Pending(step, metrics, dataclasses.replace(batch, arrays={}))
 
 
 def _due(every: int, step: int, position: "LoaderState") -> bool:
@@ -203,58 +175,6 @@ def _due(every: int, step: int, position: "LoaderState") -> bool:
     if step == 0:
         return False
     return position.step == 0 if every == 0 else step % every == 0
-
-
-def _read(run: _Run, pending: _Pending | None) -> None:
-    """Waits for a step, counts it, and logs when it is a log step."""
-    if pending is None:
-        return
-    progress, config = run.progress, run.config.run
-    values = jax.device_get(pending.metrics)
-    sums = {name: (float(total), float(weight)) for name, (total, weight) in values.items()}
-    _check_finite(run, pending, sums)
-    progress.add(sums, pending.batch.real_tokens, pending.batch.padded_tokens)
-    run.clock.lap()
-    if progress.step % config.log_every == 0 or progress.step == run.job.total_steps:
-        real, padded, seconds = run.logged
-        run.logged = (progress.real_tokens, progress.padded_tokens, run.clock.seconds)
-        took = run.logged[2] - seconds
-        means = progress.take_window()
-        run.log.step(
-            {
-                "step": progress.step,
-                "epoch": _epoch(run.job, pending.batch.next_state),
-                "loss": means.pop("loss"),
-                "learning_rate": float(run.job.learning_rate(progress.step - 1)),
-                **means,
-                "real_tokens_per_second": tokens_per_second(progress.real_tokens - real, took),
-                "padded_tokens_per_second": tokens_per_second(
-                    progress.padded_tokens - padded, took
-                ),
-            }
-        )
-    run.log.tick()
-
-
-def _epoch(job: Job, position: "LoaderState") -> float:
-    """Epochs done, with the share of the one that has begun."""
-    if position.step == 0:
-        return float(position.epoch)
-    return round(position.epoch + position.step / job.loader.steps_in_epoch(position.epoch), 4)
-
-
-def _check_finite(run: _Run, pending: _Pending, sums: dict[str, tuple[float, float]]) -> None:
-    bad = [f"{name} {total}" for name, (total, _) in sums.items() if not math.isfinite(total)]
-    if not bad:
-        return
-    rows = sorted({int(row) for row in np.ravel(pending.batch.example_rows) if row >= 0})
-    latest = run.checkpoints.latest()
-    last = run.checkpoints.path(latest) if latest is not None else "none yet"
-    raise RunError(
-        f"{', '.join(bad)} at step {pending.step}; the batch held the examples of rows {rows}. "
-        f"Nothing was saved after it; the last good checkpoint: {last}. Look at these rows, or "
-        "lower optimizer.learning_rate or optimizer.clip_norm and give another run.dir."
-    )
 
 
 def _evaluate(run: _Run, params: Any, position: "LoaderState") -> bool:
@@ -268,7 +188,7 @@ def _evaluate(run: _Run, params: Any, position: "LoaderState") -> bool:
         raise InputError(
             f"train.metric: {job.metric!r} is none of this task's; choose one of {sorted(metrics)}"
         )
-    record = {"step": progress.step, "epoch": _epoch(job, position)}
+    record = {"step": progress.step, "epoch": epochs(job, position)}
     run.log.evaluation({**record, **{f"eval/{name}": x for name, x in metrics.items()}})
     improved = progress.judge(metrics, job.metric, job.higher_is_better)
     if improved:
@@ -278,8 +198,8 @@ def _evaluate(run: _Run, params: Any, position: "LoaderState") -> bool:
 
 def _save(run: _Run, step: int, state: Any, position: "LoaderState") -> None:
     progress = run.progress
-    progress.train_seconds = run.clock.seconds
-    progress.compile_seconds = run.clock.compile_seconds
+    progress.train_seconds = run.meter.clock.seconds
+    progress.compile_seconds = run.meter.clock.compile_seconds
     progress.wall_seconds = time.perf_counter() - run.began
     extra = {
         "progress": dataclasses.asdict(progress),
@@ -316,6 +236,6 @@ def _finish(run: _Run, state: Any) -> dict[str, float]:
     job.report(params, directory.path)
     if directory.writer:
         curves.draw(read_records(directory.path / METRICS), directory.path / "curves.png")
-    result = summary.of_run(progress, run.clock, time.perf_counter() - run.began)
+    result = summary.of_run(progress, run.meter.clock, time.perf_counter() - run.began)
     directory.write_summary(result)
     return result

@@ -18,7 +18,6 @@ from jaxllm import curves, loop
 from jaxllm.config import to_yaml
 from jaxllm.errors import InputError
 from jaxllm.interrupt import Interrupted
-from jaxllm.run_dir import RunDir
 from jaxllm.run_log import read_records
 
 draw = curves.draw
@@ -180,89 +179,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, poison):
     assert np.isfinite(last_state(tmp_path)[".params['linear|w']"]).all()
     assert not (tmp_path / "summary.json").exists()
     assert job.loader.open_iterators == 0
-
-
-def test_a_finished_run_is_left_as_it_is(tmp_path, caplog):
-    config = make_config(tmp_path)
-    summary = loop.run(build(config), config)
-    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.parent.name != "run"}
-
-    def never(config):
-        raise AssertionError("built again")
-
-    with caplog.at_level("INFO", "jaxllm"):
-        assert loop.train(config, never) == summary
-    assert "finished" in caplog.text
-    after = {p: p.stat().st_mtime_ns for p in before}
-    changed = {p.name for p in before if before[p] != after[p]}
-    assert changed <= {"config.yaml", ".lock", tmp_path.name}
-
-
-def test_another_config_in_the_directory_is_refused_by_key(tmp_path):
-    config = make_config(tmp_path, **{"train.steps": 6})
-    loop.run(build(config), config)
-    text = (tmp_path / "config.yaml").read_text()
-    other = make_config(tmp_path, **{"train.steps": 7, "optimizer.learning_rate": 1e-3})
-    with pytest.raises(InputError) as error:
-        loop.run(build(other), other)
-    message = str(error.value)
-    assert "optimizer.learning_rate: 2e-05 -> 0.001; train.steps: 6 -> 7" in message
-    assert f"jaxllm train --config {tmp_path / 'config.yaml'}" in message
-    assert "another run.dir" in message
-    assert (tmp_path / "config.yaml").read_text() == text
-    harmless = make_config(tmp_path, **{"train.steps": 6, "run.log_every": 3, "run.keep": 7})
-    assert loop.run(build(harmless), harmless)["train/steps"] == 6
-
-
-def test_a_run_that_never_saved_may_start_anew_with_another_config(tmp_path):
-    config = make_config(tmp_path)
-    with pytest.raises(loop.RunError, match="none yet"):
-        loop.run(build(config, poison=5), config)
-    assert records(tmp_path, "step") == [(4,)]
-    other = make_config(tmp_path, **{"optimizer.learning_rate": 1e-3})
-    loop.run(build(other), other)
-    assert records(tmp_path, "step", "loss")[0][0] == 4
-    assert len(records(tmp_path, "loss")) == 5
-
-
-@pytest.mark.parametrize("name", ["checkpoints", "model", "summary.json"])
-def test_a_directory_of_something_else_is_refused(tmp_path, name):
-    (tmp_path / name).mkdir()
-    config = make_config(tmp_path)
-    with pytest.raises(InputError, match=f"{name} but no config.yaml.*another run.dir"):
-        loop.run(build(config), config)
-    assert not (tmp_path / "config.yaml").exists()
-
-
-def test_a_checkpoint_of_another_run_is_refused(tmp_path):
-    for name, rate in (("a", 1e-3), ("b", 1e-4)):
-        config = make_config(tmp_path / name, **{"optimizer.learning_rate": rate})
-        with pytest.raises(loop.RunError):
-            loop.run(build(config, poison=9), config)
-    for checkpoint in (tmp_path / "b" / "checkpoints").iterdir():
-        checkpoint.rename(tmp_path / "a" / "checkpoints" / "step_00000007")
-    config = make_config(tmp_path / "a", **{"optimizer.learning_rate": 1e-3})
-    with pytest.raises(InputError, match="step_00000007"):
-        loop.run(build(config), config)
-
-
-def test_a_mesh_whose_batches_have_other_rows_is_refused(tmp_path):
-    config = make_config(tmp_path)
-    with pytest.raises(loop.RunError):
-        loop.run(build(config, poison=9), config)
-    job = build(config)
-    job.loader.rows_per_batch = 8
-    with pytest.raises(InputError, match=r"batches of 4 rows, this mesh needs 8.*mesh\.data"):
-        loop.run(job, config)
-
-
-def test_two_runs_in_one_directory(tmp_path):
-    config = make_config(tmp_path)
-    with RunDir(config):
-        with pytest.raises(InputError, match=rf"in use.*pid {os.getpid()} .*started 20.*run\.dir"):
-            loop.run(build(config), config)
-        assert not (tmp_path / "checkpoints").exists()
-    assert loop.run(build(config), config)["train/steps"] == 18
 
 
 def test_several_seeds(tmp_path):
