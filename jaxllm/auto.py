@@ -1,7 +1,4 @@
-"""The public model classes:
-
-a transformers config, a tree of parameters, and one pure, jitted call.
-"""
+"""The public model classes: a config, a tree of parameters, and one pure, jitted call."""
 
 from collections.abc import Callable
 from functools import partial
@@ -74,8 +71,7 @@ class PretrainedModel:
         params: Params | None = None,
         key: jax.Array | None = None,
     ) -> Any:
-        """The model's output, with transformers' attribute names; jitted, and pure in its
-        arguments.
+        """The model's output, named as in transformers; jitted, and pure in its arguments.
 
         All ids and masks are integers [B, T]. `segment_ids`: packed rows, 0 being padding, with
         `position_ids` that restart in each segment; `head_positions` [B, P]: the tokens that a head
@@ -103,8 +99,7 @@ class PretrainedModel:
     def save_pretrained(
         self, directory: str | Path, weights: str = "safetensors", *, tokenizer: Any = None
     ) -> None:
-        """Writes config, weights and tokenizer files so that transformers loads them (see
-        pretrained.hf.save_pretrained).
+        """Writes what transformers loads: see `pretrained.hf.save_pretrained`.
 
         `tokenizer`: by default the files beside the weights that this model was loaded from.
         """

@@ -1,8 +1,6 @@
-"""Prints the host memory that loading a checkpoint takes at its peak, over what the process had,
-and the weights' size.
+"""Prints the host memory that loading a checkpoint takes at its peak, and the weights' size.
 
-    python tests/load_memory.py DIRECTORY [FSDP]        # two integers, bytes; FSDP: shards over
-    that many devices
+    python tests/load_memory.py DIRECTORY [FSDP]    # two integers, bytes; FSDP: on so many devices
 
 Reads the peak of resident memory that Linux keeps (VmHWM), set back before loading; getrusage's
 would include the parent's.

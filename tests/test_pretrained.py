@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 import jaxllm
 from jaxllm.errors import InputError
 from jaxllm.models import apply_fn, module_parts
-from jaxllm.pretrained import FAMILIES, formats, hf, loading
+from jaxllm.pretrained import FAMILIES, flax_msgpack, formats, hf, loading
 from jaxllm.sharding import make_mesh, map_params, parameter_sharding
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -145,7 +145,7 @@ def test_msgpack_values_of_every_kind(tmp_path):
     file = tmp_path / "x.msgpack"
     file.write_bytes(msgpack.packb(value))
     with open(file, "rb") as stream:
-        scanner = formats._Scanner(file, stream, file.stat().st_size)
+        scanner = flax_msgpack.Scanner(file, stream, file.stat().st_size)
         assert scanner.value() == value
         assert scanner.position == file.stat().st_size
 

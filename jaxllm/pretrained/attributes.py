@@ -148,11 +148,10 @@ def check_attributes(attributes: dict[str, Any], where: str) -> None:
 
 
 def make_config(attributes: dict[str, Any], where: str, **overrides: Any) -> Any:
-    """The transformers config of these attributes with `overrides` set over them; where: for
-    messages.
+    """The transformers config of these attributes with `overrides` set over them.
 
-    Labels given by an override replace those there are. Raises InputError for what is not
-    implemented, unknown, or of the wrong type.
+    `where`: what messages say they are from.    Labels given by an override replace those there
+    are. Raises InputError for what is not implemented, unknown, or of the wrong type.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import BertConfig

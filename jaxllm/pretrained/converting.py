@@ -1,5 +1,6 @@
 """Checkpoints from one format to the other, tensor by tensor, verified before they appear."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from jaxllm.pretrained.formats import read_tensors
 from jaxllm.pretrained.location import resolve
 from jaxllm.pretrained.names import Family
 
+log = logging.getLogger("jaxllm.pretrained")
+
 
 @dataclass(frozen=True)
 class ConvertReport:
-    """tensors: written, each bit-equal after reading it again; dropped: copies of tied tensors, and
-    buffers;
-    tasks: the models whose outputs were compared."""
+    """`tensors` were written; `dropped` ones are copies of tied tensors, or buffers; the models of
+    `tasks` had equal outputs."""
 
     architecture: str
     tensors: int
@@ -30,13 +32,13 @@ class ConvertReport:
 
 
 def convert(source: str | Path, target: str | Path, weights: str) -> ConvertReport:
-    """Writes the checkpoint at `source` to the new directory `target` with `weights` "safetensors"
-    or "flax".
+    """Writes the checkpoint at `source` to the new directory `target` in another format.
 
-    Works on tensors, not on a model: dtypes stay, and heads that jaxllm has no module for (next
-    sentence, span) are carried over. Verified before `target` appears: every tensor is bit-equal
-    when read again, and the models' outputs on a fixed batch are equal. Raises InputError for a
-    tensor or attribute that is not known, or if `target` exists and is not empty.
+    `weights`: "safetensors" or "flax". Works on tensors, not on a model: dtypes stay, heads that
+    jaxllm has no module for (next sentence, span) are carried over. Verified before `target`
+    appears: every tensor is bit-equal when read again, and the models' outputs on a fixed batch are
+    equal. Raises InputError for a tensor or attribute that is not known, or if `target` exists and
+    is not empty.
     """
     saving.check_format(weights)
     directory = resolve(source)
@@ -70,7 +72,17 @@ def convert(source: str | Path, target: str | Path, weights: str) -> ConvertRepo
 
     saving.write_directory(Path(target), fill, replace=False)
     kept = {source.name for source in sources.values()}
-    return ConvertReport(architecture, len(arrays), sorted(tensors.keys() - kept), tasks)
+    dropped = sorted(tensors.keys() - kept)
+    log.info(
+        "%s: %s, %d tensors, bit-equal when read again; outputs equal for %s; left out, being "
+        "copies or buffers: %s",
+        target,
+        architecture,
+        len(arrays),
+        " and ".join(tasks),
+        ", ".join(dropped) or "nothing",
+    )
+    return ConvertReport(architecture, len(arrays), dropped, tasks)
 
 
 def _architecture(sources: dict[str, loading.Source]) -> str:

@@ -1,21 +1,17 @@
-"""Tensor files: what is in them and where, so that one tensor at a time is read from the disk.
-
-Nothing here maps a file into memory: mapped pages would count against the process while it loads.
-Formats: safetensors (https://huggingface.co/docs/safetensors), the msgpack files of
-flax.serialization, PyTorch's pickles.
-"""
+"""Files of weights: safetensors, flax.serialization's msgpack, PyTorch's pickles, also sharded."""
 
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from jaxllm.errors import InputError
+from jaxllm.pretrained.flax_msgpack import read_msgpack
+from jaxllm.pretrained.tensors import Span, Tensor, damaged, in_file
 
 # In order of preference; of each, the single file before the sharded one.
 WEIGHT_FILES = {
@@ -35,35 +31,6 @@ SAFETENSORS_DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-# Kinds of flax.serialization's msgpack extension objects.
-_NDARRAY, _COMPLEX, _SCALAR = 1, 2, 3
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor that lies in a file; `fill` copies its bytes into a flat uint8 buffer."""
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    fill: Callable[[np.ndarray], None]
-
-    def read(self) -> np.ndarray:
-        out = np.empty(self.shape, self.dtype)
-        self.read_into(out)
-        return out
-
-    def read_into(self, out: np.ndarray) -> None:
-        """`out`: C-contiguous, of this shape and dtype."""
-        self.fill(out.reshape(-1).view(np.uint8))
-
-
-@dataclass(frozen=True)
-class Span:
-    """Bytes of a file."""
-
-    offset: int
-    size: int
 
 
 def weight_files() -> str:
@@ -72,10 +39,7 @@ def weight_files() -> str:
 
 
 def find_weights(directory: Path) -> tuple[str, Path] | None:
-    """(format, file) of the weights in a directory;
-
-    the index for sharded ones; None without any.
-    """
+    """(format, file or, if sharded, index) of the weights in a directory; None without any."""
     for kind, names in WEIGHT_FILES.items():
         for name in names:
             if (directory / name).is_file():
@@ -121,35 +85,11 @@ def _read_sharded(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dic
     return tensors
 
 
-def damaged(file: Path, expected: str) -> InputError:
-    """The error for a file that is not what it should be."""
-    with open(file, "rb") as f:
-        pointer = f.read(64).startswith(b"version https://git-lfs")
-    found = "a git-lfs pointer, not the file itself" if pointer else "a truncated or damaged file"
-    way_out = "run `git lfs pull` in its repository" if pointer else "download or copy it again"
-    return InputError(
-        f"{file} ({file.stat().st_size} bytes) is {found}; expected {expected}; {way_out}"
-    )
-
-
-def _in_file(file: Path, shape: tuple[int, ...], dtype: np.dtype, spans: list[Span]) -> Tensor:
-    def fill(buffer: np.ndarray) -> None:
-        view = memoryview(buffer)  # type: ignore[arg-type]
-        with open(file, "rb", buffering=0) as f:
-            for span in spans:
-                f.seek(span.offset)
-                part, view = view[: span.size], view[span.size :]
-                while part:
-                    count = f.readinto(part)
-                    if not count:
-                        raise damaged(file, f"at least {span.offset + span.size} bytes")
-                    part = part[count:]
-
-    return Tensor(file, shape, dtype, fill)
-
-
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    """Eight bytes with the header's length, the header (JSON), then the tensors' bytes."""
+    """Eight bytes with the header's length, the header (JSON), then the tensors' bytes.
+
+    Specification: https://huggingface.co/docs/safetensors
+    """
     size = file.stat().st_size
     with open(file, "rb") as f:
         length = int.from_bytes(f.read(8), "little")
@@ -172,7 +112,7 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
             dtype = np.dtype(SAFETENSORS_DTYPES[entry["dtype"]])
             if begin < 0 or stop - begin != math.prod(shape) * dtype.itemsize:
                 raise damaged(file, f"{math.prod(shape) * dtype.itemsize} bytes for tensor {name}")
-            tensors[name] = _in_file(file, shape, dtype, [Span(start + begin, stop - begin)])
+            tensors[name] = in_file(file, shape, dtype, [Span(start + begin, stop - begin)])
             end = max(end, start + stop)
     except InputError:
         raise
@@ -181,123 +121,6 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
     if end != size:
         raise damaged(file, f"{end} bytes, as its header says")
     return tensors
-
-
-def _read_msgpack(file: Path) -> dict[str, Tensor]:
-    size = file.stat().st_size
-    with open(file, "rb") as f:
-        scanner = _Scanner(file, f, size)
-        try:
-            tree = scanner.value()
-        except InputError:
-            raise
-        except (KeyError, ValueError, TypeError, IndexError, RecursionError) as error:
-            raise damaged(file, "a msgpack file of flax.serialization") from error
-        if scanner.position != size or not isinstance(tree, dict):
-            raise damaged(file, "one msgpack map, as flax.serialization writes it")
-    tensors: dict[str, Tensor] = {}
-
-    def flatten(node: Any, path: str) -> None:
-        if isinstance(node, dict):
-            for key, child in node.items():
-                flatten(child, f"{path}/{key}" if path else str(key))
-        elif isinstance(node, Tensor):
-            tensors[path] = node
-        else:
-            raise InputError(f"{file}: {path} holds {node!r:.40}; expected an array")
-
-    flatten(tree, "")
-    return tensors
-
-
-class _Scanner:
-    """Walks a msgpack file and skips the arrays' bytes.
-
-    Specification: https://github.com/msgpack/msgpack/blob/master/spec.md
-    """
-
-    def __init__(self, file: Path, stream: BinaryIO, size: int):
-        self.file, self.stream, self.size = file, stream, size
-        self.position = 0
-
-    def span(self, size: int) -> Span:
-        span = Span(self.position, size)
-        self.position += size
-        if self.position > self.size:
-            raise damaged(self.file, f"at least {self.position} bytes")
-        return span
-
-    def take(self, size: int) -> bytes:
-        span = self.span(size)
-        self.stream.seek(span.offset)
-        return self.stream.read(size)
-
-    def number(self, size: int, *, signed: bool = False) -> int:
-        return int.from_bytes(self.take(size), "big", signed=signed)
-
-    def value(self) -> Any:
-        """Byte strings come back as the Span they fill, arrays of flax as Tensors."""
-        tag = self.number(1)
-        if tag <= 0x7F:
-            return tag
-        if tag >= 0xE0:
-            return tag - 0x100
-        if tag <= 0x8F:
-            return self.map(tag & 0x0F)
-        if tag <= 0x9F:
-            return [self.value() for _ in range(tag & 0x0F)]
-        if tag <= 0xBF:
-            return self.take(tag & 0x1F).decode()
-        if tag in (0xC0, 0xC2, 0xC3):
-            return {0xC0: None, 0xC2: False, 0xC3: True}[tag]
-        if tag <= 0xC6:
-            return self.span(self.number(1 << (tag - 0xC4)))
-        if tag <= 0xC9:
-            return self.extension(self.number(1 << (tag - 0xC7)))
-        if tag <= 0xCB:
-            self.span(4 if tag == 0xCA else 8)
-            return math.nan  # no weight is a bare float: the caller reports it
-        if tag <= 0xCF:
-            return self.number(1 << (tag - 0xCC))
-        if tag <= 0xD3:
-            return self.number(1 << (tag - 0xD0), signed=True)
-        if tag <= 0xD8:
-            return self.extension(1 << (tag - 0xD4))
-        if tag <= 0xDB:
-            return self.take(self.number(1 << (tag - 0xD9))).decode()
-        if tag <= 0xDD:
-            return [self.value() for _ in range(self.number(2 << (tag - 0xDC)))]
-        return self.map(self.number(2 << (tag - 0xDE)))
-
-    def map(self, length: int) -> Any:
-        node = {self.value(): self.value() for _ in range(length)}
-        if "__msgpack_chunked_array__" not in node:
-            return node
-        # flax cuts arrays above 1 GiB into flat pieces, numbered from "0".
-        shape = tuple(node["shape"][str(i)] for i in range(len(node["shape"])))
-        chunks = [node["chunks"][str(i)] for i in range(len(node["chunks"]))]
-        dtype = chunks[0].dtype
-        sizes = [math.prod(chunk.shape) * dtype.itemsize for chunk in chunks]
-        if sum(sizes) != math.prod(shape) * dtype.itemsize:
-            raise damaged(self.file, f"chunks that fill an array of shape {shape}")
-
-        def fill(buffer: np.ndarray) -> None:
-            for chunk, part in zip(chunks, np.split(buffer, np.cumsum(sizes)[:-1]), strict=True):
-                chunk.fill(part)
-
-        return Tensor(self.file, shape, dtype, fill)
-
-    def extension(self, size: int) -> Any:
-        kind = self.number(1)
-        end = self.position + size
-        if kind not in (_NDARRAY, _SCALAR):
-            self.span(size)
-            return {_COMPLEX: "a complex number"}.get(kind, f"msgpack extension {kind}")
-        shape, name, data = self.value()
-        dtype = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
-        if self.position != end or data.size != math.prod(shape) * dtype.itemsize:
-            raise damaged(self.file, f"an array of {dtype.name} and shape {tuple(shape)}")
-        return _in_file(self.file, tuple(shape), dtype, [data])
 
 
 def _read_torch(file: Path) -> dict[str, Tensor]:
@@ -339,4 +162,4 @@ def _from_torch(file: Path, name: str, value: Any) -> Tensor:
     return Tensor(file, tuple(value.shape), dtype, fill)
 
 
-_READERS = {"safetensors": _read_safetensors, "flax": _read_msgpack, "torch": _read_torch}
+_READERS = {"safetensors": _read_safetensors, "flax": read_msgpack, "torch": _read_torch}

@@ -29,11 +29,11 @@ log = logging.getLogger("jaxllm.pretrained")
 
 
 def load_config(path: str | Path | None, **overrides: Any) -> Any:
-    """The transformers config at `path` (a directory, Hub id or package: path) with `overrides` set
-    over it.
+    """The transformers config at `path` with `overrides` set over it.
 
-    Without a path, `overrides` is all of it, model_type included. Raises InputError naming every
-    attribute that would change the numbers and is not implemented, or that is not known.
+    `path`: a directory, Hub id or package: path. Without a path, `overrides` is all of it,
+    model_type included. Raises InputError naming every attribute that would change the numbers and
+    is not implemented, or that is not known.
     """
     if path is None:
         return attributes.make_config(overrides, "the model's config")
@@ -46,12 +46,12 @@ def load_config(path: str | Path | None, **overrides: Any) -> Any:
 def load_params(
     directory: Path, config: Any, abstract: dict[str, Any], *, init: Callable[[str], Any]
 ) -> tuple[dict[str, Any], LoadReport]:
-    """The parameters of `abstract` (jax.ShapeDtypeStructs, placed by their `.sharding` where set)
-    from a checkpoint's weights.
+    """The parameters that `abstract` describes, from the weights in a directory.
 
-    `init(path)` gives a parameter of a head that the checkpoint lacks. One tensor at a time is on
-    the host beside what is already placed. Raises InputError with every missing, surplus or wrongly
-    shaped tensor, before any is read.
+    `abstract`: jax.ShapeDtypeStructs, placed by their `.sharding` where it is set. `init(path)`
+    gives a parameter of a head that the checkpoint lacks. One tensor at a time is on the host
+    beside what is already placed. Raises InputError with every missing, surplus or wrongly shaped
+    tensor, before any is placed.
     """
     tensors = read_tensors(directory)
     family = FAMILIES[config.model_type]

@@ -23,10 +23,7 @@ Bounds = tuple[tuple[int, int], ...]  # (start, stop) in each axis
 
 @dataclass(frozen=True)
 class LoadReport:
-    """new: paths of parameters the checkpoint had not;
-
-    unused: its tensors that no parameter took.
-    """
+    """`new`: paths of parameters that the checkpoint lacks; `unused`: tensors that none took."""
 
     new: list[str]
     unused: list[str]
@@ -34,10 +31,7 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class Source:
-    """A tensor under the name it has in the file;
-
-    `flax`: its kernel is [in, out], not [out, in].
-    """
+    """A tensor under the name it has in the file. `flax`: a kernel [in, out], not [out, in]."""
 
     name: str
     tensor: Tensor
@@ -179,10 +173,7 @@ def load(
 
 
 def place(struct: jax.ShapeDtypeStruct, leaf: Leaf, sources: list[Source]) -> jax.Array:
-    """One parameter, of one source or of one a layer, in its sharding;
-
-    each shard gets its part only.
-    """
+    """One parameter in its sharding, each shard its part only; from one source, or one a layer."""
     shape, sharding = struct.shape, struct.sharding
     whole = tuple((0, size) for size in shape)
     held = {whole}

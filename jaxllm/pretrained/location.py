@@ -1,7 +1,4 @@
-"""Where a checkpoint is:
-
-a directory, a repository of the Hugging Face Hub, or a folder of an installed package.
-"""
+"""Where a checkpoint is: a directory, a repository of the Hub, a folder of an installed package."""
 
 import importlib.util
 import re

@@ -25,8 +25,7 @@ FLAX_LEAVES = {"kernel", "scale", "embedding"}  # as the last part of a name, a 
 
 @dataclass(frozen=True)
 class Module:
-    """A row: our path ("" where no module of ours has it yet), the checkpoint's, `{}` being the
-    layer.
+    """A row: our path ("" where no module has it yet), the checkpoint's with `{}` for the layer.
 
     `inputs`: how many leading axes of our kernel are summed over; the rest are its outputs. Both
     are flat in checkpoints.
@@ -145,9 +144,6 @@ class Family:
         return re.sub(rf"^{self.prefix}[./]", "", name)
 
     def head(self, leaf: Leaf) -> str | None:
-        """First part of the path of a parameter that a checkpoint may lack;
-
-        None for the trunk's.
-        """
+        """First part of a head's path, all of which a checkpoint may lack; None in the trunk."""
         first = leaf.path.split("/")[0]
         return None if first in self.trunk else first
