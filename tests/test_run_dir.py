@@ -97,3 +97,13 @@ def test_two_runs_in_one_directory(tmp_path):
             loop.run(build(config), config)
         assert not (tmp_path / "checkpoints").exists()
     assert loop.run(build(config), config)["train/steps"] == 18
+
+
+def test_a_model_that_was_being_replaced_is_put_back(tmp_path):
+    config = make_config(tmp_path, **{"train.steps": 6})
+    loop.run(build(config), config)
+    content = (tmp_path / "model/params.npz").read_bytes()
+    (tmp_path / "model").rename(tmp_path / ".model.old")  # and there the process was killed
+    with RunDir(config):
+        assert (tmp_path / "model/params.npz").read_bytes() == content
+        assert not (tmp_path / ".model.old").exists()
