@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import resource
 import shutil
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -418,11 +420,8 @@ def test_full_disk_leaves_the_earlier_model(tmp_path, tiny_bert_config, monkeypa
 
 def test_disk_that_is_really_full(tmp_path, tiny_bert_config):
     """safetensors reports a failed write in an exception of its own."""
-    resource = pytest.importorskip("resource")
     params = random_params(tiny_bert_config, "base", 0)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    import signal
-
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:

@@ -55,13 +55,15 @@ def convert(source: str | Path, target: str | Path, weights: str) -> ConvertRepo
             f"{', '.join(unknown)}; they cannot be converted"
         )
     architecture = (attributes.get("architectures") or [_architecture(sources)])[0]
-    arrays = {
-        _stored_name(family, name, weights, architecture): _stored_array(family, name, s, weights)
-        for name, s in sources.items()
-    }
     tasks = _tasks(family, architecture)
 
     def fill(temporary: Path) -> None:
+        arrays = {
+            _stored_name(family, name, weights, architecture): _stored_array(
+                family, name, s, weights
+            )
+            for name, s in sources.items()
+        }
         described = {**attributes, "model_type": config.model_type, "architectures": [architecture]}
         saving.write_json(temporary / "config.json", described)
         saving.write_tokenizer(temporary, directory)
@@ -78,11 +80,11 @@ def convert(source: str | Path, target: str | Path, weights: str) -> ConvertRepo
         "copies or buffers: %s",
         target,
         architecture,
-        len(arrays),
+        len(sources),
         " and ".join(tasks),
         ", ".join(dropped) or "nothing",
     )
-    return ConvertReport(architecture, len(arrays), dropped, tasks)
+    return ConvertReport(architecture, len(sources), dropped, tasks)
 
 
 def _architecture(sources: dict[str, loading.Source]) -> str:
