@@ -1,6 +1,7 @@
 """Masks and dot-product attention.
 
-Shapes: q_BTNH, k_BSNH, v_BSNH; masks are boolean, true where a query may look, [B, 1, T, S] or [B, 1, 1, S].
+Shapes: q_BTNH, k_BSNH, v_BSNH; masks are boolean, true where a query may look, [B, 1, T, S] or [B,
+1, 1, S].
 """
 
 import jax
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 
 from jaxllm.layers import Key, dropout
 
-# Added to masked scores. Finite, so that a query with every key masked gives a uniform row, not NaN.
+# Added to masked scores. Finite, so that a query with every key masked gives a uniform row, not
+# NaN.
 MASKED = -1e30
 
 
@@ -17,8 +19,10 @@ def attention_mask(
 ) -> jax.Array | None:
     """The mask of one self-attention call, or None where every token sees every token.
 
-    `padding_BS` (1 = real) hides padded keys from every query, as in BERT. `segments_BT` makes attention
-    block-diagonal: a token sees the tokens of its own segment; segment 0, the padding, sees only itself.
+    `padding_BS` (1 = real) hides padded keys from every query, as in BERT. `segments_BT` makes
+    attention
+    block-diagonal: a token sees the tokens of its own segment; segment 0, the padding, sees only
+    itself.
     """
     mask = None
     if segments_BT is not None:
@@ -38,9 +42,11 @@ def dot_product_attention(
     dropout_rate: float = 0.0,
     key: Key = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """softmax(q k^T / sqrt(H)) v (Vaswani et al., 2017), softmax in float32, dropout on the weights as in BERT.
+    """softmax(q k^T / sqrt(H)) v (Vaswani et al., 2017), softmax in float32, dropout on the weights
+    as in BERT.
 
-    Returns (out_BTNH, weights_BNTS); the weights cost nothing where the caller drops them under jit.
+    Returns (out_BTNH, weights_BNTS); the weights cost nothing where the caller drops them under
+    jit.
     """
     scale = jnp.asarray(q_BTNH.shape[-1] ** -0.5, q_BTNH.dtype)
     scores = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH * scale, k_BSNH).astype(jnp.float32)

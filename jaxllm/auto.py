@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from jaxllm.models import Params, apply_fn, init_params, module_parts
 from jaxllm.pretrained import attributes, hf
@@ -22,9 +21,7 @@ class PretrainedModel:
 
     task: ClassVar[str]
 
-    def __init__(
-        self, config: Any, params: Params, graphdef: nnx.GraphDef, source: Path | None = None
-    ):
+    def __init__(self, config: Any, params: Params, graphdef: Any, source: Path | None = None):
         self.config = config
         self.params = params
         self._graphdef = graphdef
@@ -129,7 +126,7 @@ class AutoModelForSequenceClassification(PretrainedModel):
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _run(
-    graphdef: nnx.GraphDef, hidden_states: bool, attentions: bool, params: Params, inputs: Params
+    graphdef: Any, hidden_states: bool, attentions: bool, params: Params, inputs: Params
 ) -> Any:
     apply: Callable[..., Any] = apply_fn(graphdef)
     return apply(params, output_hidden_states=hidden_states, output_attentions=attentions, **inputs)

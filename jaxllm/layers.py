@@ -1,7 +1,9 @@
 """Dense, Embed, LayerNorm, dropout and activations: the dtype policy lives here.
 
-Parameters are float32. A layer computes in its `dtype` (bfloat16 on accelerators); LayerNorm takes its
-statistics in float32 whatever the dtype. Letters in names are those of the design: B batch, T tokens,
+Parameters are float32. A layer computes in its `dtype` (bfloat16 on accelerators); LayerNorm takes
+its
+statistics in float32 whatever the dtype. Letters in names are those of the design: B batch, T
+tokens,
 D model width, N heads, H head size, F MLP width, V vocabulary.
 """
 
@@ -19,9 +21,11 @@ def normal(rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float) -> nnx.Param:
 
 
 class Dense(nnx.Module):
-    """y = x @ kernel + bias over the last axes: x [..., *in], kernel [*in, *out], bias [*out], y [..., *out].
+    """y = x @ kernel + bias over the last axes: x [..., *in], kernel [*in, *out], bias [*out], y
+    [..., *out].
 
-    The product is taken on the kernel seen as a matrix: with head axes left in an einsum, XLA transposes every
+    The product is taken on the kernel seen as a matrix: with head axes left in an einsum, XLA
+    transposes every
     [D, N, H] gradient once more in memory.
     """
 
@@ -48,7 +52,9 @@ class Dense(nnx.Module):
 
 
 class Embed(nnx.Module):
-    """A table [V, D]: `__call__` looks rows up, `attend` multiplies by its transpose (tied decoder)."""
+    """A table [V, D]: `__call__` looks rows up, `attend` multiplies by its transpose (tied
+    decoder).
+    """
 
     def __init__(self, size: int, width: int, *, stddev: float, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.dtype = dtype
@@ -59,7 +65,9 @@ class Embed(nnx.Module):
         return jnp.take(self.embedding[...], ids, axis=0).astype(self.dtype)
 
     def attend(self, x: jax.Array) -> jax.Array:
-        return jnp.einsum("...D,VD->...V", x.astype(self.dtype), self.embedding[...].astype(self.dtype))
+        return jnp.einsum(
+            "...D,VD->...V", x.astype(self.dtype), self.embedding[...].astype(self.dtype)
+        )
 
 
 class LayerNorm(nnx.Module):
@@ -75,7 +83,9 @@ class LayerNorm(nnx.Module):
         x = x.astype(jnp.float32)
         x = x - x.mean(-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
-        return (match_rank(self.scale[...], x) * x + match_rank(self.bias[...], x)).astype(self.dtype)
+        return (match_rank(self.scale[...], x) * x + match_rank(self.bias[...], x)).astype(
+            self.dtype
+        )
 
 
 def match_rank(a: jax.Array, x: jax.Array) -> jax.Array:
@@ -88,7 +98,9 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def dropout(x: jax.Array, rate: float, key: Key) -> jax.Array:
-    """Zero each element with probability `rate` and scale the rest by 1 / (1 - rate); `key=None` is the identity."""
+    """Zero each element with probability `rate` and scale the rest by 1 / (1 - rate); `key=None` is
+    the identity.
+    """
     if key is None or rate == 0.0:
         return x
     keep = random_bits(key, x.shape) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
@@ -98,28 +110,33 @@ def dropout(x: jax.Array, rate: float, key: Key) -> jax.Array:
 def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """uint32 bits [*shape], a hash of (key, linear index).
 
-    Counter-based, so a mask does not depend on how the array is sharded, and cheap enough to fuse into
-    its consumer: threefry costs about 60 integer operations an element, this 9. The mixing
-    constants are lowbias32's (C. Wellons, hash-prospector); the key's second word enters between the
-    two rounds, so that two keys never give shifted copies of one stream. Good for dropout, not for
+    Counter-based, so a mask does not depend on how the array is sharded, and cheap enough to fuse
+    into
+    its consumer: 9 integer operations an element, threefry has 20 rounds. The mixing constants are
+    lowbias32's (C. Wellons, hash-prospector); the key's second word enters between its two rounds,
+    so
+    that two keys never give shifted copies of one stream. Good for dropout, not for
     anything that needs a cryptographic or long-period generator.
     """
-    k0, k1 = seed_words(key)
+    data = key if key.dtype == jnp.uint32 else jax.random.key_data(key)
+    first, last = data.reshape(-1)[0], data.reshape(-1)[-1]
+    # The key's words are mixed first: neighbouring keys must give unrelated streams.
+    k0 = mix_bits(first ^ mix_bits(last ^ jnp.uint32(0x9E3779B9)))
+    k1 = mix_bits(k0 + jnp.uint32(0x9E3779B9))
     index = jnp.zeros((), jnp.uint32)
     stride = 1
     for axis in reversed(range(len(shape))):
         iota = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
         index = index + iota * jnp.uint32(stride % 2**32)
         stride *= shape[axis]
-    bits = index ^ k0
-    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D) + k1
-    bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
-    return bits ^ (bits >> 16)
+    return mix_bits(index ^ k0, k1)
 
 
-def seed_words(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-    return data.reshape(-1)[0], data.reshape(-1)[-1]
+def mix_bits(x: jax.Array, between: jax.Array | int = 0) -> jax.Array:
+    """lowbias32, with `between` added between its two rounds."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D) + jnp.uint32(between)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
 
 
 def split_key(key: Key, num: int) -> list[Key]:
@@ -128,9 +145,11 @@ def split_key(key: Key, num: int) -> list[Key]:
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """x * Phi(x) with the error function, as in BERT (`jax.nn.gelu` defaults to the tanh approximation).
+    """x * Phi(x) with the error function, as in BERT (`jax.nn.gelu` defaults to the tanh
+    approximation).
 
-    With erf, as PyTorch has it; `jax.nn.gelu(approximate=False)` takes erfc, whose two branches and exp cost twice the time on CPU.
+    With erf, as PyTorch has it; `jax.nn.gelu(approximate=False)` takes erfc, whose two branches and
+    exp cost twice the time on CPU.
     """
     return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
 

@@ -1,6 +1,7 @@
 """Masked losses as (sum, weight): never a mean, so batches of any make-up add up exactly.
 
-Logits are [..., C] and are taken to float32; `weights` has the labels' leading shape, 0 for an empty slot.
+Logits are [..., C] and are taken to float32; `weights` has the labels' leading shape, 0 for an
+empty slot.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,8 @@ def cross_entropy(
 ) -> tuple[jax.Array, jax.Array]:
     """Softmax cross entropy of int32 labels [...], as torch's CrossEntropyLoss.
 
-    With class weights an example's weight is that of its class, and the mean divides by their sum; the smoothed part
+    With class weights an example's weight is that of its class, and the mean divides by their sum;
+    the smoothed part
     weighs every class by its own weight, as torch does.
     """
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)

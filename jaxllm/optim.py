@@ -1,6 +1,8 @@
-"""Schedules, optimizers by name, decay masks, penalties: optax transforms over a flat dict {path: array}.
+"""Schedules, optimizers by name, decay masks, penalties: optax transforms over a flat dict {path:
+array}.
 
-Only trainable parameters are in the dict, so a frozen part costs neither gradient nor optimizer state.
+Only trainable parameters are in the dict, so a frozen part costs neither gradient nor optimizer
+state.
 """
 
 import fnmatch
@@ -19,16 +21,20 @@ if TYPE_CHECKING:
 FlatParams = dict[str, jax.Array]
 
 
-def learning_rate_schedule(config: "OptimizerConfig", total_steps: int) -> Callable[[Any], jax.Array]:
+def learning_rate_schedule(
+    config: "OptimizerConfig", total_steps: int
+) -> Callable[[Any], jax.Array]:
     """Learning rate at a step (0-based): linear warmup, then the named decay.
 
-    linear and cosine end at 0 after `total_steps`; inverse_sqrt is peak * sqrt(warmup / step) (Vaswani et al., 2017).
+    linear and cosine end at 0 after `total_steps`; inverse_sqrt is peak * sqrt(warmup / step)
+    (Vaswani et al., 2017).
     `warmup` below 1 is a share of all steps, else a number of steps.
     """
     warmup = round(config.warmup * total_steps) if config.warmup < 1 else round(config.warmup)
     if warmup > total_steps:
         raise InputError(
-            f"optimizer.warmup={config.warmup:g} is longer than the run of {total_steps} steps; choose a smaller one"
+            f"optimizer.warmup={config.warmup:g} is longer than the run of {total_steps} steps; "
+            "choose a smaller one"
         )
     peak, decay_steps = config.learning_rate, max(total_steps - warmup, 1)
 
@@ -63,14 +69,17 @@ def check_frozen(paths: list[str], frozen: list[str]) -> None:
     for pattern in frozen:
         if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
             raise InputError(
-                f"optimizer.frozen: pattern {pattern!r} matches no parameter; the paths are {', '.join(paths)}"
+                f"optimizer.frozen: pattern {pattern!r} matches no parameter; "
+                f"the paths are {', '.join(paths)}"
             )
     if not any(trainable(path, frozen) for path in paths):
         raise InputError(f"optimizer.frozen={frozen} leaves no parameter to train")
 
 
 def make_optimizer(config: "OptimizerConfig", total_steps: int) -> optax.GradientTransformation:
-    """Add penalties, precondition, decay (decoupled, Loshchilov & Hutter, 2019), scale by layer, by learning rate."""
+    """Add penalties, precondition, decay (decoupled, Loshchilov & Hutter, 2019), scale by layer, by
+    learning rate.
+    """
     parts = []
     if config.l1 or config.l2:
         parts.append(add_penalties(config.l1, config.l2))
@@ -107,7 +116,9 @@ def preconditioner(config: "OptimizerConfig") -> optax.GradientTransformation:
             return optax.scale_by_lion(b1, b2)
         case "adafactor":
             return optax.chain(
-                optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()
+                optax.scale_by_factored_rms(),
+                optax.clip_by_block_rms(1.0),
+                optax.scale_by_param_block_rms(),
             )
     raise InputError(f"optimizer.name={config.name!r} is not known")
 
@@ -125,7 +136,8 @@ def add_penalties(l1: float, l2: float) -> optax.GradientTransformation:
 
 
 def scale_by_layer(decay: float) -> optax.GradientTransformation:
-    """Layer-wise learning-rate decay (Clark et al., 2020): decay^(L - l) for block l = 0 … L-1, decay^(L + 1) for
+    """Layer-wise learning-rate decay (Clark et al., 2020): decay^(L - l) for block l = 0 … L-1,
+    decay^(L + 1) for
     embeddings, 1 for pooler and heads.
     """
 

@@ -1,6 +1,7 @@
 """Two tables: parameter path -> letters, letter -> mesh axes. And the mesh, and `constrain`.
 
-The mesh has three axes: `data` splits the batch, `fsdp` the batch and the parameters' width, `tensor` heads,
+The mesh has three axes: `data` splits the batch, `fsdp` the batch and the parameters' width,
+`tensor` heads,
 MLP width and vocabulary. All axes are Auto: the compiler places the collectives.
 """
 
@@ -61,7 +62,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Any = 
         data = max(devices.size // rest, 1)
     if data * rest != devices.size:
         raise InputError(
-            f"mesh data={data} x fsdp={fsdp} x tensor={tensor} has {data * rest} places, there are {devices.size} "
+            f"mesh data={data} x fsdp={fsdp} x tensor={tensor} has {data * rest} places, "
+            f"there are {devices.size} "
             "devices; choose sizes whose product is the number of devices, or mesh.data=-1"
         )
     return Mesh(devices.reshape(data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
@@ -81,24 +83,34 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def letters_of(path: str) -> str | None:
+    """The letters of the first matching row of PARAMETER_LETTERS."""
+    rows = (letters for pattern, letters in PARAMETER_LETTERS if fnmatch.fnmatchcase(path, pattern))
+    return next(rows, None)
+
+
 def parameter_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
-    """The sharding of one parameter by the tables. Raises InputError on no match, wrong rank or an indivisible size."""
-    for pattern, letters in PARAMETER_LETTERS:
-        if fnmatch.fnmatchcase(path, pattern):
-            break
-    else:
+    """The sharding of one parameter by the tables. Raises InputError on no match, wrong rank or an
+    indivisible size.
+    """
+    letters = letters_of(path)
+    if letters is None:
         raise ValueError(f"parameter {path} matches no row of PARAMETER_LETTERS; add one")
     if len(letters) != len(shape):
-        raise ValueError(f"parameter {path} has shape {shape}, its letters are {letters}; mend the table")
+        raise ValueError(
+            f"parameter {path} has shape {shape}, its letters are {letters}; mend the table"
+        )
     spec = []
     for letter, size in zip(letters, shape, strict=True):
         axis = LETTER_AXES.get(letter)
         if letter == "V" and axis is not None and size % mesh.shape[axis]:
-            # Vocabularies (30522, positions, token types) seldom divide: such a table stays whole on that axis.
+            # Vocabularies (30522, positions, token types) seldom divide: such a table stays whole
+            # on that axis.
             axis = None
         if axis is not None and size % mesh.shape[axis]:
             raise InputError(
-                f"parameter {path}: axis {letter} of {size} does not divide over mesh.{axis}={mesh.shape[axis]}; "
+                f"parameter {path}: axis {letter} of {size} does not divide over "
+                f"mesh.{axis}={mesh.shape[axis]}; "
                 f"choose a mesh.{axis} that divides {size}"
             )
         spec.append(axis)
@@ -106,22 +118,20 @@ def parameter_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSh
 
 
 def state_shardings(mesh: Mesh, tree: Any) -> Any:
-    """Shardings for a tree whose leaves are parameters, or follow them (optimizer moments), or are scalars.
+    """Shardings for a tree whose leaves are parameters, or follow them (optimizer moments), or are
+    scalars.
 
-    A leaf's parameter is found by the longest tail of its path that is in the table; its rank must fit, else it is replicated
-    (a step count, a factored moment).
+    A leaf's parameter is found by the longest tail of its path that is in the table; its rank must
+    fit, else it is replicated (a step count, a factored moment).
     """
 
     def leaf(path: tuple, x: Any) -> NamedSharding:
-        name = path_name(path)
-        parts = name.split("/")
+        parts = path_name(path).split("/")
         for start in range(len(parts)):
             tail = "/".join(parts[start:])
-            for pattern, letters in PARAMETER_LETTERS:
-                if fnmatch.fnmatchcase(tail, pattern):
-                    if len(letters) == len(x.shape):
-                        return parameter_sharding(mesh, tail, x.shape)
-                    return replicated(mesh)
+            letters = letters_of(tail)
+            if letters is not None and len(letters) == len(x.shape):
+                return parameter_sharding(mesh, tail, x.shape)
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(leaf, tree)
@@ -138,8 +148,12 @@ def map_params(f: Callable[[str, Any], Any], params: Any) -> Any:
 
 
 def constrain(x: jax.Array, letters: str) -> jax.Array:
-    """Pin an activation's layout under the mesh of the current `jax.sharding` context; without one, nothing."""
+    """Pin an activation's layout under the mesh of the current `jax.sharding` context; without one,
+    nothing.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, P(*(ACTIVATION_AXES.get(letter) for letter in letters)))
+    return jax.lax.with_sharding_constraint(
+        x, P(*(ACTIVATION_AXES.get(letter) for letter in letters))
+    )

@@ -1,6 +1,7 @@
 """TrainState and the jitted steps: pure functions, no I/O.
 
-A step is `state, batch -> state, metrics`. Losses, gradients and metrics are sums with their weights
+A step is `state, batch -> state, metrics`. Losses, gradients and metrics are sums with their
+weights
 until the one division, so one batch of 8 examples equals 2 x 4 equals 8 x 1.
 """
 
@@ -15,7 +16,7 @@ from jax.sharding import Mesh
 
 from jaxllm.losses import LossFn
 from jaxllm.optim import FlatParams, trainable
-from jaxllm.sharding import batch_sharding, map_params, replicated, state_shardings
+from jaxllm.sharding import map_params, replicated, state_shardings
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight)
@@ -78,8 +79,10 @@ def init_state(
 
 
 def state_shapes(state: Any) -> Any:
-    """ShapeDtypeStructs with shardings of any tree of arrays: what a checkpoint is restored into."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    """ShapeDtypeStructs with shardings of a tree of arrays: what a checkpoint restores into."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
 
 
 def loss_and_metrics(
@@ -108,7 +111,8 @@ def make_train_step(
     accumulation: int = 1,
     frozen: list[str] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The jitted step, its state donated. `accumulation` splits the batch's rows into that many micro-batches.
+    """The jitted step, its state donated. `accumulation` splits the batch's rows into that many
+    micro-batches.
 
     Metrics: loss, accuracy (int labels), grad_norm (before clipping).
     """
@@ -125,7 +129,8 @@ def make_train_step(
     def accumulated(trained: FlatParams, kept: FlatParams, batch: Batch, key: jax.Array) -> tuple:
         # Row i goes to micro-batch i % accumulation: each device splits its own rows, none moves.
         micro = {
-            name: x.reshape((-1, accumulation) + x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()
+            name: x.reshape((-1, accumulation, *x.shape[1:])).swapaxes(0, 1)
+            for name, x in batch.items()
         }
 
         def body(total: Any, part: tuple) -> tuple:
@@ -144,8 +149,10 @@ def make_train_step(
             trained, kept = split_frozen(state.params, frozen)
             sums = grad_sums if accumulation == 1 else accumulated
             grads, metrics = sums(trained, kept, batch, key)
-            # Mean and clipping are one factor, multiplied in where the optimizer reads the gradient: on CPU a
-            # division of its own is one more pass over all parameters, and so is a square that is then summed.
+            # Mean and clipping are one factor, multiplied in where the optimizer reads the
+            # gradient: on CPU a
+            # division of its own is one more pass over all parameters, and so is a square that is
+            # then summed.
             per_weight = 1.0 / jnp.maximum(metrics["loss"][1], 1e-8)
             norm = global_norm(grads) * per_weight
             metrics["grad_norm"] = (norm, jnp.ones(()))
@@ -166,7 +173,8 @@ def global_norm(grads: FlatParams) -> jax.Array:
 def sum_squares(x: jax.Array) -> jax.Array:
     """The sum of squares, first over up to 32 slabs of the leading axis.
 
-    XLA on CPU cuts a reduction longer than 32 into windows and no longer fuses the square into it: 45 ms instead of 3 for
+    XLA on CPU cuts a reduction longer than 32 into windows and no longer fuses the square into it:
+    45 ms instead of 3 for
     a [30522, 384] table on two cores. The barrier keeps it from merging the two sums into one.
     """
     if x.ndim < 2:
@@ -179,7 +187,7 @@ def sum_squares(x: jax.Array) -> jax.Array:
 def make_eval_step(
     apply: Apply, loss_fn: LossFn, mesh: Mesh
 ) -> Callable[[Any, Batch], tuple[Metrics, jax.Array]]:
-    """The jitted `params, batch -> metrics, logits`; logits are float32 and whole on every device."""
+    """The jitted `params, batch -> metrics, logits`; logits float32, whole on every device."""
 
     def step(params: Any, batch: Batch) -> tuple[Metrics, jax.Array]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -187,15 +195,3 @@ def make_eval_step(
         return metrics, logits.astype(jnp.float32)
 
     return jax.jit(step, out_shardings=replicated(mesh))
-
-
-__all__ = [
-    "Batch",
-    "Metrics",
-    "TrainState",
-    "batch_sharding",
-    "init_state",
-    "make_eval_step",
-    "make_train_step",
-    "state_shapes",
-]

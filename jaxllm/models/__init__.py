@@ -13,7 +13,7 @@ from jaxllm.models import bert
 Params = dict[str, Any]  # nested dict of arrays
 
 # transformers' model_type -> task -> module class. "base" is the model without a head.
-FAMILIES: dict[str, dict[str, type[nnx.Module]]] = {
+FAMILIES: dict[str, dict[str, Callable[..., nnx.Module]]] = {
     "bert": {
         "base": bert.BertModel,
         "masked-lm": bert.BertForMaskedLM,
@@ -35,7 +35,8 @@ def build(
     heads = FAMILIES.get(config.model_type)
     if heads is None:
         raise InputError(
-            f"model_type={config.model_type!r} is not implemented; expected one of {sorted(FAMILIES)}"
+            f"model_type={config.model_type!r} is not implemented; "
+            f"expected one of {sorted(FAMILIES)}"
         )
     if task not in heads:
         raise InputError(
@@ -44,7 +45,7 @@ def build(
     return heads[task](config, dtype=jnp.dtype(dtype), rngs=rngs, remat=remat, unroll=unroll)
 
 
-def module_parts(config: Any, task: str, **options: Any) -> tuple[nnx.GraphDef, Params]:
+def module_parts(config: Any, task: str, **options: Any) -> tuple[Any, Params]:
     """(graphdef, abstract parameters): the module split once, shapes only, nothing allocated."""
     abstract = nnx.eval_shape(lambda: build(config, task, rngs=nnx.Rngs(params=0), **options))
     graphdef, state = nnx.split(abstract)
@@ -57,7 +58,7 @@ def init_params(config: Any, task: str, seed: int) -> Params:
     return nnx.to_pure_dict(nnx.split(module)[1])
 
 
-def apply_fn(graphdef: nnx.GraphDef) -> Callable[..., Any]:
+def apply_fn(graphdef: Any) -> Callable[..., Any]:
     """The pure function `f(params, **inputs) -> output` of a split module."""
 
     def apply(params: Params, **inputs: Any) -> Any:

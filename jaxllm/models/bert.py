@@ -1,6 +1,7 @@
 """BERT (Devlin et al., 2018): encoder, pooler, sequence-classification and masked-LM heads.
 
-Equal in numbers to transformers' PyTorch classes of the same names. `config` is a transformers BertConfig.
+Equal in numbers to transformers' PyTorch classes of the same names. `config` is a transformers
+BertConfig.
 """
 
 from functools import partial
@@ -121,7 +122,9 @@ class BertEncoder(nnx.Module):
     ):
         self.embeddings = BertEmbeddings(config, dtype=dtype, rngs=rngs)
         keys = jax.random.split(rngs.params(), config.num_hidden_layers)
-        self.blocks = jax.vmap(lambda k: BertBlock(config, dtype=dtype, rngs=nnx.Rngs(params=k)))(keys)
+        self.blocks = jax.vmap(lambda k: BertBlock(config, dtype=dtype, rngs=nnx.Rngs(params=k)))(
+            keys
+        )
         if add_pooler:
             D = config.hidden_size
             self.pooler = Dense((D,), (D,), stddev=config.initializer_range, dtype=dtype, rngs=rngs)
@@ -144,9 +147,11 @@ class BertEncoder(nnx.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> EncoderOutput:
-        """All ids are int32 [B, T]; `head_positions` [B, P] says where pooling looks (default: token 0).
+        """All ids are int32 [B, T]; `head_positions` [B, P] says where pooling looks (default:
+        token 0).
 
-        Packed rows give `segment_ids` (0 = padding) and `position_ids` that restart in each segment.
+        Packed rows give `segment_ids` (0 = padding) and `position_ids` that restart in each
+        segment.
         """
         B, T = input_ids.shape
         if T > self.max_positions:
@@ -160,7 +165,9 @@ class BertEncoder(nnx.Module):
             position_ids = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
         embed_key, blocks_key = split_key(key, 2)
         mask = make_mask(attention_mask, segment_ids)
-        x_BTD = constrain(self.embeddings(input_ids, token_type_ids, position_ids, embed_key), "BTD")
+        x_BTD = constrain(
+            self.embeddings(input_ids, token_type_ids, position_ids, embed_key), "BTD"
+        )
 
         graphdef, blocks = nnx.split(self.blocks)
         keys = None if blocks_key is None else jax.random.split(blocks_key, self.num_layers)
@@ -168,12 +175,17 @@ class BertEncoder(nnx.Module):
         def body(x_BTD: jax.Array, layer: tuple) -> tuple:
             params, layer_key = layer
             x_BTD, weights = nnx.merge(graphdef, params)(x_BTD, mask, layer_key)
-            return x_BTD, (x_BTD if output_hidden_states else None, weights if output_attentions else None)
+            return x_BTD, (
+                x_BTD if output_hidden_states else None,
+                weights if output_attentions else None,
+            )
 
         if self.remat != "none":
             body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat])
         embedded = x_BTD
-        x_BTD, (hidden, weights) = jax.lax.scan(body, x_BTD, (blocks, keys), unroll=self.unroll)
+        collected: tuple
+        x_BTD, collected = jax.lax.scan(body, x_BTD, (blocks, keys), unroll=self.unroll)
+        hidden, weights = collected
         return EncoderOutput(
             last_hidden_state=x_BTD,
             pooler_output=self.pool(x_BTD, head_positions) if self.add_pooler else None,
@@ -194,7 +206,9 @@ class BertModel(BertEncoder):
 
 
 class BertForSequenceClassification(BertEncoder):
-    """Dropout and a linear layer on the pooled first token; one row of logits for each entry of `head_positions`."""
+    """Dropout and a linear layer on the pooled first token; one row of logits for each entry of
+    `head_positions`.
+    """
 
     def __init__(
         self, config: Any, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs, **encoder_options: Any
@@ -213,7 +227,9 @@ class BertForSequenceClassification(BertEncoder):
     def __call__(self, input_ids: jax.Array, *, key: Key = None, **inputs: Any) -> HeadOutput:
         encoder_key, head_key = split_key(key, 2)
         out = self.encode(input_ids, key=encoder_key, **inputs)
-        logits = self.classifier(dropout(out.pooler_output, self.dropout_rate, head_key))
+        pooled = out.pooler_output
+        assert pooled is not None
+        logits = self.classifier(dropout(pooled, self.dropout_rate, head_key))
         return HeadOutput(logits.astype(jnp.float32), out.hidden_states, out.attentions)
 
 

@@ -5,15 +5,13 @@ from dataclasses import dataclass
 import jax
 
 
-def _output(cls):
-    return jax.tree_util.register_dataclass(dataclass(frozen=True)(cls))
-
-
-@_output
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class EncoderOutput:
     """last_hidden_state [B, T, D]; pooler_output [B, D] ([B, P, D] with `head_positions`) or None.
 
-    hidden_states: L + 1 arrays [B, T, D], embeddings first; attentions: L arrays [B, N, T, S]; None unless asked for.
+    hidden_states: L + 1 arrays [B, T, D], embeddings first; attentions: L arrays [B, N, T, S]; None
+    unless asked for.
     """
 
     last_hidden_state: jax.Array
@@ -22,7 +20,8 @@ class EncoderOutput:
     attentions: tuple[jax.Array, ...] | None = None
 
 
-@_output
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class HeadOutput:
     """logits: [B, C] or [B, P, C] for classes, [B, T, V] or [B, P, V] for a masked LM."""
 

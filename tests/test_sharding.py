@@ -1,0 +1,73 @@
+"""The two tables: every parameter once, every misfit by name."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from jaxllm import models, optim, sharding, train
+from jaxllm.config import OptimizerConfig
+from jaxllm.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("family", "task"), [(f, t) for f, tasks in models.FAMILIES.items() for t in tasks]
+)
+def test_every_parameter_has_letters_that_fit(family, task, tiny_bert_config):
+    _, abstract = models.module_parts(tiny_bert_config, task)
+    mesh = sharding.make_mesh(1, 2, 4)
+    shardings = sharding.map_params(
+        lambda p, x: sharding.parameter_sharding(mesh, p, x.shape), abstract
+    )
+    flat = train.flatten(shardings)
+    assert flat["blocks/attention/query/kernel"].spec == P(None, "fsdp", "tensor", None)
+    assert flat["blocks/mlp/down/kernel"].spec == P(None, "tensor", "fsdp")
+    assert flat["embeddings/norm/scale"].spec == P("fsdp")
+    assert flat["embeddings/word/embedding"].spec == P(None, "fsdp")  # 99 rows do not divide by 4
+
+
+def test_optimizer_state_follows_its_parameter(tiny_bert_config):
+    _, abstract = models.module_parts(tiny_bert_config, "base")
+    mesh = sharding.make_mesh(1, 2, 4)
+    tx = optim.make_optimizer(OptimizerConfig(), 10)
+    state = jax.eval_shape(tx.init, train.flatten(abstract))
+    adam = sharding.state_shardings(mesh, state)[0]
+    for moment in (adam.mu, adam.nu):
+        assert moment["blocks/mlp/up/kernel"].spec == P(None, "fsdp", "tensor")
+    assert adam.count.spec == P()
+
+
+def test_factored_moments_are_replicated(tiny_bert_config):
+    _, abstract = models.module_parts(tiny_bert_config, "base")
+    mesh = sharding.make_mesh(1, 2, 4)
+    tx = optim.make_optimizer(OptimizerConfig(name="adafactor", weight_decay=0.0), 10)
+    flat = {"blocks/mlp/up/kernel": jax.ShapeDtypeStruct((2, 256, 256), np.float32)}
+    specs = jax.tree.leaves(sharding.state_shardings(mesh, jax.eval_shape(tx.init, flat)))
+    assert len(specs) > 1
+    assert all(s.spec == P() for s in specs)
+    assert train.flatten(abstract)
+
+
+def test_misfits_are_named():
+    mesh = sharding.make_mesh(1, 4, 2)
+    with pytest.raises(ValueError, match=r"parameter blocks/router/kernel matches no row"):
+        sharding.parameter_sharding(mesh, "blocks/router/kernel", (2, 3))
+    with pytest.raises(ValueError, match=r"pooler/kernel has shape .3,., its letters are DE"):
+        sharding.parameter_sharding(mesh, "pooler/kernel", (3,))
+    with pytest.raises(
+        InputError, match=r"pooler/kernel: axis D of 6 does not divide over mesh.fsdp=4"
+    ):
+        sharding.parameter_sharding(mesh, "pooler/kernel", (6, 6))
+
+
+def test_mesh_sizes():
+    assert dict(sharding.make_mesh(-1, 2, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    with pytest.raises(InputError, match=r"has 3 places, there are 8 devices"):
+        sharding.make_mesh(3, 1, 1)
+
+
+def test_rows_are_split_over_data_and_fsdp():
+    mesh = sharding.make_mesh(2, 2, 2)
+    x = jax.device_put(np.arange(8.0), sharding.batch_sharding(mesh))
+    assert {s.data.shape for s in x.addressable_shards} == {(2,)}
+    assert sharding.batch_shards(mesh) == 4
