@@ -252,10 +252,10 @@ def test_job_fields_follow_the_config(base_config, job, trunk):
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), job.state)
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), job.state_shape) == shapes
 
-    config = change(base_config, train={"steps": 3, "metric": "loss", "accumulation": 2})
+    config = change(base_config, train={"steps": 7, "metric": "loss", "accumulation": 2})
     config = change(config, model=trunk)
     other = build(change(config, data={"labels": None}))
-    assert other.total_steps == 3
+    assert other.total_steps == 7
     assert other.metric == "loss"
     assert not other.higher_is_better
     assert other.loader.rows_per_batch % 16 == 0  # 8 devices, 2 parts each

@@ -257,7 +257,7 @@ def test_standard_input_and_output(model, tmp_path, monkeypatch, capsys):
 def test_pipes_are_written_and_links_kept(model, tmp_path):
     (tmp_path / "in.jsonl").write_text('"good"\n')
     os.mkfifo(tmp_path / "pipe")
-    end = os.open(tmp_path / "pipe", os.O_RDWR)
+    end = os.open(tmp_path / "pipe", os.O_RDWR | os.O_NONBLOCK)
     try:
         predict(model, str(tmp_path / "in.jsonl"), str(tmp_path / "pipe"))
         assert "label" in json.loads(os.read(end, 10_000))
