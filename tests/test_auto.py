@@ -11,6 +11,7 @@ import pytest
 import jaxllm
 from jaxllm import auto
 from jaxllm.errors import InputError
+from jaxllm.sharding import path_name
 
 GOLDEN = Path(__file__).parent / "golden"
 CLASSES = [
@@ -36,6 +37,10 @@ def golden():
 @pytest.fixture
 def batch(golden):
     return {name: golden[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+
+
+def paths(tree):
+    return [(path_name(path), x) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def test_logits_are_those_recorded(classifier, batch, golden):
@@ -98,6 +103,7 @@ def test_pure_in_params_under_jit_and_grad(classifier, batch):
     value, grads = jax.value_and_grad(loss)(classifier.params, batch)
     assert jax.tree.structure(grads) == jax.tree.structure(classifier.params)
     np.testing.assert_allclose(jax.jit(loss)(classifier.params, batch), value, rtol=1e-5)
+    assert all(np.any(g) for path, g in paths(grads) if "key/bias" not in path)
     step = 1e-3
     direction = jax.tree.map(lambda g: g / jnp.sqrt(jnp.sum(g**2) + 1e-12), grads)
     moved = [
@@ -117,6 +123,7 @@ def test_vmap_over_params_and_batch(classifier, batch):
     ids = jnp.asarray(batch["input_ids"])
     logits = jax.vmap(lambda params: classifier(ids, params=params).logits)(both)
     np.testing.assert_allclose(logits[0], classifier(ids).logits, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(logits[0], logits[1])
     np.testing.assert_allclose(
         logits[1], classifier(ids, params=other).logits, rtol=1e-5, atol=1e-5
     )

@@ -345,8 +345,15 @@ def test_truncated_msgpack(tmp_path, keep):
 
 @pytest.mark.parametrize(
     "content",
-    [b"\xc1" * 10, b"\x91" * 5000, b"\x81\x91\x01\x02", b"\x05", b"\x81\xa1a\xd5\x01\x00\x00"],
-    ids=["unused tag", "deep", "odd key", "a number", "no array"],
+    [
+        b"\xc1" * 10,
+        b"\x91" * 5000,
+        b"\x81\x91\x01\x02",
+        b"\x05",
+        b"\x81\xa1a\xd5\x01\x00\x00",
+        b"\xdf" + b"\xff" * 9,
+    ],
+    ids=["unused tag", "deep", "odd key", "a number", "no array", "endless"],
 )
 def test_damaged_msgpack(tmp_path, content):
     shutil.copytree(GOLDEN / "flax_masked_lm", tmp_path, dirs_exist_ok=True)

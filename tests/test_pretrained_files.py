@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import resource
 import shutil
@@ -270,9 +271,10 @@ def test_misspelt_override():
         hf.load_config(GOLDEN / "torch_base", num_label=3)
 
 
-def test_label_overrides():
+def test_label_overrides(caplog, monkeypatch):
     source = GOLDEN / "torch_sequence_classification"  # three labels
     assert hf.load_config(source).num_labels == 3
+    monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [caplog.handler])
     five = hf.load_config(source, num_labels=5)
     assert (five.num_labels, five.id2label[4]) == (5, "LABEL_4")
     named = hf.load_config(source, id2label={0: "bad", 1: "good"})
@@ -280,6 +282,7 @@ def test_label_overrides():
     both = hf.load_config(source, num_labels=2, id2label={0: "bad", 1: "good"})
     assert both.id2label == {0: "bad", 1: "good"}
     assert hf.load_config(source, problem_type="regression", num_labels=1).num_labels == 1
+    assert caplog.records == []  # transformers warns of labels that contradict each other
 
 
 def test_config_without_a_path():
