@@ -1,0 +1,256 @@
+"""Where checkpoints are, and what their configs may say."""
+
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from checkpoints import GOLDEN, load
+
+from jaxllm.errors import InputError
+from jaxllm.pretrained import formats, hf, location
+
+HUB_ID = "jaxllm-tests/tiny"
+
+
+def test_package_is_found_but_not_imported(tmp_path, monkeypatch):
+    shutil.copytree(GOLDEN / "torch_base", tmp_path / "a_package" / "some" / "model")
+    (tmp_path / "a_package" / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = hf.resolve("package:a_package/some/model")
+    assert found == tmp_path / "a_package" / "some" / "model"
+    assert "a_package" not in sys.modules
+    with pytest.raises(InputError, match="a_package is installed, but has no folder other"):
+        hf.resolve("package:a_package/other")
+
+
+def test_package_that_is_missing():
+    with pytest.raises(InputError, match="`pip install no-such-weights`"):
+        hf.resolve("package:no_such_weights/model")
+
+
+@pytest.mark.parametrize("path", ["package:", "package:a.b/c", "package:/etc"])
+def test_package_with_an_odd_name(path):
+    with pytest.raises(InputError, match="no package name"):
+        hf.resolve(path)
+
+
+def test_path_that_is_no_directory(tmp_path):
+    with pytest.raises(InputError, match="does not exist; expected a directory"):
+        hf.resolve(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file; give the directory it is in"):
+        hf.resolve(tmp_path / "file")
+
+
+def test_directory_that_is_empty_or_lacks_files(tmp_path):
+    with pytest.raises(
+        InputError, match=r"is empty; looked for config\.json and model\.safetensors"
+    ):
+        hf.resolve(tmp_path)
+    (tmp_path / "README.md").touch()
+    with pytest.raises(InputError, match=r"has no config\.json"):
+        hf.load_config(tmp_path)
+    with pytest.raises(
+        InputError, match=r"looked for model\.safetensors, model\.safetensors\.index"
+    ):
+        formats.read_tensors(hf.resolve(tmp_path))
+
+
+def test_hub_id_that_cannot_be_reached():
+    with pytest.raises(InputError) as caught:
+        hf.resolve("google-bert/bert-base-uncased")
+    for text in (
+        "google-bert/bert-base-uncased",
+        "cannot be reached",
+        "package:",
+        "HF_HOME",
+        "local",
+    ):
+        assert text in str(caught.value)
+
+
+@pytest.fixture
+def hub_cache():
+    """A cache as huggingface_hub leaves it after a download, with one repository."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    repository = Path(HF_HUB_CACHE) / f"models--{HUB_ID.replace('/', '--')}"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    shutil.copytree(GOLDEN / "torch_base", snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    yield snapshot
+    shutil.rmtree(repository)
+
+
+def test_hub_id_in_the_cache(hub_cache):
+    assert hf.resolve(HUB_ID).resolve() == hub_cache.resolve()
+    load(hf.resolve(HUB_ID), "base")
+
+
+def test_hub_fetches_one_set_of_weights(hub_cache, monkeypatch):
+    """Of a repository with msgpack and pickle: only the msgpack; for a tokenizer, neither."""
+    import huggingface_hub
+
+    (hub_cache / "model.safetensors").unlink()
+    asked = []
+
+    def snapshot_download(repository, *, allow_patterns):
+        assert repository == HUB_ID
+        asked.append(allow_patterns)
+        if any("msgpack" in pattern for pattern in allow_patterns):
+            (hub_cache / "flax_model.msgpack").touch()
+        return str(hub_cache)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    hf.resolve(HUB_ID)
+    assert asked == [location.SMALL_FILES, *location.WEIGHT_PATTERNS[:2]]
+    (hub_cache / "flax_model.msgpack").unlink()
+    asked.clear()
+    hf.resolve(HUB_ID, weights=False)
+    assert asked == [location.SMALL_FILES]
+
+
+def test_hub_errors_say_what_to_do(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    response = SimpleNamespace(headers={}, request=None, status_code=404)
+    for error, message in (
+        (errors.RepositoryNotFoundError("no", response=response), "check the spelling"),
+        (errors.GatedRepoError("no", response=response), "hf auth login"),
+        (ConnectionError("reset by peer"), "reset by peer"),
+    ):
+
+        def fail(*arguments, error=error, **options):
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+        with pytest.raises(InputError, match=message) as caught:
+            hf.resolve("some/model")
+        assert "package:" in str(caught.value)
+
+
+def write_config(directory, **changes):
+    attributes = json.loads((GOLDEN / "torch_base" / "config.json").read_text()) | changes
+    (directory / "config.json").write_text(json.dumps(attributes))
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("position_embedding_type", "relative_key"),
+        ("position_embedding_type", "relative_key_query"),
+        ("is_decoder", True),
+        ("is_encoder_decoder", True),
+        ("add_cross_attention", True),
+        ("hidden_act", "gelu_fast"),
+        ("chunk_size_feed_forward", 8),
+        ("pruned_heads", {"1": [0]}),
+        ("tie_word_embeddings", False),
+        ("per_layer_config", {"0": {"hidden_size": 3}}),
+        ("quantization_config", {"bits": 8}),
+        ("auto_map", {"AutoModel": "modeling.Other"}),
+        ("rope_theta", 10000.0),
+        ("use_bias", False),
+    ],
+)
+def test_attributes_that_change_the_numbers_are_refused(tmp_path, name, value):
+    write_config(tmp_path, **{name: value})
+    with pytest.raises(InputError, match=rf"config\.json: .* {name}="):
+        hf.load_config(tmp_path)
+    with pytest.raises(InputError, match=f"{name}="):
+        hf.load_config(GOLDEN / "torch_base", **{name: value})
+
+
+def test_all_refused_attributes_are_named_at_once(tmp_path):
+    write_config(tmp_path, is_decoder=True, rope_theta=1.0)
+    with pytest.raises(InputError, match=r"is_decoder=True .*rope_theta=1\.0"):
+        hf.load_config(tmp_path)
+
+
+def test_harmless_attributes_are_kept(tmp_path):
+    """What real configs carry: bert-base-chinese's, cross-encoders', transformers 2's."""
+    write_config(
+        tmp_path,
+        directionality="bidi",
+        pooler_fc_size=768,
+        pooler_type="first_token_transform",
+        position_embedding_type="absolute",
+        gradient_checkpointing=False,
+        torch_dtype="float16",
+        sbert_ce_default_activation_function="torch.nn.modules.linear.Identity",
+        num_beams=1,
+        _commit_hash="abc",
+        some_option_left_unset=None,
+    )
+    config = hf.load_config(tmp_path)
+    assert (config.hidden_size, config.model_type) == (32, "bert")
+    assert config.dtype is None  # transformers would import torch for it
+
+
+def test_checkpoint_of_another_architecture(tmp_path):
+    write_config(tmp_path, model_type="roberta")
+    with pytest.raises(
+        InputError,
+        match="model_type='roberta', a checkpoint of another architecture; implemented: bert",
+    ):
+        hf.load_config(tmp_path)
+
+
+def test_model_type_of_configs_that_do_not_say(tmp_path):
+    attributes = json.loads((GOLDEN / "torch_base" / "config.json").read_text())
+    del attributes["model_type"]
+    (tmp_path / "config.json").write_text(json.dumps(attributes))
+    assert hf.load_config(tmp_path).model_type == "bert"
+    del attributes["architectures"]
+    (tmp_path / "config.json").write_text(json.dumps(attributes))
+    with pytest.raises(InputError, match="model_type=None"):
+        hf.load_config(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '"bert"'])
+def test_config_that_is_no_object(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=r"config\.json (is not JSON|holds a)"):
+        hf.load_config(tmp_path)
+
+
+def test_config_of_wrong_types_and_sizes(tmp_path):
+    with pytest.raises(InputError, match=r"hidden_size.*expected int, got str"):
+        hf.load_config(write_config(tmp_path, hidden_size="32"))
+    with pytest.raises(
+        InputError, match="hidden_size=32 is not divisible by num_attention_heads=5"
+    ):
+        hf.load_config(write_config(tmp_path, num_attention_heads=5))
+
+
+def test_misspelt_override():
+    with pytest.raises(InputError, match=r"num_label=3 \(unknown\)"):
+        hf.load_config(GOLDEN / "torch_base", num_label=3)
+
+
+def test_label_overrides(caplog, monkeypatch):
+    source = GOLDEN / "torch_sequence_classification"  # three labels
+    assert hf.load_config(source).num_labels == 3
+    monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [caplog.handler])
+    five = hf.load_config(source, num_labels=5)
+    assert (five.num_labels, five.id2label[4]) == (5, "LABEL_4")
+    named = hf.load_config(source, id2label={0: "bad", 1: "good"})
+    assert (named.num_labels, named.label2id) == (2, {"bad": 0, "good": 1})
+    both = hf.load_config(source, num_labels=2, id2label={0: "bad", 1: "good"})
+    assert both.id2label == {0: "bad", 1: "good"}
+    assert hf.load_config(source, problem_type="regression", num_labels=1).num_labels == 1
+    assert caplog.records == []  # transformers warns of labels that contradict each other
+
+
+def test_config_without_a_path():
+    config = hf.load_config(None, model_type="bert", hidden_size=32, num_attention_heads=2)
+    assert (config.hidden_size, config.num_hidden_layers) == (32, 12)
+    with pytest.raises(InputError, match="model_type=None"):
+        hf.load_config(None, hidden_size=32)
