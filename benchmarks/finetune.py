@@ -26,6 +26,7 @@ from benchmarks import machine
 from benchmarks.recipe import Dtype, Job
 from benchmarks.report import QUIET, Row, table
 from jaxllm.errors import InputError
+from jaxllm.huge_pages import add_tunable
 
 ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE = 1e-4  # relative, for loss and gradient norm
@@ -36,12 +37,15 @@ JAXLLM, TORCH = "benchmarks.jaxllm_run", "benchmarks.torch_baseline"
 class Variant:
     worker: str  # module
     dtype: Dtype
+    fused: bool = False  # PyTorch's fused AdamW instead of its default
 
 
 VARIANTS = {
     "jaxllm-float32": Variant(JAXLLM, "float32"),
     "torch-float32": Variant(TORCH, "float32"),
     "torch-bfloat16": Variant(TORCH, "bfloat16"),
+    "torch-float32-fused": Variant(TORCH, "float32", fused=True),
+    "torch-bfloat16-fused": Variant(TORCH, "bfloat16", fused=True),
 }
 
 
@@ -54,7 +58,8 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.finetune",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"variants: {', '.join(VARIANTS)} (autocast)\n\n"
+        epilog=f"variants: {', '.join(VARIANTS)} (autocast);\n"
+        "fused: with PyTorch's fused AdamW, Trainer's default, in place of the plain one\n\n"
         "Training sentences that also occur in the dev file are left out, then --examples "
         "of the rest are drawn,\nthe same ones whatever the variant and seed. Close other "
         "programs first: their share of the machine is\nmeasured and said, not corrected for.",
@@ -148,7 +153,9 @@ def measure(name: str, seed: int, job: Job, work: Path) -> Row:
     average = os.getloadavg()
     date = datetime.now(UTC).isoformat(timespec="seconds")
     figures = worker(
-        variant.worker, replace(job, action="run", seed=seed, dtype=variant.dtype), work
+        variant.worker,
+        replace(job, action="run", seed=seed, dtype=variant.dtype, fused=variant.fused),
+        work,
     )
     after = machine.Load.now()
     row = {
@@ -201,11 +208,11 @@ def worker(module: str, job: Job, work: Path) -> dict[str, Any]:
         # Both sides on the CPU, whatever else the machine has.
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         forced = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
+        environment = {**os.environ, **forced}
+        add_tunable(environ=environment)  # as the command `jaxllm` does; here for both sides
         command = [sys.executable, "-m", module, str(files["job"]), str(files["result"])]
         with files["log"].open("w") as log:
-            done = subprocess.run(
-                command, env={**os.environ, **forced}, stdout=log, stderr=subprocess.STDOUT
-            )
+            done = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         if done.returncode:
             tail = "\n".join(files["log"].read_text(errors="replace").splitlines()[-30:])
             raise BenchmarkError(

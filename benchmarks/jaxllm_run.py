@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+import benchmarks.no_torch  # noqa: F401
 from benchmarks.recipe import Job, Timer, burn_in_steps, serve
 from jaxllm.config import Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from jaxllm.data.loader import LoaderState

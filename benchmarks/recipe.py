@@ -36,6 +36,7 @@ class Job:
     labels: list[str]
     directory: str  # empty, for whatever the worker writes
     dtype: Dtype = "float32"
+    fused: bool = False
     seed: int = 0
     rows: list[int] = field(default_factory=list)  # gate: 0-based examples of `train` in the batch
     recipe: Recipe = field(default_factory=Recipe)

@@ -1,6 +1,6 @@
 """The PyTorch side of ``benchmarks.finetune``: a plain loop, as transformers' Trainer runs it.
 
-Random order, each batch padded to its longest sentence, fused AdamW, dropout as in the checkpoint,
+Random order, each batch padded to its longest sentence, AdamW, dropout as in the checkpoint,
 the attention that transformers chooses by itself; bfloat16 means autocast, as Trainer's `bf16`.
 """
 
@@ -59,7 +59,7 @@ def run(job: Job) -> dict[str, Any]:
     )
     steps = len(loader)
     model = BertForSequenceClassification.from_pretrained(job.model, dtype=torch.float32).train()
-    optimizer = adamw(model, recipe)
+    optimizer = adamw(model, recipe, job.fused)
     schedule = get_linear_schedule_with_warmup(optimizer, warmup_steps(recipe, steps), steps)
     timer, burn_in, losses = Timer(), burn_in_steps(recipe, steps), []
     startup_seconds = time.perf_counter() - began
@@ -112,7 +112,7 @@ def tokenized(path: str, job: Job) -> tuple[list[dict[str, Any]], PreTrainedToke
     return features, tokenizer
 
 
-def adamw(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def adamw(model: torch.nn.Module, recipe: Recipe, fused: bool) -> torch.optim.Optimizer:
     """AdamW with weight decay on matrices only: biases and norms are the vectors."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
@@ -120,7 +120,7 @@ def adamw(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": matrices, "weight_decay": recipe.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=fused or None)
 
 
 def precision(job: Job) -> AbstractContextManager[None]:

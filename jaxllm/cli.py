@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from jaxllm import __version__, cpu_guard
+from jaxllm import __version__, cpu_guard, huge_pages
 from jaxllm.errors import InputError
 
 logger = logging.getLogger("jaxllm")
@@ -93,6 +93,8 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line `argv` (default: the process's own); returns the exit status."""
+    if argv is None:
+        huge_pages.restart()
     with _logging_to_stderr():
         try:
             options = _top_parser().parse_args(argv)
@@ -157,13 +159,15 @@ def _logging_to_stderr() -> Iterator[None]:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("{asctime} {levelname} {message}", "%H:%M:%S", "{"))
     handler.addFilter(_from_first_process_or_warning)
-    level = logger.level
+    level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    logger.propagate = False  # a library that configures the root logger would say all twice
     try:
         yield
     finally:
         logger.setLevel(level)
+        logger.propagate = propagate
         logger.removeHandler(handler)
 
 

@@ -64,7 +64,7 @@ def _model(model: ModelConfig) -> None:
             "attributes (model.config: {model_type: bert, ...})"
         )
     _require("model.path", model.path, model.path != "", "a directory, Hub id, package: or null")
-    _at_least(1, {"model.unroll": model.unroll})
+    _at_least(0, {"model.unroll": model.unroll})
 
 
 def _data(data: DataConfig, problem_type: str) -> None:

@@ -19,7 +19,8 @@ class ModelConfig:
         dtype: type of the computation; parameters and optimizer stay float32
         remat: what the backward pass computes again instead of keeping: nothing, each layer, or all
             of it but the matrix products
-        unroll: layers per iteration of the scan over layers
+        unroll: layers per iteration of the scan over layers; 0 = all, the fastest step on CPU and
+            often on GPU; 1 compiles fastest and suits TPU
     """
 
     path: str | None = None
@@ -31,7 +32,7 @@ class ModelConfig:
     ] = "single_label_classification"
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "full", "dots"] = "none"
-    unroll: int = 1
+    unroll: int = 0
 
 
 @dataclass(frozen=True)

@@ -107,16 +107,18 @@ def make_train_step(
     state: TrainState,
     mesh: Mesh,
     *,
-    clip_norm: float = 0.0,
-    accumulation: int = 1,
-    frozen: list[str] | None = None,
+    clip_norm: float,
+    accumulation: int,
+    frozen: list[str],
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The jitted step, its state donated. `accumulation` splits the batch's rows into that many
-    micro-batches.
+    """The jitted step, its state donated.
+
+    `clip_norm` bounds the global norm of the gradient (0 = off), `accumulation` splits the batch's
+    rows into that many micro-batches, `frozen` are patterns of parameter paths that stay as they
+    are.
 
     Metrics: loss, accuracy (int labels), grad_norm (before clipping).
     """
-    frozen = frozen or []
 
     def grad_sums(trained: FlatParams, kept: FlatParams, batch: Batch, key: jax.Array) -> tuple:
         def loss(trained: FlatParams) -> tuple:

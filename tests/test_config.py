@@ -223,7 +223,7 @@ def test_not_utf_8(tmp_path):
 BAD_VALUES = [
     ("model", {"path": None}, "model.path: found null and no model_type"),
     ("model", {"path": ""}, "model.path"),
-    ("model", {"unroll": 0}, "model.unroll"),
+    ("model", {"unroll": -1}, "model.unroll"),
     ("data", {"train": []}, "data.train: found no file"),
     ("data", {"dataset": "glue"}, "data.dataset: found 'glue' beside the files"),
     ("data", {"dataset_config": "sst2"}, "data.dataset_config"),

@@ -69,8 +69,8 @@ def stepped(config, batch, *, mesh=None, optimizer=SGD, options=None, steps=1, *
     tx = optim.make_optimizer(optimizer, 10)
     init = partial(models.init_params, config, TASK, 0)
     params = jax.jit(init, out_shardings=sharding.state_shardings(mesh, abstract))()
-    frozen = step_options.get("frozen", [])
-    state = train.init_state(params, tx, mesh, seed=0, frozen=frozen)
+    step_options = {"clip_norm": 0.0, "accumulation": 1, "frozen": [], **step_options}
+    state = train.init_state(params, tx, mesh, seed=0, frozen=step_options["frozen"])
     step = train.make_train_step(
         models.apply_fn(graphdef), losses.cross_entropy, tx, state, mesh, **step_options
     )
@@ -112,7 +112,9 @@ def test_accumulation_changes_nothing(config, examples, parts):
     assert_same(whole, stepped(config, batch, clip_norm=0.5, accumulation=parts))
 
 
-@pytest.mark.parametrize("options", [{"remat": "full"}, {"remat": "dots"}, {"unroll": 2}])
+@pytest.mark.parametrize(
+    "options", [{"remat": "full"}, {"remat": "dots"}, {"unroll": 2}, {"unroll": 0}]
+)
 def test_remat_and_unroll_change_nothing(tiny_bert_config, examples, options):
     """With dropout on: the recomputed masks are the same ones."""
     batch = rows_of(*examples, PACKED, 48)
@@ -207,7 +209,16 @@ def test_state_is_donated(config, examples):
     init = partial(models.init_params, config, TASK, 0)
     params = jax.jit(init, out_shardings=sharding.state_shardings(mesh, abstract))()
     state = train.init_state(params, tx, mesh, seed=0, frozen=[])
-    step = train.make_train_step(models.apply_fn(graphdef), losses.cross_entropy, tx, state, mesh)
+    step = train.make_train_step(
+        models.apply_fn(graphdef),
+        losses.cross_entropy,
+        tx,
+        state,
+        mesh,
+        clip_norm=0.0,
+        accumulation=1,
+        frozen=[],
+    )
     step(state, {k: jnp.asarray(v) for k, v in rows_of(*examples, PADDED, 16).items()})
     assert jax.tree.leaves(state.params)[0].is_deleted()
 

@@ -4,6 +4,7 @@ Equal in numbers to transformers' PyTorch classes of the same names. `config` is
 BertConfig.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -60,11 +61,16 @@ class BertAttention(nnx.Module):
         self.hidden_dropout = config.hidden_dropout_prob
 
     def __call__(
-        self, x_BTD: jax.Array, mask: jax.Array | None, key: Key
+        self, x_BTD: jax.Array, mask: jax.Array | None, key: Key, queries: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         weights_key, output_key = split_key(key, 2)
+        q_BTD = x_BTD
+        if queries is not None:
+            q_BTD = gather_tokens(x_BTD, queries)
+            if mask is not None and mask.shape[2] > 1:  # [B, 1, T, S] to [B, 1, P, S]
+                mask = jnp.take_along_axis(mask, queries[:, None, :, None], axis=2)
         out_BTNH, weights = dot_product_attention(
-            self.query(x_BTD),
+            self.query(q_BTD),
             self.key(x_BTD),
             self.value(x_BTD),
             mask=mask,
@@ -72,7 +78,7 @@ class BertAttention(nnx.Module):
             key=weights_key,
         )
         out_BTD = dropout(self.output(out_BTNH), self.hidden_dropout, output_key)
-        return self.norm(x_BTD + out_BTD), weights
+        return self.norm(q_BTD + out_BTD), weights
 
 
 class BertMLP(nnx.Module):
@@ -96,10 +102,15 @@ class BertBlock(nnx.Module):
         self.mlp = BertMLP(config, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x_BTD: jax.Array, mask: jax.Array | None, key: Key
+        self,
+        x_BTD: jax.Array,
+        mask: jax.Array | None,
+        key: Key,
+        queries: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
+        """`queries` [B, P]: compute these tokens only, which still look at all; then T is P."""
         attention_key, mlp_key = split_key(key, 2)
-        x_BTD, weights = self.attention(x_BTD, mask, attention_key)
+        x_BTD, weights = self.attention(x_BTD, mask, attention_key, queries)
         return constrain(self.mlp(x_BTD, mlp_key), "BTD"), weights
 
 
@@ -107,7 +118,8 @@ class BertEncoder(nnx.Module):
     """Embeddings, L blocks stacked on a leading axis and scanned, and the tanh pooler.
 
     The heads below are encoders with one more layer, so every model has the same parameter paths.
-    `unroll`: blocks in one iteration of the scan. `remat`: none, full, or dots (REMAT_POLICIES).
+    `unroll`: blocks in one iteration of the scan, 0 = all.
+    `remat`: none, full, or dots (REMAT_POLICIES).
     """
 
     def __init__(
@@ -128,11 +140,10 @@ class BertEncoder(nnx.Module):
         if add_pooler:
             D = config.hidden_size
             self.pooler = Dense((D,), (D,), stddev=config.initializer_range, dtype=dtype, rngs=rngs)
-        self.add_pooler = add_pooler
         self.num_layers = config.num_hidden_layers
         self.max_positions = config.max_position_embeddings
         self.remat = remat
-        self.unroll = unroll
+        self.unroll = unroll or config.num_hidden_layers
 
     def encode(
         self,
@@ -142,16 +153,17 @@ class BertEncoder(nnx.Module):
         token_type_ids: jax.Array | None = None,
         position_ids: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
-        head_positions: jax.Array | None = None,
+        queries: jax.Array | None = None,
         key: Key = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> EncoderOutput:
-        """All ids are int32 [B, T]; `head_positions` [B, P] says where pooling looks (default:
-        token 0).
+        """The encoder without its pooler; all ids are int32 [B, T].
 
         Packed rows give `segment_ids` (0 = padding) and `position_ids` that restart in each
-        segment.
+        segment. `queries` [B, P]: the last block computes these tokens only, the last hidden state
+        is [B, P, D]. The same numbers for less: a classifier needs one token of each example, a
+        masked LM 15 % of them.
         """
         B, T = input_ids.shape
         if T > self.max_positions:
@@ -172,9 +184,9 @@ class BertEncoder(nnx.Module):
         graphdef, blocks = nnx.split(self.blocks)
         keys = None if blocks_key is None else jax.random.split(blocks_key, self.num_layers)
 
-        def body(x_BTD: jax.Array, layer: tuple) -> tuple:
+        def body(x_BTD: jax.Array, layer: tuple, queries: jax.Array | None = None) -> tuple:
             params, layer_key = layer
-            x_BTD, weights = nnx.merge(graphdef, params)(x_BTD, mask, layer_key)
+            x_BTD, weights = nnx.merge(graphdef, params)(x_BTD, mask, layer_key, queries)
             return x_BTD, (
                 x_BTD if output_hidden_states else None,
                 weights if output_attentions else None,
@@ -182,27 +194,50 @@ class BertEncoder(nnx.Module):
 
         if self.remat != "none":
             body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat])
-        embedded = x_BTD
+        layers = (blocks, keys)
+        embedded, last = x_BTD, None
+        if queries is not None:
+            last = jax.tree.map(lambda a: a[-1], layers)
+            layers = jax.tree.map(lambda a: a[:-1], layers)
         collected: tuple
-        x_BTD, collected = jax.lax.scan(body, x_BTD, (blocks, keys), unroll=self.unroll)
+        x_BTD, collected = jax.lax.scan(body, x_BTD, layers, unroll=self.unroll)
+        if last is not None:
+            x_BTD, _ = body(x_BTD, last, queries)
         hidden, weights = collected
         return EncoderOutput(
             last_hidden_state=x_BTD,
-            pooler_output=self.pool(x_BTD, head_positions) if self.add_pooler else None,
             hidden_states=(embedded, *hidden) if output_hidden_states else None,
             attentions=tuple(weights) if output_attentions else None,
         )
 
-    def pool(self, x_BTD: jax.Array, head_positions: jax.Array | None) -> jax.Array:
-        first = x_BTD[:, 0] if head_positions is None else gather_tokens(x_BTD, head_positions)
-        return jnp.tanh(self.pooler(first))
+    def encode_heads(
+        self, input_ids: jax.Array, queries: jax.Array | None, **inputs: Any
+    ) -> tuple[jax.Array, EncoderOutput]:
+        """(last hidden state of the queried tokens [B, P, D], the encoder's output).
+
+        Where hidden states or attentions are asked for, they are those of all tokens.
+        """
+        if queries is None or inputs.get("output_hidden_states") or inputs.get("output_attentions"):
+            out = self.encode(input_ids, **inputs)
+            x = out.last_hidden_state
+            return (x if queries is None else gather_tokens(x, queries)), out
+        out = self.encode(input_ids, queries=queries, **inputs)
+        return out.last_hidden_state, out
+
+    def pool(self, x: jax.Array) -> jax.Array:
+        return jnp.tanh(self.pooler(x))
 
 
 class BertModel(BertEncoder):
-    """The bare model: last hidden state and pooled first token."""
+    """The bare model: last hidden state, and the pooled first token or `head_positions` [B, P]."""
 
-    def __call__(self, input_ids: jax.Array, **inputs: Any) -> EncoderOutput:
-        return self.encode(input_ids, **inputs)
+    def __call__(
+        self, input_ids: jax.Array, *, head_positions: jax.Array | None = None, **inputs: Any
+    ) -> EncoderOutput:
+        out = self.encode(input_ids, **inputs)
+        x_BTD = out.last_hidden_state
+        first = x_BTD[:, 0] if head_positions is None else gather_tokens(x_BTD, head_positions)
+        return replace(out, pooler_output=self.pool(first))
 
 
 class BertForSequenceClassification(BertEncoder):
@@ -224,12 +259,21 @@ class BertForSequenceClassification(BertEncoder):
         rate = config.classifier_dropout
         self.dropout_rate = config.hidden_dropout_prob if rate is None else rate
 
-    def __call__(self, input_ids: jax.Array, *, key: Key = None, **inputs: Any) -> HeadOutput:
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        *,
+        head_positions: jax.Array | None = None,
+        key: Key = None,
+        **inputs: Any,
+    ) -> HeadOutput:
         encoder_key, head_key = split_key(key, 2)
-        out = self.encode(input_ids, key=encoder_key, **inputs)
-        pooled = out.pooler_output
-        assert pooled is not None
-        logits = self.classifier(dropout(pooled, self.dropout_rate, head_key))
+        queries = head_positions
+        if queries is None:
+            queries = jnp.zeros((input_ids.shape[0], 1), jnp.int32)
+        x_BPD, out = self.encode_heads(input_ids, queries, key=encoder_key, **inputs)
+        x = x_BPD[:, 0] if head_positions is None else x_BPD
+        logits = self.classifier(dropout(self.pool(x), self.dropout_rate, head_key))
         return HeadOutput(logits.astype(jnp.float32), out.hidden_states, out.attentions)
 
 
@@ -265,10 +309,7 @@ class BertForMaskedLM(BertEncoder):
         key: Key = None,
         **inputs: Any,
     ) -> HeadOutput:
-        out = self.encode(input_ids, key=key, **inputs)
-        x = out.last_hidden_state
-        if head_positions is not None:
-            x = gather_tokens(x, head_positions)
+        x, out = self.encode_heads(input_ids, head_positions, key=key, **inputs)
         return HeadOutput(self.mlm(x, self.embeddings.word), out.hidden_states, out.attentions)
 
 

@@ -87,9 +87,15 @@ def build(config: Config) -> Job:
     # The weights come last: all mistakes above are told before a large file is read.
     params = initial_params(config, model_config, place(mesh, abstract))
     state = init_state(params, tx, mesh, seed=config.train.seed, frozen=frozen)
-    accumulation = config.train.accumulation
     train_step = make_train_step(
-        apply, loss_fn, tx, state, mesh, accumulation=accumulation, frozen=frozen
+        apply,
+        loss_fn,
+        tx,
+        state,
+        mesh,
+        clip_norm=config.optimizer.clip_norm,
+        accumulation=config.train.accumulation,
+        frozen=frozen,
     )
     evaluator = None if dev is None else _evaluator(config, dev, names, mesh, apply)
 
