@@ -152,7 +152,7 @@ def test_variants_take_turns_and_rows_are_appended_one_by_one(tmp_path, monkeypa
 
     def worker(module, job, work):
         before = len(output.read_text().splitlines()) if output.exists() else 0
-        calls.append((module, job.action, job.seed, job.dtype, before))
+        calls.append((module, job.action, job.seed, job.dtype, before, job.fused))
         if job.action == "start":
             return {"model": "start"}
         assert job.model == "start"
@@ -165,14 +165,15 @@ def test_variants_take_turns_and_rows_are_appended_one_by_one(tmp_path, monkeypa
     assert finetune.main([*arguments, "--output", str(output)]) == 0
     jax, torch = finetune.JAXLLM, finetune.TORCH
     assert calls[:3] == [
-        (jax, "start", 0, "float32", 0),
-        (jax, "gate", 0, "float32", 0),
-        (torch, "gate", 0, "float32", 0),
+        (jax, "start", 0, "float32", 0, False),
+        (jax, "gate", 0, "float32", 0, False),
+        (torch, "gate", 0, "float32", 0, False),
     ]
-    turns = [(jax, "float32"), (torch, "float32"), (torch, "bfloat16")]
-    assert [(c[0], c[3]) for c in calls[3:]] == turns * 2
-    assert [c[2] for c in calls[3:]] == [0, 0, 0, 1, 1, 1]
-    assert [c[4] for c in calls[3:]] == list(range(6))
+    turns = [(jax, "float32", False)]
+    turns += [(torch, dtype, fused) for fused in (False, True) for dtype in ("float32", "bfloat16")]
+    assert [(c[0], c[3], c[5]) for c in calls[3:]] == turns * 2
+    assert [c[2] for c in calls[3:]] == [0] * 5 + [1] * 5
+    assert [c[4] for c in calls[3:]] == list(range(10))
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [r["variant"] for r in rows] == list(finetune.VARIANTS) * 2
     assert rows[0]["recipe"]["batch_size"] == 32

@@ -88,8 +88,8 @@ print(bool(np.abs(np.asarray(f(2.0, e)) - right).max() < 1e-2))
 """
 
 
-# Products with broadcast, random and batched operands, each then multiplied and reduced; without the
-# guard about one in ten is wrong by orders of magnitude.
+# Products with broadcast, random and batched operands, each then multiplied and reduced; without
+# the guard about one in ten is wrong by orders of magnitude.
 MANY = """
 import jax, jax.numpy as jnp, numpy as np
 rng, worst = np.random.default_rng(0), 0.0
