@@ -96,12 +96,14 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status: 0, 1 when the comparison cannot be made, 2 for a mistake in the arguments."""
     arguments = parser().parse_args(argv)
     # An exception ends the worker too; the signal alone would leave it running.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         rows = benchmark(arguments)
     except (InputError, BenchmarkError) as error:
         print(f"benchmarks.finetune: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print(table(rows))
     return 0
 

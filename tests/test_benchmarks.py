@@ -189,7 +189,7 @@ def test_variants_take_turns_and_rows_are_appended_one_by_one(tmp_path, monkeypa
     monkeypatch.setattr(finetune, "worker", differs)
     assert finetune.main([*arguments, "--output", str(output)]) == 1
     assert "do not compute the same loss" in capsys.readouterr().err
-    assert len(output.read_text().splitlines()) == 6
+    assert len(output.read_text().splitlines()) == 10
 
 
 def test_a_failing_worker_is_reported_with_its_last_words(tmp_path):

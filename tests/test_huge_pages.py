@@ -46,9 +46,7 @@ print(os.environ["FIRST"] == str(os.getpid()), huge_pages.add_tunable.__name__, 
 """
 
 
-def test_a_restarted_command_keeps_its_arguments_and_its_process(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, str(script), "a b", "--c"]
+def test_a_restarted_command_keeps_its_arguments_and_its_process():
+    command = [sys.executable, "-c", SCRIPT, "a b", "--c"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True add_tunable ['a b', '--c']"
