@@ -40,13 +40,13 @@ class DataConfig:
     """The text and the labels, and how they become batches.
 
     Attributes:
-        train: training files (csv, tsv, jsonl or json, txt, each also .gz)
+        train: training files (csv, tsv, jsonl or json, each also .gz)
         dev: files of the dev part
         dataset: Hub id of a data set, in place of files
         dataset_config: its configuration's name
         train_split: its training split
         dev_split: its dev split
-        streaming: read a Hub data set while training instead of downloading it first
+        streaming: tokenize rows as they arrive, up to max_*_examples, and keep nothing on disk
         format: format of the files; auto = by their names
         text: column of the text
         text_pair: column of a second text
@@ -95,15 +95,17 @@ class OptimizerConfig:
     """The optimizer, its schedule and its penalties.
 
     Attributes:
-        name: optimizer of optax; momentum = sgd with momentum
+        name: optimizer of optax; momentum = sgd with momentum; adam is adamw, its weight_decay
+            decoupled too
         learning_rate: highest learning rate
         schedule: how the learning rate falls after the warmup
         warmup: below 1: share of all steps; from 1 on: steps
-        weight_decay: decay of all parameters but biases and norms
+        weight_decay: decay of all parameters but biases and norms, decoupled from the gradient,
+            whatever the optimizer
         beta1: decay of the first moment (adam, adamw, lion)
-        beta2: decay of the second moment (adam, adamw, lion)
-        eps: term added to the denominator (adam, adamw, rmsprop, adagrad)
-        momentum: momentum of the optimizer of that name
+        beta2: decay of the second moment (adam, adamw, rmsprop), of the momentum (lion)
+        eps: term added to the denominator (adam, adamw, rmsprop), under its root (adagrad)
+        momentum: momentum (momentum, rmsprop)
         clip_norm: largest global norm of the gradient; 0 = no clipping
         l1: weight of the sum of absolute parameters in the loss
         l2: weight of half the sum of squared parameters in the loss

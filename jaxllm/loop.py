@@ -122,6 +122,11 @@ def _start(
             f"{job.loader.rows_per_batch}. Choose mesh.data and mesh.fsdp so that their product "
             f"divides {extra['rows_per_batch']}, or give another run.dir."
         )
+    if extra["data"] != job.loader.fingerprint:
+        raise InputError(
+            f"{where} is of a run on other data: the training files or the tokenizer have changed. "
+            "Restore them, or give another run.dir."
+        )
     logger.info("going on after step %d of %d, from %s", latest, job.total_steps, where)
     return state, position, Progress(**extra["progress"])
 
@@ -205,6 +210,7 @@ def _save(run: _Run, step: int, state: Any, position: "LoaderState") -> None:
         "progress": dataclasses.asdict(progress),
         "config": to_yaml(run.config),
         "rows_per_batch": run.job.loader.rows_per_batch,
+        "data": run.job.loader.fingerprint,
     }
     rated = progress.best_metrics if progress.best_step == step else None
     run.checkpoints.save(step, state, position, extra, rated)

@@ -107,7 +107,7 @@ def preconditioner(config: "OptimizerConfig") -> optax.GradientTransformation:
             return optax.trace(config.momentum)
         case "rmsprop":
             return optax.chain(
-                optax.scale_by_rms(config.beta2, eps),
+                optax.scale_by_rms(config.beta2, eps, eps_in_sqrt=False),
                 optax.trace(config.momentum) if config.momentum else optax.identity(),
             )
         case "adagrad":
@@ -143,6 +143,11 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
 
     def update(updates: FlatParams, params: FlatParams) -> FlatParams:
         depth = next((x.shape[0] for path, x in params.items() if path.startswith("blocks/")), 0)
+        if depth == 0:
+            raise InputError(
+                f"optimizer.layer_decay={decay:g} needs blocks that are trained; set it to 1.0 or "
+                "take blocks/* out of optimizer.frozen"
+            )
 
         def scale(path: str, u: jax.Array) -> jax.Array:
             if path.startswith("blocks/"):

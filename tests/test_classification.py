@@ -343,6 +343,48 @@ def test_smoothing_and_class_weights_change_the_training_loss_only(
     assert evaluated.evaluate(evaluated.state.params) == job.evaluate(job.state.params)
 
 
+LIVE = [
+    ("model", {"dtype": "bfloat16"}),
+    ("optimizer", {"clip_norm": 0.01}),
+    ("optimizer", {"name": "lion"}),
+    ("optimizer", {"learning_rate": 0.2}),
+    ("optimizer", {"warmup": 1.0}),
+    ("optimizer", {"weight_decay": 0.5}),
+    ("optimizer", {"l1": 0.5}),
+    ("optimizer", {"l2": 0.5}),
+    ("optimizer", {"layer_decay": 0.5}),
+    ("optimizer", {"frozen": ["embeddings/*"]}),
+    ("train", {"accumulation": 2}),
+    ("train", {"batch_size": 32}),
+    ("train", {"label_smoothing": 0.2}),
+    ("train", {"class_weights": [1.0, 2.0, 5.0]}),
+    ("train", {"seed": 1}),
+    ("data", {"packing": False}),
+    ("data", {"max_length": 16}),
+]
+
+
+def test_every_field_reaches_the_step(base_config, saved):
+    """One step with a field changed ends in other parameters than without."""
+    plain = change(
+        base_config,
+        model={"path": saved, "config": {}},
+        optimizer={"name": "sgd", "learning_rate": 0.1, "warmup": 0.0},
+        data={"dev": []},
+    )
+
+    def stepped(config):
+        job = build(config)
+        batch = next(job.loader.batches(LoaderState()))
+        return flatten(jax.device_get(job.train_step(job.state, batch.arrays)[0].params))
+
+    before = stepped(plain)
+    for section, fields in LIVE:
+        after = stepped(change(plain, **{section: fields}))
+        moved = max(np.abs(after[path] - before[path]).max() for path in before)
+        assert moved > 1e-6, f"{section}: {fields} changes nothing"
+
+
 def tupled(options):
     return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
 

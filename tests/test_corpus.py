@@ -138,7 +138,7 @@ def test_given_labels_fix_the_ids(load):
 
 @pytest.mark.parametrize("name", ["train.tsv", "train.jsonl"])
 def test_several_labels_become_vectors(load, name):
-    values = ["sad|long", "long", "sad, funny"], [["sad", "long"], "long", ["sad", "funny"]]
+    values = ["sad|long", "long", "sad | funny"], [["sad", "long"], "long", ["sad", "funny"]]
     if name == "train.tsv":
         content = "text\tlabel\n" + "".join(f"good\t{value}\n" for value in (*values[0], "|"))
     else:

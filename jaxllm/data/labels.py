@@ -84,7 +84,7 @@ class Labels:
 
     def _set(self, value: Any) -> tuple[list[str] | None, str | None]:
         if isinstance(value, str):
-            value = [part for part in re.split(r"[|,]", value) if part.strip()]
+            value = [part for part in value.split("|") if part.strip()]
         if not isinstance(value, list):
             value = [value]
         labels = []

@@ -2,8 +2,10 @@
 
 import atexit
 import functools
+import logging
 import queue
 import threading
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,8 @@ from jaxllm.config_fields import DataConfig
 from jaxllm.data.corpus import Examples
 from jaxllm.data.packing import Rows, bucket, fill_packed, first_fit, one_per_row, slots
 from jaxllm.errors import InputError
+
+logger = logging.getLogger("jaxllm")
 
 _FILL = 0.97  # share of real tokens in packed rows that rows_per_batch counts on
 
@@ -86,9 +90,27 @@ class TrainLoader:
             tokens = batch_size * float(examples.lengths.mean())
             rows = tokens / data.max_length / _FILL
             self.rows_per_batch = shards * max(1, round(rows / shards))
+            if self.rows_per_batch > 1.25 * max(rows, 1):
+                logger.warning(
+                    "train.batch_size=%d asks for %.1f packed rows a step, but they are split into "
+                    "%d parts (devices, times accumulation): a step takes %d rows, about %d "
+                    "examples; choose fewer parts, a shorter max_length or a larger batch_size",
+                    *(batch_size, rows, shards, self.rows_per_batch),
+                    round(batch_size * self.rows_per_batch / rows),
+                )
         self._place = _Place(self.rows_per_batch, sharding, host_index, host_count)
         # Two epochs, as the thread that loads may be one ahead of a caller that counts steps.
         self._plan = functools.lru_cache(maxsize=2)(self._plan_epoch)
+
+    @functools.cached_property
+    def fingerprint(self) -> int:
+        """A checksum of what is trained on: tokens, where examples begin, labels."""
+        arrays = (self._examples.tokens, self._examples.offsets, self._examples.labels)
+        checksum = 0
+        for array in arrays:
+            if array is not None:
+                checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
+        return checksum
 
     def steps_in_epoch(self, epoch: int) -> int:
         """Batches of an epoch; with packing not the same in each."""

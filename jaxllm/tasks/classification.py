@@ -154,6 +154,12 @@ def evaluate(config: Config) -> dict[str, float]:
     _, model_config, graphdef, params = load_classifier(
         config.model.path, mesh, dtype=config.model.dtype, unroll=config.model.unroll
     )
+    for name, value in config.model.config.items():
+        if getattr(model_config, name, None) != value:
+            raise InputError(
+                f"model.config: found {name}={value!r}, but the model at {config.model.path} has "
+                f"{getattr(model_config, name, None)!r}; evaluation takes the model as it is"
+            )
     problem = problem_type(model_config)
     if problem != config.model.problem_type:
         raise InputError(

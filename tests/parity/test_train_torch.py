@@ -57,7 +57,7 @@ def test_mean_squared_error(rng):
 BASE = OptimizerConfig(
     learning_rate=0.01, schedule="constant", warmup=0.0, weight_decay=0.0, clip_norm=0.0
 )
-# ours -> (its config, torch's). RMSProp and Adagrad: optax puts eps under the root, torch after it:
+# ours -> (its config, torch's). Adagrad: optax puts eps under the root, torch after it:
 # a small eps.
 OPTIMIZERS = {
     "adamw": (
@@ -77,7 +77,7 @@ OPTIMIZERS = {
         lambda p: torch.optim.SGD(p, 0.01, momentum=0.9),
     ),
     "rmsprop": (
-        replace(BASE, name="rmsprop", beta2=0.99, momentum=0.9, eps=1e-16),
+        replace(BASE, name="rmsprop", beta2=0.99, momentum=0.9),
         lambda p: torch.optim.RMSprop(p, 0.01, alpha=0.99, momentum=0.9, eps=1e-8),
     ),
     "adagrad": (
