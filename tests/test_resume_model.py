@@ -17,7 +17,7 @@ CODE = "import sys; from jaxllm.cli import main; sys.exit(main(sys.argv[1:]))"
 
 @pytest.fixture(scope="module")
 def config_file(tiny_bert_config, tiny_tokenizer_dir, tmp_path_factory):
-    """A run of a tiny BERT with dropout, from random weights, 24 steps with a checkpoint each 3."""
+    """A run of a tiny BERT with dropout, from random weights, 120 steps with a checkpoint each 20."""
     directory = tmp_path_factory.mktemp("resume")
     rng = np.random.default_rng(0)
     words = np.array(["good", "bad", "film", "plot", "not", "very", "the", "was"])
@@ -36,7 +36,7 @@ def config_file(tiny_bert_config, tiny_tokenizer_dir, tmp_path_factory):
         data=DataConfig(
             train=[str(directory / "train.csv")], max_length=32, cache_dir=str(directory / "cache")
         ),
-        train=TrainConfig(batch_size=16, epochs=4, save_every=3),
+        train=TrainConfig(batch_size=16, epochs=30, save_every=20),
         run=RunConfig(tensorboard=False, progress=False, log_every=1),
     )
     (directory / "run.yaml").write_text(to_yaml(config))
@@ -60,7 +60,7 @@ def test_killed_and_continued_is_bit_for_bit_uninterrupted(config_file, tmp_path
 
     broken = start(config_file, tmp_path / "broken")
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "broken" / "checkpoints").glob("step_*")):
+    while not list((tmp_path / "broken" / "checkpoints").glob("step_*/jaxllm.json")):
         assert time.monotonic() < deadline
         assert broken.poll() is None, (tmp_path / "broken.log").read_text()
         time.sleep(0.01)
