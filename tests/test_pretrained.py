@@ -299,4 +299,4 @@ def test_loading_takes_a_fifth_more_than_the_weights(bert_base, name, fsdp):
     assert run.returncode == 0, run.stderr
     peak, size = map(int, run.stdout.split())
     assert size > 430e6
-    assert size <= peak <= 1.2 * size
+    assert 0.98 * size <= peak <= 1.2 * size  # less would mean that nothing was measured
