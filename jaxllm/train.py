@@ -23,7 +23,7 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight)
 Apply = Callable[..., Any]  # f(params, **inputs) -> output with .logits
 
 # What of a batch the model takes; the rest is for the loss.
-INPUTS = ("input_ids", "segment_ids", "position_ids", "token_type_ids", "head_positions")
+INPUTS = ("input_ids", "segment_ids", "token_type_ids", "head_positions")
 
 
 @jax.tree_util.register_dataclass

@@ -113,7 +113,7 @@ def build(config: Config) -> Job:
         if jax.process_count() > 1:  # shards of other hosts; all of them take part
             params = multihost_utils.process_allgather(params, tiled=True)
         if jax.process_index() == 0:
-            hf.save_pretrained(directory, params, model_config, tokenizer=tokenizer)
+            hf.save_pretrained(directory, params, model_config, TASK, tokenizer=tokenizer)
             form.save(directory)
 
     def report(params: Any, directory: Path) -> None:

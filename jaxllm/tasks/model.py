@@ -115,12 +115,17 @@ def check_tokenizer(tokenizer: Any, model_config: Any) -> None:
 def check_fit(config: Config, model_config: Any, tokenizer: Any, names: list[str]) -> None:
     """Refuses data that the model has no place for, with the key to change."""
     check_tokenizer(tokenizer, model_config)
-    if config.data.max_length > model_config.max_position_embeddings:
+    longest = models.max_tokens(model_config)
+    if config.data.max_length > longest:
         raise InputError(
             f"data.max_length: found {config.data.max_length}, expected at most the model's "
-            f"{model_config.max_position_embeddings} positions (max_position_embeddings)"
+            f"{longest} positions (max_position_embeddings)"
         )
-    if config.data.text_pair is not None and model_config.type_vocab_size < 2:
+    types = 1 + max(tokenizer.backend_tokenizer.encode("a", "b").type_ids)  # RoBERTa's has one
+    if (
+        config.data.text_pair is not None
+        and getattr(model_config, "type_vocab_size", types) < types
+    ):
         raise InputError("data.text_pair: the model has one token type (type_vocab_size), not two")
     if config.model.problem_type == SINGLE and len(names) < 2:
         raise InputError(
