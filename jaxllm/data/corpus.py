@@ -35,13 +35,15 @@ _CACHE_VERSION = 1  # raise when the same input comes to give other arrays
 class ReadReport:
     """What became of the rows: read = kept + the sum of dropped.
 
-    `dropped` counts by reason; `truncated` of the kept were cut to ``data.max_length`` tokens.
+    `dropped` counts by reason; `truncated` of the kept were cut to ``data.max_length`` tokens, and
+    the tags of `repaired` were made legal.
     """
 
     read: int = 0
     kept: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     truncated: int = 0
+    repaired: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def load_examples(
     elif names is None and split != "train":
         raise ValueError(f"labels of the {split} part must be those of the training part")
     limit = data.max_train_examples if split == "train" else data.max_dev_examples
-    sources = _sources(data, split, problem_type is not None)
+    sources = sources_of(data, split, problem_type is not None)
     if names is None and problem_type not in (None, "regression"):
         names = sources[0].label_names
     encoder = Encoder(tokenizer, data.max_length, data.truncation, pair=data.text_pair is not None)
@@ -140,7 +142,7 @@ def load_examples(
                 found = store.seal(builder.run(store))
         arrays, about = found
     report = ReadReport(**about["report"])
-    _log(split, sources, report)
+    log_report(split, sources, report)
     return Examples(
         arrays["tokens"],
         arrays["type_ids"],
@@ -151,7 +153,8 @@ def load_examples(
     ), about["names"]
 
 
-def _sources(data: DataConfig, split: str, labelled: bool) -> list[Source]:
+def sources_of(data: DataConfig, split: str, labelled: bool) -> list[Source]:
+    """Where the rows of a split are; InputError where nothing is."""
     if data.dataset is not None:
         return [hub_source(data, split, labelled=labelled)]
     files = data.train if split == "train" else data.dev
@@ -172,7 +175,8 @@ def _key(data: DataConfig, sources: list[Source], encoder: Encoder, *settings: o
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _log(split: str, sources: list[Source], report: ReadReport) -> None:
+def log_report(split: str, sources: list[Source], report: ReadReport) -> None:
+    """Logs what was read, and warns of what was not kept as it was."""
     names = ", ".join(source.name for source in sources)
     _LOG.info("data.%s: %d of %d rows of %s", split, report.kept, report.read, names)
     if report.dropped:
@@ -180,3 +184,5 @@ def _log(split: str, sources: list[Source], report: ReadReport) -> None:
         _LOG.warning("data.%s: dropped %d rows: %s", split, sum(report.dropped.values()), reasons)
     if report.truncated:
         _LOG.warning("data.%s: %d texts truncated", split, report.truncated)
+    if report.repaired:
+        _LOG.warning("data.%s: tags of %d sentences repaired", split, report.repaired)

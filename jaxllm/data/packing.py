@@ -33,8 +33,8 @@ class Rows(NamedTuple):
     def permuted(self, order: np.ndarray) -> "Rows":
         """The rows in another order."""
         counts = np.diff(self.starts)[order]
-        starts = _starts(counts)
-        return Rows(self.members[_ranges(self.starts[order], counts, starts)], starts)
+        starts = starts_of(counts)
+        return Rows(self.members[ranges(self.starts[order], counts, starts)], starts)
 
 
 def first_fit(
@@ -69,7 +69,7 @@ def first_fit(
         members[start : start + window] = block
         row_of[start : start + window] = assigned
     by_row = np.argsort(row_of, kind="stable")
-    return Rows(members[by_row], _starts(np.bincount(row_of, minlength=height)))
+    return Rows(members[by_row], starts_of(np.bincount(row_of, minlength=height)))
 
 
 def _place(
@@ -121,9 +121,9 @@ def fill_packed(
     counts = np.diff(rows.starts)
     row = np.repeat(np.arange(rows.height), counts)
     slot = np.arange(len(members)) - np.repeat(rows.starts[:-1], counts)
-    ends = _starts(lengths)
+    ends = starts_of(lengths)
     column = ends[:-1] - ends[rows.starts[:-1]][row]  # where in its row an example begins
-    position = _ranges(np.zeros_like(begins), lengths, ends)
+    position = ranges(np.zeros_like(begins), lengths, ends)
     source = np.repeat(begins, lengths) + position
     target = np.repeat(row * row_length + column, lengths) + position
 
@@ -162,10 +162,10 @@ def bucket(longest: int, buckets: Sequence[int], max_length: int) -> int:
     return min((b for b in buckets if longest <= b < max_length), default=max_length)
 
 
-def _starts(counts: np.ndarray) -> np.ndarray:
+def starts_of(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
 
 
-def _ranges(firsts: np.ndarray, counts: np.ndarray, starts: np.ndarray) -> np.ndarray:
+def ranges(firsts: np.ndarray, counts: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """``firsts[i], firsts[i] + 1, …`` of ``counts[i]`` numbers each, one after the other."""
     return np.arange(starts[-1]) + np.repeat(firsts - starts[:-1], counts)
