@@ -13,6 +13,7 @@ def check(config: Config) -> None:
     """Raises InputError, naming the key, for a value out of range or at odds with another."""
     _model(config.model)
     _data(config.data, config.model.problem_type)
+    _task(config)
     _optimizer(config.optimizer)
     _train(config.train, config.model.problem_type, config.data.labels)
     steps, warmup = config.train.steps, config.optimizer.warmup
@@ -111,6 +112,19 @@ def _data(data: DataConfig, problem_type: str) -> None:
     if not data.packing:
         fits = data.buckets[-1] >= data.max_length
         _require("data.buckets", data.buckets, fits, f"one of data.max_length={data.max_length}")
+
+
+def _task(config: Config) -> None:
+    model, data = config.model, config.data
+    if model.task != "token-classification":
+        expected = "error or drop; repair is for the tags of model.task=token-classification"
+        _require("data.on_bad_row", data.on_bad_row, data.on_bad_row != "repair", expected)
+        return
+    single = "single_label_classification"
+    expected = f"{single}, as each word has one tag"
+    _require("model.problem_type", model.problem_type, model.problem_type == single, expected)
+    _require("data.text_pair", data.text_pair, data.text_pair is None, "null, as words are tagged")
+    _require("data.streaming", data.streaming, not data.streaming, "false, as words are tagged")
 
 
 def _optimizer(optimizer: OptimizerConfig) -> None:

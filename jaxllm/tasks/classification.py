@@ -40,7 +40,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         )
     else:
         _check_problem(config, saved)
-        names = _known_labels(config, saved)
+        names = known_labels(config, saved)
     if config.data.has_dev:
         dev, _ = load_examples(config.data, "dev", tokenizer, problem_type=problem, labels=names)
     metric = _metric(config, names)
@@ -51,7 +51,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
             f"data.label: found {len(names)} labels {names}, expected two or more; name all of "
             "them in data.labels, or take another column"
         )
-    loss_fn = _loss(config, names)
+    loss_fn = training_loss(config, names)
 
     def evaluator(apply: Apply, mesh: Mesh) -> Evaluator:
         assert dev is not None
@@ -74,7 +74,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         objective=lambda apply: labelled(apply, loss_fn),
         evaluator=None if dev is None else evaluator,
         metric=metric,
-        save_extras=InputFormat.of(config.data).save,
+        save_extras=InputFormat.of(config).save,
     )
 
 
@@ -87,7 +87,7 @@ def _check_problem(config: Config, saved: Any) -> None:
         )
 
 
-def _known_labels(config: Config, model_config: Any) -> list[str]:
+def known_labels(config: Config, model_config: Any) -> list[str]:
     """The saved model's label names; data.labels where it has none of its own."""
     names, wanted = label_names(model_config), config.data.labels
     if not wanted or wanted == names:
@@ -112,7 +112,7 @@ def _metric(config: Config, names: list[str]) -> str:
     return metric
 
 
-def _loss(config: Config, names: list[str]) -> losses.LossFn:
+def training_loss(config: Config, names: list[str]) -> losses.LossFn:
     smoothing, weights = config.train.label_smoothing, config.train.class_weights
     if config.model.problem_type == SINGLE:
         if weights is not None and len(weights) != len(names):

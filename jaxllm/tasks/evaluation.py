@@ -164,7 +164,8 @@ def outputs_of(
 
     seen_N = np.zeros(len(examples), np.int64)
     # In pairs: a batch is read while the device computes the next one.
-    for (values, outputs, index_BP), _ in itertools.pairwise(itertools.chain(dispatched(), [None])):
+    steps: Iterator[Any] = itertools.chain(dispatched(), [None])
+    for (values, outputs, index_BP), _ in itertools.pairwise(steps):
         np.add.at(seen_N, index_BP[index_BP >= 0], 1)
         yield values, np.asarray(outputs), index_BP
     if not (seen_N == 1).all():

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jaxllm.config_fields import DataConfig
+from jaxllm.config_fields import Config
 from jaxllm.errors import InputError
 from jaxllm.files import write_atomic
 
@@ -17,12 +17,14 @@ INPUT_FILE = "jaxllm.json"
 class InputFormat:
     """How a row becomes tokens, so that prediction reads rows as training did.
 
+    task: what answers; model.task of the run that wrote it.
     text, text_pair: names of the row's text columns; text_pair null = single texts.
     pair_optional: a row may lack its second text.
     max_length: tokens of a row, special tokens included.
     truncation: `right` or `left` cuts a longer row there; with `error` or `drop` it is an error.
     """
 
+    task: str = "sequence-classification"
     text: str = "text"
     text_pair: str | None = None
     pair_optional: bool = False
@@ -30,9 +32,10 @@ class InputFormat:
     truncation: str = "right"
 
     @classmethod
-    def of(cls, data: DataConfig) -> "InputFormat":
+    def of(cls, config: Config) -> "InputFormat":
         """The format of a run's rows."""
-        return cls(data.text, data.text_pair, False, data.max_length, data.truncation)
+        data, task = config.data, config.model.task
+        return cls(task, data.text, data.text_pair, False, data.max_length, data.truncation)
 
     def save(self, directory: Path) -> None:
         """Writes `jaxllm.json` into a model directory."""
@@ -71,6 +74,19 @@ def parse_line(line: bytes, form: InputFormat) -> tuple[str, str | None]:
     Raises:
         RowError: what is wrong with the line.
     """
+    row = parse_object(line, form.text)
+    text = column(row, form.text)
+    if form.text_pair is None or (form.pair_optional and form.text_pair not in row):
+        return text, None
+    return text, column(row, form.text_pair)
+
+
+def parse_object(line: bytes, text: str) -> dict[str, Any]:
+    """The object of a JSON line; a bare string is its column `text`.
+
+    Raises:
+        RowError: what is wrong with the line.
+    """
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -80,16 +96,14 @@ def parse_line(line: bytes, form: InputFormat) -> tuple[str, str | None]:
     except ValueError as error:
         raise RowError(f"not JSON: {error}" if line.strip() else "the line is empty") from None
     if isinstance(row, str):
-        row = {form.text: row}
+        row = {text: row}
     if not isinstance(row, dict):
-        raise RowError(f"expected an object with the column {form.text!r}, found {_kind(row)}")
-    text = _column(row, form.text)
-    if form.text_pair is None or (form.pair_optional and form.text_pair not in row):
-        return text, None
-    return text, _column(row, form.text_pair)
+        raise RowError(f"expected an object with the column {text!r}, found {_kind(row)}")
+    return row
 
 
-def _column(row: dict[str, Any], name: str) -> str:
+def column(row: dict[str, Any], name: str) -> str:
+    """The text in a column of a row; RowError where there is none."""
     if name not in row:
         found = ", ".join(repr(key[:40]) for key in islice(row, 10)) or "none"
         raise RowError(f"the column {name!r} is missing, found {found}")
