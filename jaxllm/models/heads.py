@@ -112,7 +112,9 @@ class Classification(SequenceHead):
 
 
 class MultipleChoice(SequenceHead, PooledEncoder):
-    """One score for each choice: logits [B, C] for ids [B, C, T], [B, P] for packed choices."""
+    """A score for each choice: logits [B, C] for ids [B, C, T], [B, P] for packed choices [B, T]
+    at `head_positions`, [B] for a choice a row.
+    """
 
     def __init__(self, spec: EncoderSpec, rngs: nnx.Rngs):
         super().__init__(spec, rngs)
@@ -125,7 +127,7 @@ class MultipleChoice(SequenceHead, PooledEncoder):
         choices = input_ids.shape[:2] if input_ids.ndim == 3 else None
         if choices is not None:
             input_ids, inputs = jax.tree.map(
-                lambda x: x.reshape(-1, x.shape[-1]) if x.ndim == 3 else x, (input_ids, inputs)
+                lambda x: x.reshape(-1, x.shape[-1]) if jnp.ndim(x) == 3 else x, (input_ids, inputs)
             )
         out = super().__call__(input_ids, **inputs)
         scores = out.logits[..., 0]

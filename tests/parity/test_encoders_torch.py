@@ -7,6 +7,7 @@ import functools
 import tempfile
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -21,8 +22,10 @@ from encoders import (
     weighted,
 )
 from safetensors.numpy import load_file
+from transformers.activations import ACT2FN
 
 from jaxllm import auto, models
+from jaxllm.layers import ACTIVATIONS
 from jaxllm.pretrained import FAMILIES
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -61,7 +64,11 @@ def compare(ours, theirs, inputs, **options):
     out = ours(**inputs, **options)
     for name, x in outputs_of(out).items():
         np.testing.assert_allclose(x, expected[name], **TOLERANCE, err_msg=name)
-    assert set(outputs_of(out)) == set(expected) - {"hidden_states", "attentions"}
+    assert set(outputs_of(out)) == set(expected) - {
+        "hidden_states",
+        "attentions",
+        "cross_attentions",
+    }
     for name in options:
         got, wanted = (getattr(o, name.removeprefix("output_")) for o in (out, expected))
         assert len(got) == len(wanted) == 2 + (name == "output_hidden_states")
@@ -127,3 +134,19 @@ def test_electra_with_embeddings_as_wide_as_its_blocks(task, rng, tmp_path):
     theirs.save_pretrained(tmp_path)
     ours = OURS[task].from_pretrained(tmp_path)
     compare(ours, theirs, random_inputs("electra", task, 9, rng))
+
+
+@pytest.mark.parametrize(
+    "activation", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "tanh"]
+)
+def test_activations(activation):
+    x = np.linspace(-12, 12, 4801, dtype=np.float32)
+    expected = ACT2FN[activation](torch.tensor(x)).numpy()
+    np.testing.assert_allclose(
+        ACTIVATIONS[activation](jnp.asarray(x)), expected, atol=2e-6, rtol=1e-5
+    )
+    slopes = jax.vmap(jax.grad(ACTIVATIONS[activation]))(jnp.asarray(x))
+    t = torch.tensor(x, requires_grad=True)
+    ACT2FN[activation](t).sum().backward()
+    assert t.grad is not None
+    np.testing.assert_allclose(slopes, t.grad.numpy(), atol=5e-6, rtol=1e-5)
