@@ -43,6 +43,14 @@ _STEP = re.compile(r"step_(\d{8,})")
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
 
 
+class Damaged(InputError):
+    """A checkpoint that cannot be read: `what` is wrong with it, and a way out."""
+
+    def __init__(self, what: str, way_out: str) -> None:
+        super().__init__(f"{what}. {way_out}")
+        self.what = what
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -147,7 +155,8 @@ class Checkpoints:
         which may be of another mesh than the one that saved.
 
         Raises:
-            InputError: damaged, or of another model.
+            Damaged: it is not what was written.
+            InputError: it is of another model.
         """
         from jaxllm.data.loader import LoaderState
 
@@ -218,12 +227,12 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(step, f"{ABOUT}: {error}") from error
 
-    def _damaged(self, step: int, what: str) -> InputError:
-        older = [s for s in self._find() if s < step]
-        then = f"goes on from step {older[-1]}" if older else "starts anew"
-        return InputError(
-            f"{self.path(step)} is damaged ({what}). Delete that directory and run the same "
-            f"command again: the run then {then}."
+    def _damaged(self, step: int, what: str) -> "Damaged":
+        others = [s for s in self._find() if s != step]
+        then = f"goes on from step {others[-1]}" if others else "starts anew"
+        return Damaged(
+            f"{self.path(step)} is damaged ({what})",
+            f"Delete that directory and run the same command again: the run then {then}.",
         )
 
     def _verified(self, step: int, state_shape: Any) -> dict[str, Any]:
@@ -290,7 +299,7 @@ class Checkpoints:
         kept = {*sorted(self._scores)[-self._keep :], self.best()}
         for step in [step for step in self._scores if step not in kept]:
             del self._scores[step]
-            if self._writer:
+            if self._writer and self.path(step).exists():  # or somebody has deleted it already
                 # Renamed first: a crash during the removal must not leave half a checkpoint.
                 trash = self.directory / f".{self.path(step).name}.deleted"
                 os.rename(self.path(step), trash)
