@@ -28,8 +28,9 @@ def train(argv: list[str]) -> int | None:
     if not options.data.train and options.data.dataset is None:
         raise InputError("data.train: found no file, expected training files, or data.dataset")
     with _work_on(options.run.dir):
-        from jaxllm import loop
+        from jaxllm import loop, processes
 
+        processes.join(options.mesh.processes)
         try:
             loop.train(options)
         except loop.Interrupted as stop:  # saved; the message says how to go on
@@ -44,8 +45,10 @@ def evaluate(argv: list[str]) -> None:
 
     options = config.load(argv, "jaxllm evaluate")
     with _work_on(options.run.dir):
+        from jaxllm import processes
         from jaxllm.tasks import classification
 
+        processes.join(options.mesh.processes)
         print(json.dumps(classification.evaluate(options), indent=2))
 
 

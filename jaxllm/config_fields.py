@@ -172,11 +172,15 @@ class MeshConfig:
         data: devices over which batches are split; -1 = all that the other axes leave
         fsdp: devices over which batches and parameters are split
         tensor: devices over which each layer's width is split
+        processes: processes that train together, on one host or several; -1 = all that the TPU pod,
+            Slurm, Open MPI or Kubernetes has started. Without these each process needs
+            JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in its environment
     """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    processes: int = 1
 
 
 @dataclass(frozen=True)
