@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from jaxllm import processes
 from jaxllm.checkpoint_contents import (
     ABOUT,
     FORMAT,
@@ -43,7 +44,7 @@ _STEP = re.compile(r"step_(\d{8,})")
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
 
 
-class Damaged(InputError):
+class DamagedError(InputError):
     """A checkpoint that cannot be read: `what` is wrong with it, and a way out."""
 
     def __init__(self, what: str, way_out: str) -> None:
@@ -155,12 +156,13 @@ class Checkpoints:
         which may be of another mesh than the one that saved.
 
         Raises:
-            Damaged: it is not what was written.
+            DamagedError: it is not what was written.
             InputError: it is of another model.
         """
         from jaxllm.data.loader import LoaderState
 
-        about = self._verified(step, state_shape)
+        with processes.together():
+            about = self._verified(step, state_shape)
         params, rest = split(state_shape)
         found = self._read(step, {"params": params, "state": rest})
         state = join(state_shape, found["params"], found["state"])
@@ -168,7 +170,8 @@ class Checkpoints:
 
     def restore_params(self, step: int, state_shape: Any) -> Any:
         """Only the parameters of a step; arguments and errors as in `restore`."""
-        self._verified(step, state_shape)
+        with processes.together():
+            self._verified(step, state_shape)
         params, _ = split(state_shape)
         return join(state_shape.params, self._read(step, {"params": params})["params"], {})
 
@@ -227,10 +230,10 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(step, f"{ABOUT}: {error}") from error
 
-    def _damaged(self, step: int, what: str) -> "Damaged":
+    def _damaged(self, step: int, what: str) -> "DamagedError":
         others = [s for s in self._find() if s != step]
         then = f"goes on from step {others[-1]}" if others else "starts anew"
-        return Damaged(
+        return DamagedError(
             f"{self.path(step)} is damaged ({what})",
             f"Delete that directory and run the same command again: the run then {then}.",
         )

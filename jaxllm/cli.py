@@ -30,9 +30,9 @@ def train(argv: list[str]) -> int | None:
     with _work_on(options.run.dir):
         from jaxllm import loop, processes
 
-        processes.join(options.mesh.processes)
         try:
-            loop.train(options)
+            with processes.joined(options.mesh.processes):
+                loop.train(options)
         except loop.Interrupted as stop:  # saved; the message says how to go on
             print(f"jaxllm: {stop}", file=sys.stderr)
             return stop.exit_status
@@ -48,8 +48,9 @@ def evaluate(argv: list[str]) -> None:
         from jaxllm import processes
         from jaxllm.tasks import classification
 
-        processes.join(options.mesh.processes)
-        print(json.dumps(classification.evaluate(options), indent=2))
+        with processes.joined(options.mesh.processes):
+            metrics = classification.evaluate(options)
+        print(json.dumps(metrics, indent=2))
 
 
 def predict(argv: list[str]) -> None:

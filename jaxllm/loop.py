@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from jaxllm import summary
-from jaxllm.checkpoint import Checkpoints, Damaged
+from jaxllm.checkpoint import Checkpoints, DamagedError
 from jaxllm.config import Config, to_yaml
 from jaxllm.errors import InputError
 from jaxllm.interrupt import Interrupted, StopRequest
@@ -254,7 +254,7 @@ def _best_params(run: _Run) -> Any:
     best, directory = run.progress.best_step, run.directory
     try:
         return run.checkpoints.restore_params(best, run.job.state_shape)
-    except Damaged as error:
+    except DamagedError as error:
         if not directory.model.exists():
             raise
         logger.warning(

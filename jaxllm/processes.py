@@ -3,8 +3,9 @@
 import contextlib
 import os
 import re
+import threading
 import zlib
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import jax
@@ -14,6 +15,23 @@ from jaxllm.errors import InputError
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _BY_HAND = f"{ADDRESS}=HOST:PORT of the first process, {COUNT} and {INDEX} (from 0)"
+_LINGER = 10  # seconds
+
+
+@contextlib.contextmanager
+def joined(processes: int) -> Iterator[None]:
+    """`join`; and a process that fails inside ends, whatever the others wait for."""
+    join(processes)
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() > 1:
+            # At exit JAX waits 300 s for all, who may be waiting for this one in a step.
+            status = 2 if isinstance(error, InputError) else 1
+            timer = threading.Timer(_LINGER, os._exit, [status])
+            timer.daemon = True
+            timer.start()
+        raise
 
 
 def join(processes: int, environ: MutableMapping[str, str] = os.environ) -> None:
@@ -87,16 +105,16 @@ def together() -> Iterator[None]:
         raise InputError(f"process {failed.argmax()} stopped; it says why")
 
 
-def check_same(what: str, value: str) -> None:
+def check_same(what: str, value: Callable[[], object]) -> None:
     """Raises InputError where processes have another `value`: they would compute nonsense."""
     if jax.process_count() == 1:
         return
-    sums = np.ravel(_gather(np.uint32(zlib.crc32(value.encode()))))
+    sums = np.ravel(_gather(np.uint32(zlib.crc32(repr(value()).encode()))))
     others = np.flatnonzero(sums != sums[0]).tolist()
     if others:
         raise InputError(
-            f"{what}: processes {others} have other ones than process 0. Give all of them the same "
-            "command, and the same files"
+            f"{what}: differ between process 0 and processes {others}. Give all of them the same "
+            "command and the same files"
         )
 
 

@@ -87,7 +87,7 @@ class RunDir:
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> "RunDir":
-        processes.check_same("the configuration", to_yaml(self.config))
+        processes.check_same("the configuration", lambda: to_yaml(self.config))
         with self._open as stack:
             with processes.together():
                 if self.writer:

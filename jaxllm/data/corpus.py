@@ -1,14 +1,17 @@
 """Labelled text as token arrays: read, checked, tokenized, and kept on disk by content."""
 
+import functools
 import hashlib
 import json
 import logging
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxllm import processes
 from jaxllm.config_fields import DataConfig
 from jaxllm.data import cache
 from jaxllm.data.builder import Builder
@@ -69,6 +72,15 @@ class Examples:
         """int64[n]: tokens of each example."""
         return np.diff(self.offsets)
 
+    @functools.cached_property
+    def fingerprint(self) -> int:
+        """A checksum of tokens, where examples begin, and labels."""
+        checksum = 0
+        for array in (self.tokens, self.offsets, self.labels):
+            if array is not None:
+                checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
+        return checksum
+
     def lengths_of(self, members: np.ndarray) -> np.ndarray:
         """int64[m]: tokens of the examples `members`, without going through all."""
         return self.offsets[members + 1] - self.offsets[members]
@@ -90,8 +102,22 @@ def load_examples(
     ``data.streaming`` nothing is cached, and reading stops at ``data.max_*_examples``.
 
     Raises:
-        InputError: a file, column, row or label is not as it should be, or the Hub is out of reach.
+        InputError: a file, column, row or label is not as it should be, the Hub is out of reach, or
+            the processes of a run do not read the same.
     """
+    with processes.together():
+        examples, names = _load(data, split, tokenizer, problem_type, labels)
+    processes.check_same(f"the examples of data.{split}", lambda: (examples.fingerprint, names))
+    return examples, names
+
+
+def _load(
+    data: DataConfig,
+    split: str,
+    tokenizer: "PreTrainedTokenizerFast",
+    problem_type: str | None,
+    labels: list[str] | None,
+) -> tuple[Examples, list[str]]:
     names = labels if labels is not None else data.labels
     if problem_type in (None, "regression"):
         names = None
