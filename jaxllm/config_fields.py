@@ -46,7 +46,8 @@ class DataConfig:
         dataset_config: its configuration's name
         train_split: its training split
         dev_split: its dev split
-        streaming: tokenize rows as they arrive, up to max_*_examples, and keep nothing on disk
+        streaming: read rows as they arrive, and no further than max_*_examples need; training
+            begins once these are tokenized, and they are in memory, 5 bytes a token, not on disk
         format: format of the files; auto = by their names
         text: column of the text
         text_pair: column of a second text

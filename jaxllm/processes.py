@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxllm.errors import InputError
+from jaxllm.interrupt import Interrupted
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _BY_HAND = f"{ADDRESS}=HOST:PORT of the first process, {COUNT} and {INDEX} (from 0)"
@@ -24,6 +25,8 @@ def joined(processes: int) -> Iterator[None]:
     join(processes)
     try:
         yield
+    except Interrupted:  # all of them, after the same step
+        raise
     except BaseException as error:
         if jax.process_count() > 1:
             # At exit JAX waits 300 s for all, who may be waiting for this one in a step.
