@@ -136,19 +136,19 @@ class _Reader:
     def __init__(
         self, data: DataConfig, split: str, sources: list[Source], names: list[str] | None
     ):
-        self._data, self._split, self._unit = data, split, sources[0].unit
-        rows = [(source.name, row) for source in sources for row in source.rows()]
-        faults = [self._fault(row) for _, row in rows]
+        self._data, self._split = data, split
+        rows = [(source, row) for source in sources for row in source.rows()]
+        faults = [_fault(source, row) for source, row in rows]
         if names is None:
             good = [row for (_, row), fault in zip(rows, faults, strict=True) if fault is None]
             names = tag_names({tag for row in good for tag in row.label})
         self._names, self._scheme = names, scheme_of(names)
         self._ids = {name: i for i, name in enumerate(names)}
         self._rows = [
-            (source, fault or self._tagged(row))
+            (source.name, fault or self._tagged(source, row))
             for (source, row), fault in zip(rows, faults, strict=True)
         ]
-        self._bad = BadRows(data, split, self._unit)
+        self._bad = BadRows(data, split, sources[0].unit)
         self._counts = dict.fromkeys(("read", "kept", "truncated", "repaired"), 0)
 
     def run(self, encoder: WordEncoder, limit: int | None, store: cache.Store) -> dict[str, Any]:
@@ -225,40 +225,42 @@ class _Reader:
             "text_offsets": np.array([len(word) for word in text]),
         }
 
-    def _fault(self, row: Row) -> _Fault | None:
-        """Why a row is no sentence of tagged words; its tags may yet be unknown or out of order."""
-        words, tags = row.text, row.label
-        if row.fault is not None:
-            return _Fault(row.number, row.fault)
-        for column, values in (("words", words), ("tags", tags)):
-            if not isinstance(values, list) or not values:
-                return _Fault(row.number, f"no list of {column}")
-        if len(words) != len(tags):
-            return _Fault(row.number, "other than one tag a word", f"{len(words)}, {len(tags)}")
-        for i, (word, tag) in enumerate(zip(words, tags, strict=True)):
-            if fault := text_fault(word, "word") or tag_fault(tag):
-                return self._fault_at(row, i, fault)
-        return None
-
-    def _tagged(self, row: Row) -> _Fault | _Tagged:
+    def _tagged(self, source: Source, row: Row) -> _Fault | _Tagged:
         tags = legal = retagged(row.label, self._scheme)
         if legal != row.label and self._data.on_bad_row != "repair":
             i = next(i for i, tag in enumerate(row.label) if tag != legal[i])
             note = f"{row.label[i]} where {legal[i]} is expected"
-            return self._fault_at(row, i, _ILLEGAL, note)
+            return _fault_at(source, row, i, _ILLEGAL, note)
         for i, tag in enumerate(tags):
             if tag not in self._ids:
-                return self._fault_at(row, i, f"unknown tag {tag[:40]!r}")
+                return _fault_at(source, row, i, f"unknown tag {tag[:40]!r}")
         return _Tagged(row.number, row.text, tags, legal != row.label)
-
-    def _fault_at(self, row: Row, i: int, reason: str, note: str = "") -> _Fault:
-        """A fault of word i, which has a line of its own in a CoNLL file."""
-        if self._unit == "line":
-            return _Fault(row.number + i, reason, note)
-        return _Fault(row.number, reason, f"word {i + 1}{note and f': {note}'}")
 
     def _raise_if_stopped(self) -> None:
         known = f"; the tags are {', '.join(self._names)}"
         if _ILLEGAL in self._bad.counts:
             known += "; with data.on_bad_row: repair such sequences are made legal"
         self._bad.raise_if_stopped(self._counts["read"], known)
+
+
+def _fault(source: Source, row: Row) -> _Fault | None:
+    """Why a row is no sentence of tagged words; its tags may yet be unknown or out of order."""
+    words, tags = row.text, row.label
+    if row.fault is not None:
+        return _Fault(row.number, row.fault)
+    for column, values in (("words", words), ("tags", tags)):
+        if not isinstance(values, list) or not values:
+            return _Fault(row.number, f"no list of {column}")
+    if len(words) != len(tags):
+        return _Fault(row.number, "other than one tag a word", f"{len(words)}, {len(tags)}")
+    for i, (word, tag) in enumerate(zip(words, tags, strict=True)):
+        if fault := text_fault(word, "word") or tag_fault(tag):
+            return _fault_at(source, row, i, fault)
+    return None
+
+
+def _fault_at(source: Source, row: Row, i: int, reason: str, note: str = "") -> _Fault:
+    """A fault of word i, which has a line of its own in a CoNLL file."""
+    if source.unit == "line":
+        return _Fault(row.number + i, reason, note)
+    return _Fault(row.number, reason, f"word {i + 1}{note and f': {note}'}")

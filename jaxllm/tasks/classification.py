@@ -113,6 +113,7 @@ def _metric(config: Config, names: list[str]) -> str:
 
 
 def training_loss(config: Config, names: list[str]) -> losses.LossFn:
+    """The loss that the configuration asks for; InputError where it does not fit the labels."""
     smoothing, weights = config.train.label_smoothing, config.train.class_weights
     if config.model.problem_type == SINGLE:
         if weights is not None and len(weights) != len(names):
