@@ -1,4 +1,4 @@
-"""The command line: ``jaxllm train | evaluate | predict | convert``.
+"""The command line: ``jaxllm train | evaluate | predict | convert | train-tokenizer``.
 
 Exit status: 0 = done, 2 = a user's mistake (one message, no traceback), 130 or 143 = stopped by
 Ctrl-C or SIGTERM.
@@ -83,11 +83,30 @@ def convert(argv: list[str]) -> None:
         hf.convert(options.src, options.dst, options.weights)
 
 
+def train_tokenizer(argv: list[str]) -> None:
+    """make a tokenizer from text"""
+    parser = _Parser("jaxllm train-tokenizer", train_tokenizer.__doc__)
+    parser.add_argument(
+        "--files", required=True, nargs="+", metavar="FILE", help="txt, jsonl, csv, tsv, also .gz"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="directory to write")
+    parser.add_argument("--kind", default="wordpiece", choices=["wordpiece", "bpe", "unigram"])
+    parser.add_argument("--vocab_size", type=int, default=30522, help="entries (default 30522)")
+    parser.add_argument("--cased", action="store_true", help="keep capitals and accents")
+    parser.add_argument("--text", default="text", help="column of the text, where there are any")
+    options = parser.parse_args(argv)
+    with _work_on(options.output):
+        from jaxllm.data import train_tokenizer as trainer
+
+        trainer.train_tokenizer(**vars(options))
+
+
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
     "convert": convert,
+    "train-tokenizer": train_tokenizer,
 }
 
 
@@ -128,7 +147,7 @@ def _top_parser() -> _Parser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.usage = "jaxllm COMMAND [options]"
     parser.epilog = "commands:\n" + "\n".join(
-        f"  {name:<10} {command.__doc__}" for name, command in COMMANDS.items()
+        f"  {name:<16} {command.__doc__}" for name, command in COMMANDS.items()
     )
     parser.epilog += "\n\n`jaxllm COMMAND --help` shows the options of a command."
     parser.add_argument("--version", action="version", version=f"jaxllm {__version__}")

@@ -106,6 +106,16 @@ def _data(data: DataConfig, problem_type: str) -> None:
         "data.max_dev_examples": data.max_dev_examples,
     }.items():
         _require(key, limit, limit is None or limit >= 1, "at least 1, or null")
+    if data.weights is not None:
+        positive = len(data.weights) == len(data.train) and all(w > 0 for w in data.weights)
+        _require("data.weights", data.weights, positive, "a weight above 0 for each of data.train")
+    words = data.words
+    _require("data.words", words, not words or data.dataset is None, "null beside data.dataset")
+    rate = data.mask_rate
+    _require("data.mask_rate", rate, 0 < rate < 1, "above 0 and below 1")
+    slots = data.mask_slots
+    fits = slots is None or 1 <= slots <= data.max_length
+    _require("data.mask_slots", slots, fits, f"1 to data.max_length={data.max_length}, or null")
     rising = data.buckets == sorted(set(data.buckets)) and min(data.buckets, default=0) >= 1
     _require("data.buckets", data.buckets, rising, "rising lengths of at least 1")
     if not data.packing:

@@ -61,6 +61,14 @@ class DataConfig:
         buckets: row lengths of padded batches, rising
         max_train_examples: use the first so many training rows only
         max_dev_examples: use the first so many dev rows only
+        documents: what ends a document of a text file: a blank line, as between the articles of
+            BERT's corpora, or every line; a row of another file is a document
+        weights: share of each entry of `train` in the tokens of an epoch; null = by their sizes
+        words: ending of the files with the words of each text file, separated by spaces, as a
+            segmenter writes them: .seg is train.txt.seg for train.txt; null = the tokenizer's words
+        mask_unit: what is masked as one: a token, a whole word, or a span of words
+        mask_rate: share of the tokens that a masked language model is asked for
+        mask_slots: tokens of a row that the head computes; null = mask_rate of max_length
         workers: processes or threads that tokenize; 0 = one a core
         cache_dir: where tokenized text is kept; null = jaxllm in the user's cache directory
     """
@@ -86,6 +94,12 @@ class DataConfig:
     buckets: list[int] = field(default_factory=lambda: [32, 64, 128, 256, 512])
     max_train_examples: int | None = None
     max_dev_examples: int | None = None
+    documents: Literal["blank_line", "line"] = "blank_line"
+    weights: list[float] | None = None
+    words: str | None = None
+    mask_unit: Literal["token", "word", "span"] = "token"
+    mask_rate: float = 0.15
+    mask_slots: int | None = None
     workers: int = 0
     cache_dir: str | None = None
 

@@ -101,7 +101,7 @@ class Builder:
         # JAX has started its threads can deadlock.
         workers = self._data.workers or os.cpu_count() or 1
         pending: deque[_Chunk] = deque()
-        with _one_thread_a_call(), ThreadPoolExecutor(workers, "tokenize") as pool:
+        with one_thread_a_call(), ThreadPoolExecutor(workers, "tokenize") as pool:
             try:
                 for chunk in self._chunks():
                     texts = [row for row in chunk.rows if isinstance(row, _Good)]
@@ -156,9 +156,9 @@ class Builder:
                 yield chunk
 
     def _checked(self, row: Row) -> _Good | _Bad:
-        fault = row.fault or _text_fault(row.text, "text")
+        fault = row.fault or text_fault(row.text, "text")
         if fault is None and self._data.text_pair is not None:
-            fault = _text_fault(row.pair, "second text")
+            fault = text_fault(row.pair, "second text")
         if fault is not None:
             return _Bad(row.number, fault)
         label, fault = self._labels.read(row.label)
@@ -242,7 +242,8 @@ class Builder:
             )
 
 
-def _text_fault(text: Any, column: str) -> str | None:
+def text_fault(text: Any, column: str) -> str | None:
+    """Why `text` cannot be tokenized; None where it can."""
     if text is None or text == "":
         return f"missing {column}"
     if not isinstance(text, str):
@@ -257,7 +258,7 @@ def _text_fault(text: Any, column: str) -> str | None:
 
 
 @contextmanager
-def _one_thread_a_call() -> Iterator[None]:
+def one_thread_a_call() -> Iterator[None]:
     """Keeps the tokenizer from starting threads of its own under each of ours."""
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)
