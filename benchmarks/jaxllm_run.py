@@ -10,7 +10,7 @@ import benchmarks.no_torch  # noqa: F401
 from benchmarks.recipe import Job, Timer, burn_in_steps, serve
 from jaxllm.config import Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from jaxllm.data.loader import LoaderState
-from jaxllm.tasks import classification
+from jaxllm.tasks.build import build
 from jaxllm.throughput import peak_host_memory_bytes
 
 NO_DROPOUT = {
@@ -36,7 +36,7 @@ def start(job: Job) -> dict[str, Any]:
 
 def gate(job: Job) -> dict[str, Any]:
     """Mean loss and gradient norm of the first packed batch, with dropout off."""
-    built = classification.build(config(job, NO_DROPOUT))
+    built = build(config(job, NO_DROPOUT))
     batch = next(built.loader.batches(LoaderState(epoch=0, step=0)))
     _, metrics = built.train_step(built.state, batch.arrays)
     return {
@@ -49,7 +49,7 @@ def gate(job: Job) -> dict[str, Any]:
 def run(job: Job) -> dict[str, Any]:
     """One epoch and one evaluation; the figures of a result row."""
     began = time.perf_counter()
-    built = classification.build(config(job, {}))
+    built = build(config(job, {}))
     steps, state = built.total_steps, built.state
     built.state = None  # the step donates it
     timer, burn_in = Timer(), burn_in_steps(job.recipe, steps)

@@ -44,9 +44,9 @@ def evaluate(argv: list[str]) -> None:
 
     options = config.load(argv, "jaxllm evaluate")
     with _work_on(options.run.dir):
-        from jaxllm.tasks import classification
+        from jaxllm.tasks import build
 
-        print(json.dumps(classification.evaluate(options), indent=2))
+        print(json.dumps(build.evaluate(options), indent=2))
 
 
 def predict(argv: list[str]) -> None:

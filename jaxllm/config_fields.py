@@ -103,6 +103,11 @@ class DataConfig:
     workers: int = 0
     cache_dir: str | None = None
 
+    @property
+    def has_dev(self) -> bool:
+        """Whether there is a part to evaluate on."""
+        return bool(self.dev) or (self.dataset is not None and bool(self.dev_split))
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:

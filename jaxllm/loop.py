@@ -68,10 +68,9 @@ def run(job: Job, config: Config) -> dict[str, float]:
 
 
 def _build(config: Config) -> Job:
-    from jaxllm.tasks import classification
+    from jaxllm.tasks import build
 
-    builders = {"sequence-classification": classification.build}
-    return builders[config.model.task](config)
+    return build.build(config)
 
 
 def _run(build: Callable[[Config], Job], config: Config, directory: RunDir) -> dict[str, float]:

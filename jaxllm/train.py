@@ -14,16 +14,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from jaxllm.losses import LossFn
+from jaxllm.objectives import Batch, Metrics, Objective
 from jaxllm.optim import FlatParams, trainable
 from jaxllm.sharding import map_params, replicated, state_shardings
-
-Batch = dict[str, jax.Array]
-Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight)
-Apply = Callable[..., Any]  # f(params, **inputs) -> output with .logits
-
-# What of a batch the model takes; the rest is for the loss.
-INPUTS = ("input_ids", "segment_ids", "position_ids", "token_type_ids", "head_positions")
 
 
 @jax.tree_util.register_dataclass
@@ -85,24 +78,8 @@ def state_shapes(state: Any) -> Any:
     )
 
 
-def loss_and_metrics(
-    apply: Apply, loss_fn: LossFn, params: Any, batch: Batch, key: jax.Array | None
-) -> tuple[jax.Array, tuple[Metrics, jax.Array]]:
-    """(loss sum, (metrics, logits)) of one batch; `key=None` is evaluation."""
-    inputs = {name: batch[name] for name in INPUTS}
-    logits = apply(params, **inputs, key=key).logits
-    labels, weights = batch["labels"], batch["label_weights"]
-    loss_sum, weight = loss_fn(logits, labels, weights)
-    metrics = {"loss": (loss_sum, weight)}
-    if jnp.issubdtype(labels.dtype, jnp.integer):
-        hits = (jnp.argmax(logits, -1) == labels) * weights
-        metrics["accuracy"] = (jnp.sum(hits), jnp.sum(weights))
-    return loss_sum, (metrics, logits)
-
-
 def make_train_step(
-    apply: Apply,
-    loss_fn: LossFn,
+    objective: Objective,
     tx: optax.GradientTransformation,
     state: TrainState,
     mesh: Mesh,
@@ -117,13 +94,13 @@ def make_train_step(
     rows into that many micro-batches, `frozen` are patterns of parameter paths that stay as they
     are.
 
-    Metrics: loss, accuracy (int labels), grad_norm (before clipping).
+    Metrics: those of the objective, and grad_norm (before clipping).
     """
 
     def grad_sums(trained: FlatParams, kept: FlatParams, batch: Batch, key: jax.Array) -> tuple:
         def loss(trained: FlatParams) -> tuple:
             params = unflatten({**kept, **trained})
-            loss_sum, (metrics, _) = loss_and_metrics(apply, loss_fn, params, batch, key)
+            loss_sum, (metrics, _) = objective(params, batch, key)
             return loss_sum, metrics
 
         return jax.grad(loss, has_aux=True)(trained)
@@ -186,14 +163,12 @@ def sum_squares(x: jax.Array) -> jax.Array:
     return jnp.sum(jax.lax.optimization_barrier(by_slab))
 
 
-def make_eval_step(
-    apply: Apply, loss_fn: LossFn, mesh: Mesh
-) -> Callable[[Any, Batch], tuple[Metrics, jax.Array]]:
-    """The jitted `params, batch -> metrics, logits`; logits float32, whole on every device."""
+def make_eval_step(objective: Objective, mesh: Mesh) -> Callable[[Any, Batch], tuple[Metrics, Any]]:
+    """The jitted `params, batch -> metrics, outputs`; outputs whole on every device."""
 
-    def step(params: Any, batch: Batch) -> tuple[Metrics, jax.Array]:
+    def step(params: Any, batch: Batch) -> tuple[Metrics, Any]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            _, (metrics, logits) = loss_and_metrics(apply, loss_fn, params, batch, None)
-        return metrics, logits.astype(jnp.float32)
+            _, (metrics, outputs) = objective(params, batch, None)
+        return metrics, outputs
 
     return jax.jit(step, out_shardings=replicated(mesh))

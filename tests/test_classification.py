@@ -25,10 +25,11 @@ from jaxllm.data.loader import LoaderState
 from jaxllm.errors import InputError
 from jaxllm.pretrained import hf
 from jaxllm.sharding import make_mesh
+from jaxllm.tasks import build as task_build
 from jaxllm.tasks import classification, evaluation
-from jaxllm.tasks.classification import build
+from jaxllm.tasks.build import build
 from jaxllm.tasks.evaluation import Evaluator
-from jaxllm.tasks.model import label_names, load_classifier, problem_type
+from jaxllm.tasks.model import label_names, load_saved, problem_type
 from jaxllm.tasks.predict import predict
 from jaxllm.train import flatten
 
@@ -185,7 +186,8 @@ def read_lines(path):
 
 
 def test_label_names_come_back_from_a_saved_model(job, saved):
-    _, config, _, params = load_classifier(saved, make_mesh())
+    config = hf.load_config(saved)
+    _, _, params = load_saved(saved, "sequence-classification", config, make_mesh())
     assert label_names(config) == LABELS
     assert config.label2id == {name: i for i, name in enumerate(LABELS)}
     assert problem_type(config) == SINGLE
@@ -205,7 +207,7 @@ def test_evaluate_predict_and_training_agree(base_config, job, saved, files, tmp
     config = change(config, run={"dir": str(tmp_path)}, mesh={"data": 2, "fsdp": 2, "tensor": 2})
     config = change(config, train={"eval_batch_size": 5, "label_smoothing": 0.3})
     with caplog.at_level("INFO", logger="jaxllm"):
-        values = classification.evaluate(config)
+        values = task_build.evaluate(config)
     assert values.keys() == expected.keys()
     for name, value in expected.items():
         assert values[name] == pytest.approx(value, abs=1e-5), name
@@ -305,10 +307,10 @@ def test_several_labels_and_regression(
         error = [(line["label"] - line["predicted"]) ** 2 for line in lines]
         assert expected["mse"] == pytest.approx(np.mean(error), abs=1e-5)
     saved = change(config, model={"path": str(tmp_path / "model"), "config": {}})
-    _, model_config, _, _ = load_classifier(saved.model.path, make_mesh())
+    model_config = hf.load_config(saved.model.path)
     assert problem_type(model_config) == problem
     assert label_names(model_config) == names
-    assert classification.evaluate(saved) == pytest.approx(expected, abs=1e-5, nan_ok=True)
+    assert task_build.evaluate(saved) == pytest.approx(expected, abs=1e-5, nan_ok=True)
 
 
 def test_pretrained_weights_with_a_new_head(base_config, job, trunk):
@@ -320,20 +322,19 @@ def test_pretrained_weights_with_a_new_head(base_config, job, trunk):
     head = params["classifier/kernel"]
     other = flatten(build(change(config, train={"seed": 1})).state.params)
     assert not np.array_equal(other["classifier/kernel"], head)
-    with pytest.raises(InputError, match="no classification head"):
-        classification.evaluate(config)
+    with pytest.raises(InputError, match="no sequence-classification head"):
+        task_build.evaluate(config)
 
 
 @pytest.mark.parametrize("train", [{"label_smoothing": 0.2}, {"class_weights": [1.0, 2.0, 5.0]}])
 def test_smoothing_and_class_weights_change_the_training_loss_only(
     train, base_config, job, saved, monkeypatch
 ):
-    def capture(apply, loss_fn, *args, **options):
-        return loss_fn
-
-    monkeypatch.setattr(classification, "make_train_step", capture)
     config = change(base_config, model={"path": saved, "config": {}})
-    plain, changed = (build(c).train_step for c in (config, change(config, train=train)))
+    with monkeypatch.context() as patch:
+        patch.setattr(task_build, "make_train_step", lambda objective, *_, **__: objective)
+        patch.setattr(classification, "labelled", lambda apply, loss_fn: loss_fn)
+        plain, changed = (build(c).train_step for c in (config, change(config, train=train)))
     logits, labels = jnp.array([[1.0, 2.0, 0.5], [3.0, 0.0, 1.0]]), jnp.array([1, 2])
     loss, weight = changed(logits, labels, jnp.ones(2))
     expected = losses.cross_entropy(logits, labels, jnp.ones(2), **tupled(train))
@@ -444,7 +445,7 @@ def test_evaluating_with_what_does_not_fit_is_refused(base_config, saved, job, t
     cases["file/evaluate: Not a directory"] = change(config, run={"dir": str(tmp_path / "file")})
     for message, case in cases.items():
         with pytest.raises(InputError) as error:
-            classification.evaluate(case)
+            task_build.evaluate(case)
         assert message in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -453,7 +454,7 @@ def test_a_foreign_model_takes_the_labels_of_the_config(base_config, job, tmp_pa
     foreign = hf.load_config(None, **base_config.model.config, num_labels=3)
     hf.save_pretrained(tmp_path / "model", job.state.params, foreign)
     config = change(base_config, model={"path": str(tmp_path / "model"), "config": {}})
-    values = classification.evaluate(change(config, run={"dir": str(tmp_path)}))
+    values = task_build.evaluate(change(config, run={"dir": str(tmp_path)}))
     assert values["f1/很差"] == job.evaluate(job.state.params)["f1/很差"]
     with pytest.raises(InputError, match="unknown label"):
-        classification.evaluate(change(config, data={"labels": None}, run={"dir": str(tmp_path)}))
+        task_build.evaluate(change(config, data={"labels": None}, run={"dir": str(tmp_path)}))

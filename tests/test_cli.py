@@ -15,7 +15,7 @@ from jaxllm import cli, cpu_guard, loop
 from jaxllm.config import Config, DataConfig, ModelConfig, RunConfig
 from jaxllm.errors import InputError
 from jaxllm.pretrained import hf
-from jaxllm.tasks import classification, predict
+from jaxllm.tasks import build, predict
 
 CONFIG = "model: {path: weights}\ndata: {train: [a.csv]}\nrun: {dir: runs/a}\n"
 TRAIN = Config(
@@ -37,7 +37,7 @@ def calls(monkeypatch):
 
     result = Calls()
     monkeypatch.setattr(loop, "train", result.record)
-    monkeypatch.setattr(classification, "evaluate", result.record)
+    monkeypatch.setattr(build, "evaluate", result.record)
     monkeypatch.setattr(predict, "predict", result.record)
     monkeypatch.setattr(hf, "convert", result.record)
     return result

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm import losses, models, optim, sharding, train
+from jaxllm import losses, models, objectives, optim, sharding, train
 from jaxllm.config import OptimizerConfig
 
 TASK = "sequence-classification"
@@ -40,7 +40,7 @@ def examples(rng):
 def rows_of(texts, labels, plan, width):
     """The batch of a plan: each row a list of example numbers, laid end to end."""
     B, P = len(plan), max(len(row) for row in plan)
-    batch = {name: np.zeros((B, width), np.int32) for name in train.INPUTS[:4]}
+    batch = {name: np.zeros((B, width), np.int32) for name in objectives.INPUTS[:4]}
     batch["head_positions"] = np.zeros((B, P), np.int32)
     batch["labels"] = np.zeros((B, P), np.int32)
     batch["label_weights"] = np.zeros((B, P), np.float32)
@@ -72,7 +72,11 @@ def stepped(config, batch, *, mesh=None, optimizer=SGD, options=None, steps=1, *
     step_options = {"clip_norm": 0.0, "accumulation": 1, "frozen": [], **step_options}
     state = train.init_state(params, tx, mesh, seed=0, frozen=step_options["frozen"])
     step = train.make_train_step(
-        models.apply_fn(graphdef), losses.cross_entropy, tx, state, mesh, **step_options
+        objectives.labelled(models.apply_fn(graphdef), losses.cross_entropy),
+        tx,
+        state,
+        mesh,
+        **step_options,
     )
     place = sharding.batch_sharding(mesh)
     for _ in range(steps):
@@ -210,8 +214,7 @@ def test_state_is_donated(config, examples):
     params = jax.jit(init, out_shardings=sharding.state_shardings(mesh, abstract))()
     state = train.init_state(params, tx, mesh, seed=0, frozen=[])
     step = train.make_train_step(
-        models.apply_fn(graphdef),
-        losses.cross_entropy,
+        objectives.labelled(models.apply_fn(graphdef), losses.cross_entropy),
         tx,
         state,
         mesh,
@@ -229,8 +232,9 @@ def test_eval_step_gives_the_logits_and_the_sums(config, examples):
     params = models.init_params(config, TASK, 0)
     apply = models.apply_fn(graphdef)
     batch = rows_of(*examples, PADDED, 16)
-    metrics, logits = train.make_eval_step(apply, losses.cross_entropy, mesh)(params, batch)
-    inputs = {name: jnp.asarray(batch[name]) for name in train.INPUTS}
+    objective = objectives.labelled(apply, losses.cross_entropy)
+    metrics, logits = train.make_eval_step(objective, mesh)(params, batch)
+    inputs = {name: jnp.asarray(batch[name]) for name in objectives.INPUTS}
     np.testing.assert_allclose(logits, apply(params, **inputs).logits, rtol=1e-5, atol=1e-6)
     right = (np.argmax(logits, -1) == batch["labels"]).sum()
     assert (float(metrics["accuracy"][0]), float(metrics["accuracy"][1])) == (right, 8)

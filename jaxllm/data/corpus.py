@@ -1,8 +1,10 @@
 """Labelled text as token arrays: read, checked, tokenized, and kept on disk by content."""
 
+import functools
 import hashlib
 import json
 import logging
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ from jaxllm.data import cache
 from jaxllm.data.builder import Builder
 from jaxllm.data.hub import hub_source
 from jaxllm.data.labels import Labels
+from jaxllm.data.packing import Rows, fill_packed, slots
 from jaxllm.data.readers import file_source
 from jaxllm.data.rows import Source
 from jaxllm.data.tokenizer import Encoder, load_tokenizer
@@ -43,7 +46,7 @@ class ReadReport:
 
 @dataclass(frozen=True)
 class Examples:
-    """n tokenized examples, one after the other.
+    """n tokenized examples, one after the other; and what a loader asks of them.
 
     Attributes:
         tokens: int32[total].
@@ -72,6 +75,26 @@ class Examples:
     def lengths_of(self, members: np.ndarray) -> np.ndarray:
         """int64[m]: tokens of the examples `members`, without going through all."""
         return self.offsets[members + 1] - self.offsets[members]
+
+    @functools.cached_property
+    def fingerprint(self) -> int:
+        """A checksum of what is trained on: tokens, where examples begin, labels."""
+        checksum = 0
+        for array in (self.tokens, self.offsets, self.labels):
+            if array is not None:
+                checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
+        return checksum
+
+    def slots(self, row_length: int, *, packing: bool) -> int:
+        """P, the examples that a row holds at most."""
+        return slots(row_length) if packing else 1
+
+    def fill(
+        self, rows: Rows, *, row_length: int, height: int, packing: bool, epoch: int
+    ) -> dict[str, np.ndarray]:
+        """The arrays of a batch of `rows`, as `fill_packed` says; the same in every epoch."""
+        per_row = self.slots(row_length, packing=packing)
+        return fill_packed(self, rows, row_length=row_length, max_per_row=per_row, height=height)
 
 
 def load_examples(

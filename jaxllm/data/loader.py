@@ -5,7 +5,6 @@ import functools
 import logging
 import queue
 import threading
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 
 from jaxllm.config_fields import DataConfig
 from jaxllm.data.corpus import Examples
-from jaxllm.data.packing import Rows, bucket, fill_packed, first_fit, one_per_row, slots
+from jaxllm.data.packing import Rows, bucket, first_fit, one_per_row
 from jaxllm.errors import InputError
 
 logger = logging.getLogger("jaxllm")
@@ -36,7 +35,7 @@ class LoadedBatch:
     """A batch and what it holds, counted over all hosts.
 
     Attributes:
-        arrays: on the device, as `fill_packed` describes them.
+        arrays: on the device, what `examples.fill` gives.
         real_tokens: tokens of text and special tokens.
         padded_tokens: B * T.
         examples: number of examples.
@@ -102,15 +101,10 @@ class TrainLoader:
         # Two epochs, as the thread that loads may be one ahead of a caller that counts steps.
         self._plan = functools.lru_cache(maxsize=2)(self._plan_epoch)
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> int:
-        """A checksum of what is trained on: tokens, where examples begin, labels."""
-        arrays = (self._examples.tokens, self._examples.offsets, self._examples.labels)
-        checksum = 0
-        for array in arrays:
-            if array is not None:
-                checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
-        return checksum
+        """A checksum of what is trained on."""
+        return self._examples.fingerprint
 
     def steps_in_epoch(self, epoch: int) -> int:
         """Batches of an epoch; with packing not the same in each."""
@@ -146,7 +140,7 @@ class TrainLoader:
         row_length = _row_length(self._data, lengths)
         last = state.step + 1 == self.steps_in_epoch(state.epoch)
         return LoadedBatch(
-            self._place.put(self._examples, rows, row_length, self._data.packing),
+            self._place.put(self._examples, rows, row_length, self._data.packing, state.epoch),
             real_tokens=int(lengths.sum()),
             padded_tokens=self.rows_per_batch * row_length,
             examples=len(rows.members),
@@ -167,7 +161,7 @@ class TrainLoader:
                 lengths,
                 order,
                 row_length=data.max_length,
-                max_per_row=slots(data.max_length),
+                max_per_row=self._examples.slots(data.max_length, packing=True),
                 window=data.pack_window,
             )
             return rows.permuted(rng.permutation(rows.height))
@@ -199,8 +193,8 @@ def eval_batches(
     """
     check_divisible("train.eval_batch_size", batch_rows, shards)
     lengths = examples.lengths
+    per_row = examples.slots(data.max_length, packing=data.packing)
     if data.packing:
-        per_row = slots(data.max_length)
         rows = first_fit(
             lengths,
             np.arange(len(examples)),
@@ -209,7 +203,6 @@ def eval_batches(
             window=data.pack_window,
         )
     else:
-        per_row = 1
         rows = one_per_row(np.argsort(lengths, kind="stable"))
     place = _Place(batch_rows, sharding)
     for first in range(0, rows.height, batch_rows):
@@ -219,7 +212,7 @@ def eval_batches(
         counts = np.diff(part.starts)
         slot = np.arange(len(part.members)) - np.repeat(part.starts[:-1], counts)
         indices[np.repeat(np.arange(part.height), counts), slot] = part.members
-        yield place.put(examples, part, row_length, data.packing), indices
+        yield place.put(examples, part, row_length, data.packing, epoch=0), indices
 
 
 def check_divisible(key: str, rows: int, shards: int) -> None:
@@ -263,14 +256,14 @@ class _Place:
         self._first, self._last = (height // count * (index + i) for i in (0, 1))
 
     def put(
-        self, examples: Examples, rows: Rows, row_length: int, packing: bool
+        self, examples: Examples, rows: Rows, row_length: int, packing: bool, epoch: int
     ) -> dict[str, jax.Array]:
-        local = fill_packed(
-            examples,
+        local = examples.fill(
             rows.between(self._first, self._last),
             row_length=row_length,
-            max_per_row=slots(row_length) if packing else 1,
             height=self._last - self._first,
+            packing=packing,
+            epoch=epoch,
         )
         if self._sharding is None:
             return jax.device_put(local)

@@ -1,196 +1,90 @@
-"""Sequence classification and regression: what `jaxllm train` and `jaxllm evaluate` run.
+"""Sequence classification and regression: the data, the head, the loss and the metrics."""
 
-`build` makes everything that a run needs from its config, `evaluate` judges a saved model.
-"""
-
-import logging
-import math
-import shlex
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jaxllm import losses, metrics, models
+from jaxllm import losses, metrics
 from jaxllm.config_fields import Config
-from jaxllm.data.corpus import Examples, load_examples, load_tokenizer
-from jaxllm.data.loader import TrainLoader
+from jaxllm.data.corpus import load_examples
 from jaxllm.errors import InputError
-from jaxllm.files import finite, write_json, writing
-from jaxllm.job import Job
-from jaxllm.optim import check_frozen, learning_rate_schedule, make_optimizer
-from jaxllm.pretrained import hf
-from jaxllm.sharding import batch_sharding, batch_shards, make_mesh
+from jaxllm.objectives import Apply, labelled
 from jaxllm.tasks.evaluation import Evaluator
 from jaxllm.tasks.inputs import InputFormat
 from jaxllm.tasks.model import (
     MULTI,
     SINGLE,
-    TASK,
     check_fit,
     head_config,
-    initial_params,
     label_names,
-    load_classifier,
-    place,
     problem_type,
 )
-from jaxllm.train import flatten, init_state, make_eval_step, make_train_step, state_shapes
+from jaxllm.tasks.task import Task
+from jaxllm.train import make_eval_step
 
-logger = logging.getLogger("jaxllm")
-
+HEAD = "sequence-classification"
 # What chooses the best model where train.metric is null.
 METRIC = {SINGLE: "accuracy", MULTI: "f1", "regression": "pearson"}
-SMALLER_IS_BETTER = {"loss", "mse", "mae"}
 
 
-def build(config: Config) -> Job:
-    """Reads the data, loads the model into its shardings, makes the steps.
-
-    Raises:
-        InputError: data, model, mesh or settings that do not fit each other.
-    """
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    tokenizer = load_tokenizer(_tokenizer_path(config))
+def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
+    """The task on a configuration's data, see `task.Prepare`."""
     problem = config.model.problem_type
-    train, names = load_examples(
-        config.data, "train", tokenizer, problem_type=problem, labels=config.data.labels
-    )
-    dev = None
-    if _has_dev(config):
+    train = dev = None
+    if saved is None:
+        names = config.data.labels
+        train, names = load_examples(
+            config.data, "train", tokenizer, problem_type=problem, labels=names
+        )
+    else:
+        _check_problem(config, saved)
+        names = _known_labels(config, saved)
+    if config.data.has_dev:
         dev, _ = load_examples(config.data, "dev", tokenizer, problem_type=problem, labels=names)
     metric = _metric(config, names)
-    model_config = head_config(config, names)
-    check_fit(config, model_config, tokenizer, names)
+    model_config = head_config(config, names) if saved is None else saved
+    check_fit(config, model_config, tokenizer)
+    if problem == SINGLE and len(names) < 2:
+        raise InputError(
+            f"data.label: found {len(names)} labels {names}, expected two or more; name all of "
+            "them in data.labels, or take another column"
+        )
     loss_fn = _loss(config, names)
-    options = {name: getattr(config.model, name) for name in ("dtype", "remat", "unroll")}
-    graphdef, abstract = models.module_parts(model_config, TASK, **options)
-    apply = models.apply_fn(graphdef)
-    frozen = config.optimizer.frozen
-    check_frozen(list(flatten(abstract)), frozen)
-    loader = TrainLoader(
-        train,
-        data=config.data,
-        batch_size=config.train.batch_size,
-        seed=config.train.seed,
-        # Each shard's rows are split once more, into the parts of the accumulation.
-        shards=batch_shards(mesh) * config.train.accumulation,
-        sharding=batch_sharding(mesh),
-    )
-    total_steps = _total_steps(config, loader)
-    schedule = learning_rate_schedule(config.optimizer, total_steps)
-    tx = make_optimizer(config.optimizer, total_steps)
-    # The weights come last: all mistakes above are told before a large file is read.
-    params = initial_params(config, model_config, place(mesh, abstract))
-    state = init_state(params, tx, mesh, seed=config.train.seed, frozen=frozen)
-    train_step = make_train_step(
-        apply,
-        loss_fn,
-        tx,
-        state,
-        mesh,
-        clip_norm=config.optimizer.clip_norm,
-        accumulation=config.train.accumulation,
-        frozen=frozen,
-    )
-    evaluator = None if dev is None else _evaluator(config, dev, names, mesh, apply)
 
-    def evaluate_params(params: Any) -> dict[str, float]:
-        return {} if evaluator is None else evaluator.metrics(params)
+    def evaluator(apply: Apply, mesh: Mesh) -> Evaluator:
+        assert dev is not None
+        # Plain: losses of runs with other smoothing or class weights stay comparable.
+        objective = labelled(apply, _plain_loss(problem))
+        return Evaluator(
+            examples=dev,
+            data=config.data,
+            problem_type=problem,
+            label_names=names,
+            batch_size=config.train.eval_batch_size,
+            mesh=mesh,
+            eval_step=make_eval_step(objective, mesh),
+        )
 
-    form = InputFormat(
-        text=config.data.text,
-        text_pair=config.data.text_pair,
-        max_length=config.data.max_length,
-        truncation=config.data.truncation,
-    )
-
-    def export(params: Any, directory: Path) -> None:
-        if jax.process_count() > 1:  # shards of other hosts; all of them take part
-            params = multihost_utils.process_allgather(params, tiled=True)
-        if jax.process_index() == 0:
-            hf.save_pretrained(directory, params, model_config, tokenizer=tokenizer)
-            form.save(directory)
-
-    def report(params: Any, directory: Path) -> None:
-        if evaluator is not None:
-            logger.info("dev part:\n%s", evaluator.write(params, directory)[1])
-        model = shlex.quote(str(directory / "model"))
-        logger.info("next: jaxllm predict --model %s --input FILE --output FILE", model)
-
-    return Job(
-        state=state,
-        state_shape=state_shapes(state),
-        train_step=train_step,
-        loader=loader,
-        total_steps=total_steps,
-        learning_rate=lambda step: float(schedule(step)),
-        evaluate=evaluate_params,
+    return Task(
+        head=HEAD,
+        model_config=model_config,
+        train=train,
+        objective=lambda apply: labelled(apply, loss_fn),
+        evaluator=None if dev is None else evaluator,
         metric=metric,
-        higher_is_better=metric not in SMALLER_IS_BETTER,
-        export=export,
-        report=report,
+        save_extras=InputFormat.of(config.data).save,
     )
 
 
-def evaluate(config: Config) -> dict[str, float]:
-    """Judges the saved model at `model.path` on the dev part of `config`.
-
-    Writes `report.txt`, `predictions.jsonl` and `metrics.json` into `<run.dir>/evaluate`, logs the
-    report, and returns the metrics.
-
-    Raises:
-        InputError: no model, no head, no dev part, or labels that the model does not have.
-    """
-    if config.model.path is None:
-        raise InputError("model.path: found null, expected the directory of a saved model")
-    if not _has_dev(config):
-        raise InputError("data.dev: found no files, expected the part to evaluate on")
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    _, model_config, graphdef, params = load_classifier(
-        config.model.path, mesh, dtype=config.model.dtype, unroll=config.model.unroll
-    )
-    for name, value in config.model.config.items():
-        if getattr(model_config, name, None) != value:
-            raise InputError(
-                f"model.config: found {name}={value!r}, but the model at {config.model.path} has "
-                f"{getattr(model_config, name, None)!r}; evaluation takes the model as it is"
-            )
-    problem = problem_type(model_config)
+def _check_problem(config: Config, saved: Any) -> None:
+    problem = problem_type(saved)
     if problem != config.model.problem_type:
         raise InputError(
             f"model.problem_type: found {config.model.problem_type}, but the model at "
             f"{config.model.path} was trained for {problem}; set model.problem_type={problem}"
         )
-    tokenizer = load_tokenizer(_tokenizer_path(config))
-    names = _known_labels(config, model_config)
-    check_fit(config, model_config, tokenizer, names)
-    dev, _ = load_examples(config.data, "dev", tokenizer, problem_type=problem, labels=names)
-    evaluator = _evaluator(config, dev, names, mesh, models.apply_fn(graphdef))
-    directory = Path(config.run.dir) / "evaluate"
-    with writing(str(directory), "Give another run.dir."):
-        directory.mkdir(parents=True, exist_ok=True)
-    values, text = evaluator.write(params, directory)
-    if jax.process_index() == 0:
-        write_json(directory / "metrics.json", finite(values))
-    logger.info("%s\n%s", config.model.path, text)
-    return values
-
-
-def _has_dev(config: Config) -> bool:
-    data = config.data
-    return bool(data.dev) or (data.dataset is not None and bool(data.dev_split))
-
-
-def _tokenizer_path(config: Config) -> str:
-    path = config.model.tokenizer or config.model.path
-    if path is None:
-        raise InputError("model.tokenizer: found null and no model.path; expected its directory")
-    return path
 
 
 def _known_labels(config: Config, model_config: Any) -> list[str]:
@@ -241,28 +135,3 @@ def _plain_loss(problem: str) -> losses.LossFn:
     if problem == MULTI:
         return losses.binary_cross_entropy
     return losses.mean_squared_error if problem == "regression" else losses.cross_entropy
-
-
-def _evaluator(
-    config: Config, dev: Examples, names: list[str], mesh: Mesh, apply: Any
-) -> Evaluator:
-    return Evaluator(
-        examples=dev,
-        data=config.data,
-        problem_type=config.model.problem_type,
-        label_names=names,
-        batch_size=config.train.eval_batch_size,
-        mesh=mesh,
-        # Plain: losses of runs with other smoothing or class weights stay comparable.
-        eval_step=make_eval_step(apply, _plain_loss(config.model.problem_type), mesh),
-    )
-
-
-def _total_steps(config: Config, loader: TrainLoader) -> int:
-    if config.train.steps is not None:
-        return config.train.steps
-    whole = math.floor(config.train.epochs)
-    steps = sum(loader.steps_in_epoch(epoch) for epoch in range(whole))
-    if rest := config.train.epochs - whole:
-        steps += round(rest * loader.steps_in_epoch(whole))
-    return max(steps, 1)

@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from jaxllm.config_fields import DataConfig
 from jaxllm.errors import InputError
 from jaxllm.files import write_atomic
 
@@ -27,6 +28,11 @@ class InputFormat:
     pair_optional: bool = False
     max_length: int = 512
     truncation: str = "right"
+
+    @classmethod
+    def of(cls, data: DataConfig) -> "InputFormat":
+        """The format of a run's rows."""
+        return cls(data.text, data.text_pair, False, data.max_length, data.truncation)
 
     def save(self, directory: Path) -> None:
         """Writes `jaxllm.json` into a model directory."""

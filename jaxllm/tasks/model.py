@@ -1,4 +1,4 @@
-"""The model of a classification run: its config, its parameters in their shardings, its labels."""
+"""The model of a task: its config, its parameters in their shardings, its labels."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from jaxllm.pretrained import hf
 from jaxllm.sharding import map_params, parameter_sharding
 from jaxllm.train import flatten
 
-TASK = "sequence-classification"
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 
 
@@ -40,11 +39,11 @@ def head_config(config: Config, names: list[str]) -> Any:
     return hf.load_config(config.model.path, **config.model.config, **head)
 
 
-def initial_params(config: Config, model_config: Any, abstract: Any) -> Any:
+def initial_params(config: Config, head: str, model_config: Any, abstract: Any) -> Any:
     """Pretrained parameters, or random ones; either is born in the shardings of `abstract`."""
 
     def random() -> Any:
-        return models.init_params(model_config, TASK, config.train.seed)
+        return models.init_params(model_config, head, config.train.seed)
 
     if config.model.path is None:
         return jax.jit(random, out_shardings=map_params(lambda _, x: x.sharding, abstract))()
@@ -57,33 +56,34 @@ def initial_params(config: Config, model_config: Any, abstract: Any) -> Any:
     return hf.load_params(directory, model_config, abstract, init=new)[0]
 
 
-def load_classifier(
-    path: str, mesh: Mesh, *, dtype: str = "float32", unroll: int = 1
-) -> tuple[Path, Any, Any, Any]:
-    """(directory, config, graphdef, parameters in their shardings) of a saved model with its head.
+def load_saved(
+    path: str, head: str, config: Any, mesh: Mesh, *, dtype: str = "float32", unroll: int = 1
+) -> tuple[Path, Any, Any]:
+    """(directory, graphdef, parameters in their shardings) of a saved model with its head.
 
     Raises:
-        InputError: no model there, or one whose weights have no classification head.
+        InputError: no model there, or one whose weights lack the head.
     """
     directory = hf.resolve(path)
-    config = hf.load_config(directory)
-    if problem_type(config) == "regression" and config.num_labels != 1:
-        raise InputError(f"{path}: regression with {config.num_labels} values, expected one")
-    graphdef, abstract = models.module_parts(config, TASK, dtype=dtype, unroll=unroll)
+    graphdef, abstract = models.module_parts(config, head, dtype=dtype, unroll=unroll)
 
     def refuse(parameter: str) -> Any:
         raise InputError(
-            f"{path}: the model has no classification head, {parameter} is not in its weights; "
+            f"{path}: the model has no {head} head, {parameter} is not in its weights; "
             "expected a model that `jaxllm train` wrote, or another with such a head"
         )
 
     params, _ = hf.load_params(directory, config, place(mesh, abstract), init=refuse)
-    return directory, config, graphdef, params
+    return directory, graphdef, params
 
 
 def problem_type(model_config: Any) -> str:
     """What the config says; else, as in transformers, regression for one label, one of several."""
-    return model_config.problem_type or ("regression" if model_config.num_labels == 1 else SINGLE)
+    problem = model_config.problem_type
+    problem = problem or ("regression" if model_config.num_labels == 1 else SINGLE)
+    if problem == "regression" and model_config.num_labels != 1:
+        raise InputError(f"regression with {model_config.num_labels} values, expected one")
+    return problem
 
 
 def label_names(model_config: Any) -> list[str]:
@@ -112,7 +112,7 @@ def check_tokenizer(tokenizer: Any, model_config: Any) -> None:
         )
 
 
-def check_fit(config: Config, model_config: Any, tokenizer: Any, names: list[str]) -> None:
+def check_fit(config: Config, model_config: Any, tokenizer: Any) -> None:
     """Refuses data that the model has no place for, with the key to change."""
     check_tokenizer(tokenizer, model_config)
     if config.data.max_length > model_config.max_position_embeddings:
@@ -120,10 +120,10 @@ def check_fit(config: Config, model_config: Any, tokenizer: Any, names: list[str
             f"data.max_length: found {config.data.max_length}, expected at most the model's "
             f"{model_config.max_position_embeddings} positions (max_position_embeddings)"
         )
-    if config.data.text_pair is not None and model_config.type_vocab_size < 2:
-        raise InputError("data.text_pair: the model has one token type (type_vocab_size), not two")
-    if config.model.problem_type == SINGLE and len(names) < 2:
-        raise InputError(
-            f"data.label: found {len(names)} labels {names}, expected two or more; name all of "
-            "them in data.labels, or take another column"
-        )
+    if config.data.text_pair is not None:
+        types = max(tokenizer("a", "a", return_token_type_ids=True)["token_type_ids"]) + 1
+        if types > getattr(model_config, "type_vocab_size", 1):
+            raise InputError(
+                "data.text_pair: the tokenizer marks the second text as of another type, but the "
+                "model has one token type (type_vocab_size), not two"
+            )

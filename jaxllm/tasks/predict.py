@@ -145,11 +145,13 @@ def load_predictor(model: str, batch_size: int) -> Predictor:
 
     from jaxllm.data.tokenizer import Encoder, load_tokenizer
     from jaxllm.models import apply_fn
+    from jaxllm.pretrained import hf
     from jaxllm.sharding import batch_sharding, batch_shards, make_mesh
-    from jaxllm.tasks.model import check_tokenizer, label_names, load_classifier, problem_type
+    from jaxllm.tasks.model import check_tokenizer, label_names, load_saved, problem_type
 
     mesh = make_mesh(devices=jax.local_devices())
-    directory, config, graphdef, params = load_classifier(model, mesh)
+    config = hf.load_config(model)
+    directory, graphdef, params = load_saved(model, "sequence-classification", config, mesh)
     tokenizer = load_tokenizer(directory)
     check_tokenizer(tokenizer, config)
     form = InputFormat.load(

@@ -1,0 +1,162 @@
+"""The run of a configuration: `build` for training, `evaluate` for a saved model."""
+
+import logging
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from jaxllm import models
+from jaxllm.config_fields import Config
+from jaxllm.data.loader import TrainLoader
+from jaxllm.data.tokenizer import load_tokenizer
+from jaxllm.errors import InputError
+from jaxllm.files import finite, write_json, writing
+from jaxllm.job import Job
+from jaxllm.optim import check_frozen, learning_rate_schedule, make_optimizer
+from jaxllm.pretrained import hf
+from jaxllm.sharding import batch_sharding, batch_shards, make_mesh
+from jaxllm.tasks import classification
+from jaxllm.tasks.model import initial_params, load_saved, place
+from jaxllm.tasks.task import SMALLER_IS_BETTER, Prepare
+from jaxllm.train import flatten, init_state, make_train_step, state_shapes
+
+logger = logging.getLogger("jaxllm")
+
+TASKS: dict[str, Prepare] = {  # model.task -> what reads its data and fits its head
+    "sequence-classification": classification.prepare,
+}
+
+
+def build(config: Config) -> Job:
+    """Reads the data, loads the model into its shardings, makes the steps.
+
+    Raises:
+        InputError: data, model, mesh or settings that do not fit each other.
+    """
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    tokenizer = load_tokenizer(_tokenizer_path(config))
+    task = TASKS[config.model.task](config, tokenizer)
+    assert task.train is not None
+    options = {name: getattr(config.model, name) for name in ("dtype", "remat", "unroll")}
+    graphdef, abstract = models.module_parts(task.model_config, task.head, **options)
+    apply = models.apply_fn(graphdef)
+    frozen = config.optimizer.frozen
+    check_frozen(list(flatten(abstract)), frozen)
+    loader = TrainLoader(
+        task.train,
+        data=config.data,
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        # Each shard's rows are split once more, into the parts of the accumulation.
+        shards=batch_shards(mesh) * config.train.accumulation,
+        sharding=batch_sharding(mesh),
+    )
+    total_steps = _total_steps(config, loader)
+    schedule = learning_rate_schedule(config.optimizer, total_steps)
+    tx = make_optimizer(config.optimizer, total_steps)
+    # The weights come last: all mistakes above are told before a large file is read.
+    params = initial_params(config, task.head, task.model_config, place(mesh, abstract))
+    state = init_state(params, tx, mesh, seed=config.train.seed, frozen=frozen)
+    train_step = make_train_step(
+        task.objective(apply),
+        tx,
+        state,
+        mesh,
+        clip_norm=config.optimizer.clip_norm,
+        accumulation=config.train.accumulation,
+        frozen=frozen,
+    )
+    evaluator = None if task.evaluator is None else task.evaluator(apply, mesh)
+
+    def evaluate_params(params: Any) -> dict[str, float]:
+        return {} if evaluator is None else evaluator.metrics(params)
+
+    def export(params: Any, directory: Path) -> None:
+        if jax.process_count() > 1:  # shards of other hosts; all of them take part
+            params = multihost_utils.process_allgather(params, tiled=True)
+        if jax.process_index() == 0:
+            hf.save_pretrained(directory, params, task.model_config, tokenizer=tokenizer)
+            task.save_extras(directory)
+
+    def report(params: Any, directory: Path) -> None:
+        if evaluator is not None:
+            logger.info("dev part:\n%s", evaluator.write(params, directory)[1])
+        model = shlex.quote(str(directory / "model"))
+        logger.info("next: jaxllm predict --model %s --input FILE --output FILE", model)
+
+    return Job(
+        state=state,
+        state_shape=state_shapes(state),
+        train_step=train_step,
+        loader=loader,
+        total_steps=total_steps,
+        learning_rate=lambda step: float(schedule(step)),
+        evaluate=evaluate_params,
+        metric=task.metric,
+        higher_is_better=task.metric not in SMALLER_IS_BETTER,
+        export=export,
+        report=report,
+    )
+
+
+def evaluate(config: Config) -> dict[str, float]:
+    """Judges the saved model at `model.path` on the dev part of `config`.
+
+    Writes `report.txt`, the predictions and `metrics.json` into `<run.dir>/evaluate`, logs the
+    report, and returns the metrics.
+
+    Raises:
+        InputError: no model, no head, no dev part, or labels that the model does not have.
+    """
+    if config.model.path is None:
+        raise InputError("model.path: found null, expected the directory of a saved model")
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    saved = hf.load_config(config.model.path)
+    for name, value in config.model.config.items():
+        if getattr(saved, name, None) != value:
+            raise InputError(
+                f"model.config: found {name}={value!r}, but the model at {config.model.path} has "
+                f"{getattr(saved, name, None)!r}; evaluation takes the model as it is"
+            )
+    tokenizer = load_tokenizer(_tokenizer_path(config))
+    task = TASKS[config.model.task](config, tokenizer, saved=saved)
+    if task.evaluator is None:
+        raise InputError("data.dev: found no files, expected the part to evaluate on")
+    _, graphdef, params = load_saved(
+        config.model.path,
+        task.head,
+        saved,
+        mesh,
+        dtype=config.model.dtype,
+        unroll=config.model.unroll,
+    )
+    evaluator = task.evaluator(models.apply_fn(graphdef), mesh)
+    directory = Path(config.run.dir) / "evaluate"
+    with writing(str(directory), "Give another run.dir."):
+        directory.mkdir(parents=True, exist_ok=True)
+    values, text = evaluator.write(params, directory)
+    if jax.process_index() == 0:
+        write_json(directory / "metrics.json", finite(values))
+    logger.info("%s\n%s", config.model.path, text)
+    return values
+
+
+def _tokenizer_path(config: Config) -> str:
+    path = config.model.tokenizer or config.model.path
+    if path is None:
+        raise InputError("model.tokenizer: found null and no model.path; expected its directory")
+    return path
+
+
+def _total_steps(config: Config, loader: TrainLoader) -> int:
+    if config.train.steps is not None:
+        return config.train.steps
+    whole = math.floor(config.train.epochs)
+    steps = sum(loader.steps_in_epoch(epoch) for epoch in range(whole))
+    if rest := config.train.epochs - whole:
+        steps += round(rest * loader.steps_in_epoch(whole))
+    return max(steps, 1)

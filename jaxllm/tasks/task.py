@@ -1,0 +1,59 @@
+"""What a task brings to a run. `build` makes the run of it, the same way for every task."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from jax.sharding import Mesh
+
+from jaxllm.data.corpus import Examples
+from jaxllm.objectives import Apply, Objective
+
+SMALLER_IS_BETTER = {"loss", "mse", "mae", "perplexity"}
+
+
+class Evaluator(Protocol):
+    """Judges parameters on the dev part, every example once."""
+
+    def metrics(self, params: Any) -> dict[str, float]:
+        """Metric values by flat names, "loss" among them."""
+
+    def write(self, params: Any, directory: Path) -> tuple[dict[str, float], str]:
+        """Writes report.txt and the predictions; returns the metrics and the report's text."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task on the data and the model of one configuration.
+
+    Attributes:
+        head: the model's head, a key of `models.FAMILIES`' inner dicts.
+        model_config: transformers config, labels included.
+        train: what to train on; None for a saved model that is only judged.
+        objective: the loss of a training batch for the model's pure function.
+        evaluator: judges a model's pure function on a mesh; None without a dev part.
+        metric: chooses the best model.
+        save_extras: writes beside the exported weights what prediction needs.
+        reads_word_table_only: the word embedding is used for nothing but to look up the tokens of
+            `train`, so rows of other tokens have no gradient (not so with a tied decoder).
+    """
+
+    head: str
+    model_config: Any
+    train: Examples | None
+    objective: Callable[[Apply], Objective]
+    evaluator: Callable[[Apply, Mesh], Evaluator] | None
+    metric: str
+    save_extras: Callable[[Path], None]
+    reads_word_table_only: bool = True
+
+
+class Prepare(Protocol):
+    """Reads a configuration's data and fits the model's head to them.
+
+    `saved`: the config of a saved model that is to be judged as it is; then nothing is read to
+    train on. Raises InputError for data, labels or settings that do not fit each other.
+    """
+
+    def __call__(self, config: Any, tokenizer: Any, *, saved: Any = None) -> Task: ...
