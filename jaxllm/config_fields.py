@@ -24,7 +24,7 @@ class ModelConfig:
     """
 
     path: str | None = None
-    task: Literal["sequence-classification"] = "sequence-classification"
+    task: Literal["sequence-classification", "masked-lm", "pretraining"] = "sequence-classification"
     tokenizer: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     problem_type: Literal[

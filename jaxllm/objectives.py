@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxllm.losses import LossFn
+from jaxllm.losses import LossFn, cross_entropy
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight); "loss" is among them
@@ -18,7 +18,7 @@ Apply = Callable[..., Any]  # f(params, **inputs) -> a model's output
 Objective = Callable[[Any, Batch, jax.Array | None], tuple[jax.Array, tuple[Metrics, Any]]]
 
 # What of a batch a model with one answer for each text takes; the rest is for the loss.
-INPUTS = ("input_ids", "segment_ids", "position_ids", "token_type_ids", "head_positions")
+INPUTS = ("input_ids", "segment_ids", "token_type_ids", "head_positions")
 
 
 def labelled(apply: Apply, loss_fn: LossFn) -> Objective:
@@ -39,3 +39,74 @@ def labelled(apply: Apply, loss_fn: LossFn) -> Objective:
         return loss_sum, (metrics, logits)
 
     return objective
+
+
+def masked_lm(apply: Apply) -> Objective:
+    """The original tokens, `labels` [B, P] weighted by `label_weights`, at `head_positions`.
+
+    Metrics: loss; masked_accuracy; surplus_masks, the share of masks taken back for want of a slot.
+    """
+
+    def objective(params: Any, batch: Batch, key: jax.Array | None) -> tuple:
+        inputs = {name: batch[name] for name in INPUTS}
+        metrics = _masked(apply(params, **inputs, key=key).logits, batch)
+        metrics["loss"] = metrics.pop("masked_loss")
+        return metrics["loss"][0], (metrics, ())
+
+    return objective
+
+
+def masked_lm_and_next_sentence(apply: Apply) -> Objective:
+    """BERT's pretraining: the mean loss of masked tokens and that of next-sentence pairs, added.
+
+    The batch has passed `whole_batch_weights`. Metrics: loss, and those of both parts.
+    """
+
+    def objective(params: Any, batch: Batch, key: jax.Array | None) -> tuple:
+        inputs = {name: batch[name] for name in (*INPUTS, "pooled_positions")}
+        out = apply(params, **inputs, key=key)
+        metrics = _masked(out.prediction_logits, batch)
+        logits, labels = out.seq_relationship_logits, batch["next_sentence_labels"]
+        weights = batch["next_sentence_weights"]
+        metrics["next_sentence_loss"] = cross_entropy(logits, labels, weights)
+        hits = jnp.sum((jnp.argmax(logits, -1) == labels) * weights)
+        metrics["next_sentence_accuracy"] = (hits, jnp.sum(weights))
+        loss_sum, weight = added(metrics, batch, {"masked_loss": 1.0, "next_sentence_loss": 1.0})
+        metrics["loss"] = (loss_sum, weight)
+        return loss_sum, (metrics, ())
+
+    return objective
+
+
+def whole_batch_weights(batch: Batch, **parts: str) -> Batch:
+    """`batch` with ``<part>_scale`` float32 [B]: one over the sum of the weights array it names.
+
+    A loss that adds means over different things needs their totals before the batch is split into
+    micro-batches; then its parts are sums whose weights come to one over the whole batch.
+    """
+    rows = len(batch["input_ids"])
+    scales = {
+        f"{part}_scale": jnp.full((rows,), 1.0 / jnp.maximum(jnp.sum(batch[weights]), 1e-8))
+        for part, weights in parts.items()
+    }
+    return {**batch, **scales}
+
+
+def added(metrics: Metrics, batch: Batch, factors: dict[str, float]) -> tuple:
+    """(sum, weight) of the means named by `factors` times these; the first one is the weight."""
+    loss_sum = sum(
+        factor * metrics[name][0] * batch[f"{name}_scale"][0] for name, factor in factors.items()
+    )
+    first = next(iter(factors))
+    return loss_sum, metrics[first][1] * batch[f"{first}_scale"][0]
+
+
+def _masked(logits: jax.Array, batch: Batch) -> Metrics:
+    labels, weights = batch["labels"], batch["label_weights"]
+    asked, surplus = jnp.sum(weights), jnp.sum(batch["surplus_masks"])
+    hits = jnp.sum((jnp.argmax(logits, -1) == labels) * weights)
+    return {
+        "masked_loss": cross_entropy(logits, labels, weights),
+        "masked_accuracy": (hits, asked),
+        "surplus_masks": (surplus, asked + surplus),
+    }

@@ -177,7 +177,7 @@ def trunk(base_config, job, tmp_path_factory):
     """The job's model without its head: reading it is quicker than compiling initialisers."""
     params = {name: x for name, x in job.state.params.items() if name != "classifier"}
     directory = tmp_path_factory.mktemp("trunk") / "model"
-    hf.save_pretrained(directory, params, hf.load_config(None, **base_config.model.config))
+    hf.save_pretrained(directory, params, hf.load_config(None, **base_config.model.config), "base")
     return {"path": str(directory), "config": {}}
 
 
@@ -452,7 +452,7 @@ def test_evaluating_with_what_does_not_fit_is_refused(base_config, saved, job, t
 
 def test_a_foreign_model_takes_the_labels_of_the_config(base_config, job, tmp_path):
     foreign = hf.load_config(None, **base_config.model.config, num_labels=3)
-    hf.save_pretrained(tmp_path / "model", job.state.params, foreign)
+    hf.save_pretrained(tmp_path / "model", job.state.params, foreign, "sequence-classification")
     config = change(base_config, model={"path": str(tmp_path / "model"), "config": {}})
     values = task_build.evaluate(change(config, run={"dir": str(tmp_path)}))
     assert values["f1/很差"] == job.evaluate(job.state.params)["f1/很差"]

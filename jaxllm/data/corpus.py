@@ -76,6 +76,10 @@ class Examples:
         """int64[m]: tokens of the examples `members`, without going through all."""
         return self.offsets[members + 1] - self.offsets[members]
 
+    def at(self, epoch: int) -> "Examples":
+        """The examples of an epoch: the same in each."""
+        return self
+
     @functools.cached_property
     def fingerprint(self) -> int:
         """A checksum of what is trained on: tokens, where examples begin, labels."""
@@ -90,9 +94,9 @@ class Examples:
         return slots(row_length) if packing else 1
 
     def fill(
-        self, rows: Rows, *, row_length: int, height: int, packing: bool, epoch: int
+        self, rows: Rows, *, row_length: int, height: int, packing: bool
     ) -> dict[str, np.ndarray]:
-        """The arrays of a batch of `rows`, as `fill_packed` says; the same in every epoch."""
+        """The arrays of a batch of `rows`, as `fill_packed` says."""
         per_row = self.slots(row_length, packing=packing)
         return fill_packed(self, rows, row_length=row_length, max_per_row=per_row, height=height)
 

@@ -15,6 +15,7 @@ from jaxllm.config_fields import DataConfig
 from jaxllm.data.builder import one_thread_a_call, text_fault
 from jaxllm.data.cache import Store
 from jaxllm.data.rows import Row, Source
+from jaxllm.data.tokenizer import vocabulary_size
 from jaxllm.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def word_starts(tokenizer: "PreTrainedTokenizerFast") -> np.ndarray | None:
     the space before it, so that punctuation belongs to the word which it follows, as in fairseq.
     """
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    table = np.ones(len(tokenizer), bool)
+    table = np.ones(vocabulary_size(tokenizer), bool)
     pieces = tokenizer.get_vocab()
     if model["type"] == "WordPiece":
         goes_on = [i for p, i in pieces.items() if p.startswith(model["continuing_subword_prefix"])]

@@ -19,7 +19,7 @@ from jaxllm.job import Job
 from jaxllm.optim import check_frozen, learning_rate_schedule, make_optimizer
 from jaxllm.pretrained import hf
 from jaxllm.sharding import batch_sharding, batch_shards, make_mesh
-from jaxllm.tasks import classification
+from jaxllm.tasks import classification, pretraining
 from jaxllm.tasks.model import initial_params, load_saved, place
 from jaxllm.tasks.task import SMALLER_IS_BETTER, Prepare
 from jaxllm.train import flatten, init_state, make_train_step, state_shapes
@@ -28,6 +28,8 @@ logger = logging.getLogger("jaxllm")
 
 TASKS: dict[str, Prepare] = {  # model.task -> what reads its data and fits its head
     "sequence-classification": classification.prepare,
+    "masked-lm": pretraining.prepare,
+    "pretraining": pretraining.prepare,
 }
 
 
@@ -69,6 +71,7 @@ def build(config: Config) -> Job:
         clip_norm=config.optimizer.clip_norm,
         accumulation=config.train.accumulation,
         frozen=frozen,
+        whole_batch=task.whole_batch,
     )
     evaluator = None if task.evaluator is None else task.evaluator(apply, mesh)
 
@@ -79,7 +82,7 @@ def build(config: Config) -> Job:
         if jax.process_count() > 1:  # shards of other hosts; all of them take part
             params = multihost_utils.process_allgather(params, tiled=True)
         if jax.process_index() == 0:
-            hf.save_pretrained(directory, params, task.model_config, tokenizer=tokenizer)
+            hf.save_pretrained(directory, params, task.model_config, task.head, tokenizer=tokenizer)
             task.save_extras(directory)
 
     def report(params: Any, directory: Path) -> None:

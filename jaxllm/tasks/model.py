@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from jaxllm import models
 from jaxllm.config_fields import Config
+from jaxllm.data.tokenizer import vocabulary_size
 from jaxllm.errors import InputError
 from jaxllm.pretrained import hf
 from jaxllm.sharding import map_params, parameter_sharding
@@ -105,9 +106,10 @@ def place(mesh: Mesh, abstract: Any) -> Any:
 
 def check_tokenizer(tokenizer: Any, model_config: Any) -> None:
     """Refuses ids outside of the word embedding, which XLA would answer with wrong numbers."""
-    if len(tokenizer) > model_config.vocab_size:
+    size = vocabulary_size(tokenizer)
+    if size > model_config.vocab_size:
         raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens, but the model {model_config.vocab_size} "
+            f"the tokenizer has {size} tokens, but the model {model_config.vocab_size} "
             "(vocab_size); give the tokenizer that belongs to it"
         )
 
@@ -115,14 +117,15 @@ def check_tokenizer(tokenizer: Any, model_config: Any) -> None:
 def check_fit(config: Config, model_config: Any, tokenizer: Any) -> None:
     """Refuses data that the model has no place for, with the key to change."""
     check_tokenizer(tokenizer, model_config)
-    if config.data.max_length > model_config.max_position_embeddings:
+    longest = models.max_tokens(model_config)
+    if config.data.max_length > longest:
         raise InputError(
             f"data.max_length: found {config.data.max_length}, expected at most the model's "
-            f"{model_config.max_position_embeddings} positions (max_position_embeddings)"
+            f"{longest} positions (max_position_embeddings)"
         )
     if config.data.text_pair is not None:
         types = max(tokenizer("a", "a", return_token_type_ids=True)["token_type_ids"]) + 1
-        if types > getattr(model_config, "type_vocab_size", 1):
+        if types > getattr(model_config, "type_vocab_size", types):
             raise InputError(
                 "data.text_pair: the tokenizer marks the second text as of another type, but the "
                 "model has one token type (type_vocab_size), not two"

@@ -144,7 +144,7 @@ def load_predictor(model: str, batch_size: int) -> Predictor:
     import jax
 
     from jaxllm.data.tokenizer import Encoder, load_tokenizer
-    from jaxllm.models import apply_fn
+    from jaxllm.models import apply_fn, max_tokens
     from jaxllm.pretrained import hf
     from jaxllm.sharding import batch_sharding, batch_shards, make_mesh
     from jaxllm.tasks.model import check_tokenizer, label_names, load_saved, problem_type
@@ -155,7 +155,7 @@ def load_predictor(model: str, batch_size: int) -> Predictor:
     tokenizer = load_tokenizer(directory)
     check_tokenizer(tokenizer, config)
     form = InputFormat.load(
-        directory, max_length=min(config.max_position_embeddings, tokenizer.model_max_length)
+        directory, max_length=min(max_tokens(config), tokenizer.model_max_length)
     )
     apply = jax.jit(apply_fn(graphdef))
 

@@ -7,8 +7,8 @@ import pytest
 
 from jaxllm.config import DataConfig
 from jaxllm.data.documents import Documents, Shard, load_documents
-from jaxllm.data.objectives import PretrainingExamples
 from jaxllm.data.packing import first_fit
+from jaxllm.data.pretraining import PretrainingExamples
 from jaxllm.data.segments import chunks, mixed, next_sentence_pairs
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
@@ -44,15 +44,19 @@ def examples(tokenizer):
     return make
 
 
-def rows_of(source, epoch=0, max_length=16):
-    lengths = source.epoch(epoch).lengths
+def rows_of(examples, max_length=16):
     return first_fit(
-        lengths,
-        np.arange(len(lengths)),
+        examples.lengths,
+        np.arange(len(examples)),
         row_length=max_length,
-        max_per_row=source.max_per_row,
+        max_per_row=examples.slots(max_length, packing=True),
         window=64,
     )
+
+
+def fill(examples, rows, height=None):
+    height = rows.height if height is None else height
+    return examples.fill(rows, row_length=16, height=height, packing=True)
 
 
 def test_chunks_are_whole_documents_in_parts():
@@ -145,21 +149,21 @@ def test_mixing_by_weight(rng):
 def test_weights_hold_for_tokens_whatever_the_lengths(examples):
     documents = documents_of(shard([[14]] * 60), shard([[2]] * 400, "b"))
     source = examples(documents, weights=[1.0, 1.0], train=["a", "b"])
-    about = source.epoch(0)
+    about = source.at(0)
     long = about.lengths == 16
     text = about.lengths - 2
     assert text.sum() == pytest.approx(60 * 14 + 400 * 2, rel=0.02)
     assert text[long].sum() == pytest.approx(text[~long].sum(), rel=0.03)
-    assert not np.array_equal(source.epoch(1).numbers, about.numbers)
+    assert not np.array_equal(source.at(1).rows, about.rows)
 
 
 @pytest.mark.parametrize("pairs", [False, True])
 def test_a_batch_undone_is_the_text(rng, examples, tokenizer, pairs):
     part = books(rng)
-    source = examples(documents_of(part), pairs)
-    rows = rows_of(source)
-    batch, surplus = source.fill(0, rows, rows.height + 2)
-    assert surplus == 0
+    about = examples(documents_of(part), pairs).at(0)
+    rows = rows_of(about)
+    batch = fill(about, rows, rows.height + 2)
+    assert not batch["surplus_masks"].any()
     ids, weights = batch["input_ids"].copy(), batch["label_weights"] > 0
     masks = ids == tokenizer.mask_token_id
     row = np.nonzero(weights)[0]
@@ -169,7 +173,6 @@ def test_a_batch_undone_is_the_text(rng, examples, tokenizer, pairs):
     assert asked.sum() == weights.sum()
     ids[row, batch["head_positions"][weights]] = batch["labels"][weights]
     assert 0.13 < asked.sum() / (ids >= FIRST).sum() < 0.17
-    about = source.epoch(0)
     starts, members = rows.starts, rows.members
     for r in range(rows.height):
         expected, types = [], []
@@ -196,23 +199,22 @@ def test_a_batch_undone_is_the_text(rng, examples, tokenizer, pairs):
 
 def test_masks_do_not_depend_on_batches(rng, examples):
     source = examples(documents_of(books(rng)))
-    rows = rows_of(source)
-    whole, _ = source.fill(3, rows, rows.height)
+    rows = rows_of(source.at(3))
+    whole = fill(source.at(3), rows)
     for r in range(rows.height):
-        one, _ = source.fill(3, rows.between(r, r + 1), 1)
+        one = fill(source.at(3), rows.between(r, r + 1))
         for name, array in one.items():
             np.testing.assert_array_equal(array[0], whole[name][r], err_msg=name)
-    assert not np.array_equal(source.fill(4, rows, rows.height)[0]["input_ids"], whole["input_ids"])
+    assert not np.array_equal(fill(source.at(4), rows)["input_ids"], whole["input_ids"])
 
 
 def test_masks_without_a_slot_are_taken_back_and_counted(rng, examples):
     documents = documents_of(books(rng))
-    source = examples(documents, mask_rate=0.5)
-    few = examples(documents, mask_rate=0.5, mask_slots=3)
-    rows = rows_of(source)
-    full, none = source.fill(0, rows, rows.height)
-    batch, surplus = few.fill(0, rows, rows.height)
-    assert none == 0
+    few = examples(documents, mask_rate=0.5, mask_slots=3).at(0)
+    rows = rows_of(few)
+    full, batch = fill(examples(documents, mask_rate=0.5).at(0), rows), fill(few, rows)
+    assert not full["surplus_masks"].any()
+    surplus = batch["surplus_masks"].sum()
     assert batch["head_positions"].shape == (rows.height, 3)
     asked, kept = full["label_weights"].sum(), batch["label_weights"].sum()
     assert surplus == asked - kept > 0
@@ -229,9 +231,9 @@ def test_masks_without_a_slot_are_taken_back_and_counted(rng, examples):
 def test_repeated_examples_have_masks_of_their_own(examples):
     documents = documents_of(shard([[14]] * 4), shard([[14]] * 4, "b"))
     source = examples(documents, weights=[1.0, 7.0], train=["a", "b"])
-    about = source.epoch(0)
-    rows = rows_of(source)
-    batch, _ = source.fill(0, rows, rows.height)
+    about = source.at(0)
+    rows = rows_of(about)
+    batch = fill(about, rows)
     same = about.segments.first[rows.members][:, 0]
     positions = {tuple(p) for p in batch["head_positions"][same == same.max()].tolist()}
     assert len(positions) > 1
@@ -241,7 +243,7 @@ def test_real_text_end_to_end(tmp_path, tokenizer):
     (tmp_path / "a.txt").write_text("the film was good\nbut not great\n\na bad story\nno plot\n")
     data = DataConfig(train=[str(tmp_path / "a.txt")], cache_dir=str(tmp_path / "c"), max_length=16)
     source = PretrainingExamples(load_documents(data, "train", tokenizer), data, tokenizer, seed=0)
-    batch, _ = source.fill(0, rows_of(source), 2)
+    batch = fill(source.at(0), rows_of(source.at(0)), 2)
     ids = batch["input_ids"]
     row, slot = batch["label_weights"].nonzero()
     ids[row, batch["head_positions"][row, slot]] = batch["labels"][row, slot]
