@@ -87,7 +87,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         objective=objective,
         evaluator=None if dev is None else evaluator,
         metric=metric,
-        save_extras=InputFormat.of(config.data).save,
+        save_extras=InputFormat.of(config).save,
         reads_word_table_only=False,
         whole_batch=whole_batch,
     )
