@@ -3,13 +3,13 @@
 An objective knows the model, the loss and the arrays of a batch; the step knows none of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxllm.losses import LossFn, cross_entropy
+from jaxllm.losses import LossFn, binary_cross_entropy, cross_entropy
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight); "loss" is among them
@@ -19,6 +19,9 @@ Objective = Callable[[Any, Batch, jax.Array | None], tuple[jax.Array, tuple[Metr
 
 # What of a batch a model with one answer for each text takes; the rest is for the loss.
 INPUTS = ("input_ids", "segment_ids", "token_type_ids", "head_positions")
+
+# What losses are multiplied with where their means are added (50: Clark et al., 2020).
+FACTORS = {"masked_loss": 1.0, "next_sentence_loss": 1.0, "replaced_loss": 50.0}
 
 
 def labelled(apply: Apply, loss_fn: LossFn) -> Objective:
@@ -71,9 +74,33 @@ def masked_lm_and_next_sentence(apply: Apply) -> Objective:
         metrics["next_sentence_loss"] = cross_entropy(logits, labels, weights)
         hits = jnp.sum((jnp.argmax(logits, -1) == labels) * weights)
         metrics["next_sentence_accuracy"] = (hits, jnp.sum(weights))
-        loss_sum, weight = added(metrics, batch, {"masked_loss": 1.0, "next_sentence_loss": 1.0})
-        metrics["loss"] = (loss_sum, weight)
-        return loss_sum, (metrics, ())
+        metrics["loss"] = _added(metrics, batch, "masked_loss", "next_sentence_loss")
+        return metrics["loss"][0], (metrics, ())
+
+    return objective
+
+
+def replaced_token_detection(apply: Apply) -> Objective:
+    """ELECTRA's pretraining (Clark et al., 2020): the generator's mean loss on masked tokens, and
+    50 times the discriminator's on whether each token is the original one.
+
+    The batch has passed `whole_batch_weights`. Metrics: loss, those of the generator (masked_loss,
+    masked_accuracy, surplus_masks) and of the discriminator (replaced_loss, replaced_accuracy).
+    """
+
+    def objective(params: Any, batch: Batch, key: jax.Array | None) -> tuple:
+        inputs = {name: batch[name] for name in (*INPUTS, "labels", "label_weights")}
+        out = apply(params, **inputs, key=key)
+        metrics = _masked(out.prediction_logits, batch)
+        replaced = out.is_replaced.astype(jnp.float32)
+        weights = batch["token_weights"]
+        metrics["replaced_loss"] = binary_cross_entropy(
+            out.logits[..., None], replaced[..., None], weights
+        )
+        hits = jnp.sum(((out.logits > 0) == out.is_replaced) * weights)
+        metrics["replaced_accuracy"] = (hits, jnp.sum(weights))
+        metrics["loss"] = _added(metrics, batch, "masked_loss", "replaced_loss")
+        return metrics["loss"][0], (metrics, ())
 
     return objective
 
@@ -92,13 +119,16 @@ def whole_batch_weights(batch: Batch, **parts: str) -> Batch:
     return {**batch, **scales}
 
 
-def added(metrics: Metrics, batch: Batch, factors: dict[str, float]) -> tuple:
-    """(sum, weight) of the means named by `factors` times these; the first one is the weight."""
-    loss_sum = sum(
-        factor * metrics[name][0] * batch[f"{name}_scale"][0] for name, factor in factors.items()
-    )
-    first = next(iter(factors))
-    return loss_sum, metrics[first][1] * batch[f"{first}_scale"][0]
+def total(means: Mapping[str, Any], parts: Iterable[str]) -> Any:
+    """The mean losses of `parts`, added."""
+    return sum(FACTORS[part] * means[part] for part in parts)
+
+
+def _added(metrics: Metrics, batch: Batch, *parts: str) -> tuple[jax.Array, jax.Array]:
+    """(sum, weight) of the mean losses of `parts`, added; the weight is one over a whole batch."""
+    scales = {part: batch[f"{part}_scale"][0] for part in parts}
+    loss_sum = total({part: metrics[part][0] * scales[part] for part in parts}, parts)
+    return loss_sum, metrics[parts[0]][1] * scales[parts[0]]
 
 
 def _masked(logits: jax.Array, batch: Batch) -> Metrics:

@@ -95,7 +95,10 @@ def build(config: Config) -> Job:
         if jax.process_count() > 1:  # shards of other hosts; all of them take part
             params = multihost_utils.process_allgather(params, tiled=True)
         if jax.process_index() == 0:
-            hf.save_pretrained(directory, params, task.model_config, task.head, tokenizer=tokenizer)
+            head, part = task.exported or (task.head, lambda params: params)
+            hf.save_pretrained(
+                directory, part(params), task.model_config, head, tokenizer=tokenizer
+            )
             task.save_extras(directory)
 
     def report(params: Any, directory: Path) -> None:

@@ -1,13 +1,14 @@
-"""Pretraining: masked language modelling, and BERT's with next-sentence pairs."""
+"""Pretraining: masked language modelling, BERT's with next-sentence pairs, and ELECTRA's."""
 
 import logging
 import math
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -20,7 +21,7 @@ from jaxllm.data.tokenizer import vocabulary_size
 from jaxllm.errors import InputError
 from jaxllm.files import write_atomic
 from jaxllm.metrics import Sums
-from jaxllm.objectives import Apply, Batch
+from jaxllm.objectives import Apply, Batch, Metrics, Objective
 from jaxllm.pretrained import hf
 from jaxllm.sharding import batch_sharding, batch_shards
 from jaxllm.tasks.inputs import InputFormat
@@ -34,67 +35,129 @@ METRIC = "masked_accuracy"  # chooses the best model where train.metric is null
 _DEV_SEED = 0  # the dev part has the same masks in all runs
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What is pretrained.
+
+    Attributes:
+        head: of the model, see `models.FAMILIES`.
+        objective: the loss.
+        parts: losses that are added as means, and the weights of the batch that each is a mean by;
+            {} where there is one loss only.
+        metrics: what the evaluation gives.
+        pairs: examples are next-sentence pairs.
+        masked, random: see `data.masking.Masking`.
+    """
+
+    head: str
+    objective: Callable[[Apply], Objective]
+    parts: dict[str, str]
+    metrics: tuple[str, ...]
+    pairs: bool = False
+    masked: float = 0.8
+    random: float = 0.1
+
+    def whole_batch(self, batch: Batch) -> Batch:
+        """See `train.make_train_step`."""
+        if not self.parts:
+            return batch
+        tokens = (batch["segment_ids"] > 0).astype(jnp.float32)
+        return objectives.whole_batch_weights({**batch, "token_weights": tokens}, **self.parts)
+
+
+_SHARED = ("loss", "masked_accuracy", "perplexity")
+MASKED_LM = Kind("masked-lm", objectives.masked_lm, {}, _SHARED)
+KINDS = {  # model_type -> its "pretraining"
+    "bert": Kind(
+        "pretraining",
+        objectives.masked_lm_and_next_sentence,
+        {"masked_loss": "label_weights", "next_sentence_loss": "next_sentence_weights"},
+        (*_SHARED, "masked_loss", "next_sentence_loss", "next_sentence_accuracy"),
+        pairs=True,
+    ),
+    # 85 % and none: google-research/electra, pretrain/pretrain_helpers.py.
+    "electra": Kind(
+        "joint-pretraining",
+        objectives.replaced_token_detection,
+        {"masked_loss": "label_weights", "replaced_loss": "token_weights"},
+        (*_SHARED, "masked_loss", "replaced_loss", "replaced_accuracy"),
+        masked=0.85,
+        random=0.0,
+    ),
+}
+
+
 def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     """The task on a configuration's data, see `task.Prepare`."""
-    head = config.model.task
     model_config = saved or hf.load_config(config.model.path, **config.model.config)
-    pairs = head == "pretraining"
-    if pairs and model_config.model_type != "bert":
-        raise InputError(
-            f"model.task: found {head}, which is next-sentence pairs and masks for bert, but the "
-            f"model is {model_config.model_type}; set model.task: masked-lm"
-        )
+    kind = _kind(config, model_config.model_type)
     check_fit(config, model_config, tokenizer)
     if vocabulary_size(tokenizer) < model_config.vocab_size:
         logger.warning(
             "the model has %d tokens (vocab_size), the tokenizer %d; the others are never seen",
             *(model_config.vocab_size, vocabulary_size(tokenizer)),
         )
+    metric = config.train.metric or METRIC
+    if metric not in kind.metrics:
+        known = ", ".join(kind.metrics)
+        raise InputError(f"train.metric: found {metric!r}, expected one of {known}")
 
     def examples(split: str, seed: int) -> PretrainingExamples:
-        documents = load_documents(config.data, split, tokenizer)
-        return PretrainingExamples(documents, config.data, tokenizer, seed=seed, pairs=pairs)
+        return PretrainingExamples(
+            load_documents(config.data, split, tokenizer),
+            config.data if split == "train" else replace(config.data, weights=None),
+            tokenizer,
+            seed=seed,
+            pairs=kind.pairs,
+            masked=kind.masked,
+            random=kind.random,
+        )
 
     train = examples("train", config.train.seed) if saved is None else None
     dev = examples("dev", _DEV_SEED).at(0) if config.data.has_dev else None
-    metric = config.train.metric or METRIC
-    known = ["loss", "masked_accuracy", "perplexity"]
-    known += ["masked_loss", "next_sentence_loss", "next_sentence_accuracy"] if pairs else []
-    if metric not in known:
-        raise InputError(f"train.metric: found {metric!r}, expected one of {', '.join(known)}")
-    objective, whole_batch = objectives.masked_lm, _as_it_is
-    if pairs:
-        objective = objectives.masked_lm_and_next_sentence
-        whole_batch = partial(
-            objectives.whole_batch_weights,
-            masked_loss="label_weights",
-            next_sentence_loss="next_sentence_weights",
-        )
 
     def evaluator(apply: Apply, mesh: Mesh) -> MaskedEvaluator:
         assert dev is not None
-        plain = objective(apply)
+        objective = kind.objective(apply)
 
         def judged(params: Any, batch: Batch, key: jax.Array | None) -> tuple:
-            return plain(params, whole_batch(batch), key)
+            return objective(params, kind.whole_batch(batch), key)
 
-        return MaskedEvaluator(dev, config, mesh, make_eval_step(judged, mesh))
+        return MaskedEvaluator(dev, config, mesh, make_eval_step(judged, mesh), kind)
 
     return Task(
-        head=head,
+        head=kind.head,
         model_config=model_config,
         train=train,
-        objective=objective,
+        objective=kind.objective,
         evaluator=None if dev is None else evaluator,
         metric=metric,
         save_extras=InputFormat.of(config).save,
         reads_word_table_only=False,
-        whole_batch=whole_batch,
+        whole_batch=kind.whole_batch,
+        exported=("pretraining", _discriminator) if kind.head == "joint-pretraining" else None,
     )
 
 
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
+def _kind(config: Config, model_type: str) -> Kind:
+    if config.model.task == "masked-lm":
+        return MASKED_LM
+    if model_type not in KINDS:
+        raise InputError(
+            f"model.task: found pretraining, which there is for {' and '.join(KINDS)}, but the "
+            f"model is {model_type}; set model.task: masked-lm"
+        )
+    if model_type == "electra" and config.model.path is not None:
+        raise InputError(
+            f"model.path: found {config.model.path}, but a saved ELECTRA is the discriminator "
+            "alone; generator and discriminator are trained and judged together from random "
+            "weights, so set model.path: null and describe the model in model.config"
+        )
+    return KINDS[model_type]
+
+
+def _discriminator(params: Any) -> Any:
+    return {name: tree for name, tree in params.items() if name != "generator"}
 
 
 @dataclass(frozen=True)
@@ -104,10 +167,11 @@ class MaskedEvaluator:
     examples: EpochExamples
     config: Config
     mesh: Mesh
-    eval_step: Any  # params, batch -> metrics, ()
+    eval_step: Callable[[Any, Batch], tuple[Metrics, Any]]
+    kind: Kind
 
     def metrics(self, params: Any) -> dict[str, float]:
-        """loss, masked_accuracy, perplexity; with pairs the loss and accuracy of each part.
+        """loss, masked_accuracy, perplexity; of several losses also each, and its accuracy.
 
         Perplexity is the exponential of the mean loss of masked tokens.
         """
@@ -127,8 +191,8 @@ class MaskedEvaluator:
             pending = dispatched
         sums.add(pending)
         means = sums.means()
-        if "masked_loss" in means:
-            means["loss"] = means["masked_loss"] + means["next_sentence_loss"]
+        if self.kind.parts:  # of the whole part; means of the batches' means are another thing
+            means["loss"] = objectives.total(means, self.kind.parts)
         means["perplexity"] = math.exp(min(means.get("masked_loss", means["loss"]), 700))
         return means
 

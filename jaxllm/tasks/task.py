@@ -38,6 +38,7 @@ class Task:
         reads_word_table_only: the word embedding is used for nothing but to look up the tokens of
             `train`, so rows of other tokens have no gradient (not so with a tied decoder).
         whole_batch: see `train.make_train_step`.
+        exported: the head that is saved, and its part of the parameters, where that is not all.
     """
 
     head: str
@@ -49,6 +50,7 @@ class Task:
     save_extras: Callable[[Path], None]
     reads_word_table_only: bool = True
     whole_batch: Callable[[Batch], Batch] = lambda batch: batch
+    exported: tuple[str, Callable[[Any], Any]] | None = None
 
 
 class Prepare(Protocol):
