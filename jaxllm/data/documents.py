@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jaxllm import processes
 from jaxllm.config_fields import DataConfig
 from jaxllm.data import cache
 from jaxllm.data.document_builder import DocumentBuilder, DocumentSource, word_starts
@@ -86,9 +87,16 @@ def load_documents(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizer
     stops at ``data.max_*_examples`` documents.
 
     Raises:
-        InputError: a file, column or row is not as it should be, there is no document, or the Hub
-            is out of reach.
+        InputError: a file, column or row is not as it should be, there is no document, the Hub is
+            out of reach, or the processes of a run do not read the same.
     """
+    with processes.together():
+        documents = _load(data, split, tokenizer)
+    processes.check_same(f"the documents of data.{split}", lambda: documents.fingerprint)
+    return documents
+
+
+def _load(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizerFast") -> Documents:
     limit = data.max_train_examples if split == "train" else data.max_dev_examples
     starts = word_starts(tokenizer)
     shards: list[Shard] = []

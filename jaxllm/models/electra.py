@@ -16,8 +16,8 @@ from flax import nnx
 from jaxllm.errors import InputError
 from jaxllm.layers import ACTIVATIONS, Key, split_key
 from jaxllm.models import heads
-from jaxllm.models.encoder import EncoderSpec, dense, head_dropout
 from jaxllm.models.outputs import HeadOutput, ReplacedTokenOutput
+from jaxllm.models.spec import EncoderSpec, dense, head_dropout
 
 _GENERATOR_SHARE = 4
 

@@ -22,7 +22,7 @@ from jaxllm.optim import check_frozen, learning_rate_schedule, make_optimizer
 from jaxllm.pretrained import hf
 from jaxllm.sharding import batch_sharding, batch_shards, make_mesh
 from jaxllm.tasks import classification, pretraining
-from jaxllm.tasks.model import initial_params, load_saved, place
+from jaxllm.tasks.model import check_head, initial_params, load_saved, place
 from jaxllm.tasks.task import SMALLER_IS_BETTER, Prepare
 from jaxllm.train import flatten, init_state, make_train_step, state_shapes
 from jaxllm.vocabulary import Vocabulary
@@ -141,6 +141,7 @@ def evaluate(config: Config) -> dict[str, float]:
                 f"model.config: found {name}={value!r}, but the model at {config.model.path} has "
                 f"{getattr(saved, name, None)!r}; evaluation takes the model as it is"
             )
+    check_head(config, saved)
     tokenizer = load_tokenizer(_tokenizer_path(config))
     task = TASKS[config.model.task](config, tokenizer, saved=saved)
     if task.evaluator is None:

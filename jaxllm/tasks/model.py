@@ -13,7 +13,7 @@ from jaxllm import models
 from jaxllm.config_fields import Config
 from jaxllm.data.tokenizer import load_tokenizer, vocabulary_size
 from jaxllm.errors import InputError
-from jaxllm.pretrained import hf
+from jaxllm.pretrained import FAMILIES, hf
 from jaxllm.sharding import batch_sharding, map_params, parameter_sharding
 from jaxllm.tasks.inputs import InputFormat
 from jaxllm.train import flatten
@@ -145,6 +145,17 @@ def place(mesh: Mesh, abstract: Any) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return map_params(leaf, abstract)
+
+
+def check_head(config: Config, saved: Any) -> None:
+    """Refuses a bare model before its missing labels are taken for the mistake."""
+    bare = FAMILIES[saved.model_type].architecture("base")
+    task = config.model.task
+    if task in models.FAMILIES[saved.model_type] and saved.architectures == [bare]:
+        raise InputError(
+            f"{config.model.path}: the model has no {task} head, it is a {bare}; expected a model "
+            "that `jaxllm train` wrote, or another with such a head"
+        )
 
 
 def check_tokenizer(tokenizer: Any, model_config: Any) -> None:
