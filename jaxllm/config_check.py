@@ -13,6 +13,10 @@ def check(config: Config) -> None:
     """Raises InputError, naming the key, for a value out of range or at odds with another."""
     _model(config.model)
     _data(config.data, config.model.problem_type)
+    _at_least(1, {f"qa.{k}": getattr(config.qa, k) for k in ("max_question_length", "n_best")})
+    _at_least(1, {"qa.max_answer_length": config.qa.max_answer_length})
+    _at_least(0, {"qa.doc_stride": config.qa.doc_stride})
+    _at_least(-math.inf, {"qa.null_threshold": config.qa.null_threshold})
     _optimizer(config.optimizer)
     _train(config.train, config.model.problem_type, config.data.labels)
     steps, warmup = config.train.steps, config.optimizer.warmup
