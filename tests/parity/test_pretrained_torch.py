@@ -93,7 +93,9 @@ def test_there_and_back(ours, theirs, outputs, activation, tiny_bert_config, tmp
 
 def test_sharded_weights_written_here(tiny_bert_config, tmp_path, batch):
     model = jaxllm.AutoModelForMaskedLM.from_config(tiny_bert_config)
-    hf.save_pretrained(tmp_path / "ours", model.params, model.config, max_shard_bytes=20_000)
+    hf.save_pretrained(
+        tmp_path / "ours", model.params, model.config, "masked-lm", max_shard_bytes=20_000
+    )
     again = load_torch(transformers.BertForMaskedLM, tmp_path / "ours")
     compare(model, again, batch, ["logits"])
 
