@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxllm.errors import InputError
 
@@ -21,7 +21,7 @@ class Question:
 
     Attributes:
         id: of the question, in the file and in the predictions.
-        number: from 1, in the order of its file.
+        number: from 1, through all files.
         context: index of its context.
         answers: (text, offset of its first character in the context); none = unanswerable.
     """
@@ -33,13 +33,11 @@ class Question:
     answers: tuple[tuple[str, int], ...]
 
 
-@dataclass(frozen=True)
-class Questions:
-    """Questions, the contexts that they share, and what was read but left out, by reason."""
+class Questions(NamedTuple):
+    """Questions, and the contexts that they share."""
 
     questions: list[Question]
     contexts: list[str]
-    dropped: dict[str, int]
 
     @property
     def unanswerable(self) -> bool:
@@ -58,64 +56,64 @@ class Faults:
         """Notes the question at `where`."""
         self.found.setdefault(reason, []).append(where)
 
-    def finish(self, on_bad_row: str, read: int) -> dict[str, int]:
-        """How many there are of each reason.
+    def finish(self, kept: int, on_bad_row: str) -> dict[str, int]:
+        """How many there are of each reason, beside those `kept`.
 
         Raises:
-            InputError: there is one, and `on_bad_row` is "error".
+            InputError: there is one and `on_bad_row` is "error", or none was kept.
         """
-        if not self.found:
-            return {}
+        counts = {reason: len(where) for reason, where in self.found.items()}
+        bad = sum(counts.values())
         told = " | ".join(
             f"{len(where)} × {reason} ({'; '.join(where[:_SHOWN])}"
             + (f" and {len(where) - _SHOWN} more)" if len(where) > _SHOWN else ")")
             for reason, where in self.found.items()
         )
-        count = sum(map(len, self.found.values()))
-        if on_bad_row == "error":
+        if bad and on_bad_row == "error":
             raise InputError(
-                f"data.{self.split}: {count} of {read} questions cannot be used: {told}. Correct "
-                "them, or set data.on_bad_row: drop"
+                f"data.{self.split}: {bad} of {kept + bad} questions cannot be used: {told}. "
+                "Correct them, or set data.on_bad_row: drop"
             )
-        _LOG.warning("data.%s: dropped %d questions: %s", self.split, count, told)
-        return {reason: len(where) for reason, where in self.found.items()}
+        if not kept:
+            raise InputError(f"data.{self.split}: no question is left: {told or 'found none'}")
+        if bad:
+            _LOG.warning("data.%s: dropped %d questions: %s", self.split, bad, told)
+        return counts
 
 
 def read_squad(
-    files: Sequence[str], split: str, *, on_bad_row: str, limit: int | None, train: bool
+    files: Sequence[str], *, faults: Faults, limit: int | None, only_aligned: bool
 ) -> Questions:
-    """The first `limit` usable questions of `files` (each also .gz).
+    """The first `limit` questions of `files` (each also .gz) that are as they should be.
 
-    An answer must stand in its context at its `answer_start`. A question none of whose answers does
-    (in CMRC 2018 -1 is one that was never aligned) cannot be trained on; without `train` it is
+    An answer must stand in its context at its `answer_start`. With `only_aligned` a question none
+    of whose answers does (in CMRC 2018 -1 is one that was never aligned) is a fault; without it is
     kept, because predictions are compared with texts.
 
     Raises:
-        InputError: a file that cannot be read or has another schema; questions that cannot be used,
-            where `on_bad_row` is "error"; or none that can.
+        InputError: a file that cannot be read or has another schema.
     """
     if not files:
-        raise InputError(f"data.{split}: found no files, expected SQuAD's JSON")
-    faults = Faults(split)
+        raise InputError(f"data.{faults.split}: found no files, expected SQuAD's JSON")
     questions: list[Question] = []
     contexts: list[str] = []
     seen: set[str] = set()
-    read = 0
+    number = 0
     for file in files:
         for context, rows in _paragraphs(file):
             contexts.append(context)
             for row in rows:
                 if limit is not None and len(questions) >= limit:
-                    return _checked(faults, on_bad_row, read, questions, contexts)
-                read += 1
-                question = Question(number=read, context=len(contexts) - 1, **row)
-                fault = _fault(question, context, seen, train)
+                    return Questions(questions, contexts)
+                number += 1
+                question = Question(number=number, context=len(contexts) - 1, **row)
+                fault = _fault(question, context, seen, only_aligned)
                 if fault is None:
                     questions.append(question)
                     seen.add(question.id)
                 else:
                     faults.add(fault, f"{file}: question {question.id!r}")
-    return _checked(faults, on_bad_row, read, questions, contexts)
+    return Questions(questions, contexts)
 
 
 def aligned(answers: Sequence[tuple[str, int]], context: str) -> tuple[int, int] | None:
@@ -126,23 +124,14 @@ def aligned(answers: Sequence[tuple[str, int]], context: str) -> tuple[int, int]
     return None
 
 
-def _checked(
-    faults: Faults, on_bad_row: str, read: int, questions: list[Question], contexts: list[str]
-) -> Questions:
-    dropped = faults.finish(on_bad_row, read)
-    if not questions:
-        raise InputError(f"data.{faults.split}: none of {read} questions can be used: {dropped}")
-    return Questions(questions, contexts, dropped)
-
-
-def _fault(question: Question, context: str, seen: set[str], train: bool) -> str | None:
+def _fault(question: Question, context: str, seen: set[str], only_aligned: bool) -> str | None:
     if not context.strip():
         return "empty context"
     if not question.question.strip():
         return "empty question"
     if question.id in seen:
         return "id that another question has"
-    if train and question.answers and aligned(question.answers, context) is None:
+    if only_aligned and question.answers and aligned(question.answers, context) is None:
         return "answer that does not stand at its answer_start"
     return None
 

@@ -6,15 +6,15 @@ A window is `[CLS] question [SEP] part of the context [SEP]`, or what the tokeni
 import itertools
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxllm.config_fields import QAConfig
+from jaxllm.config_fields import DataConfig, QAConfig
 from jaxllm.data.corpus import Examples, ReadReport
 from jaxllm.data.rows import CHUNK
-from jaxllm.data.squad import Faults, Question, Questions, aligned
+from jaxllm.data.squad import Faults, Question, Questions, aligned, read_squad
 from jaxllm.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,27 +34,56 @@ class Windows(Examples):
 
     Attributes:
         question: int64[n], index of the window's question, rising.
-        begin: int32[n], the window's token where the context begins.
-        first: int32[n], which token of the context that is.
-        spans: by context: int32[m, 2], each token's first character and the end.
-        context: int64[n], index of the window's context.
+        begin, end: int32[n], the part of the window that is context: its first token, and the end.
+        source: int64[n], the row of `spans` that belongs to token `begin`.
+        spans: int32[m, 2], each context token's first character and the end.
+        cut: int64[k], indices of the questions that were cut.
     """
 
     question: np.ndarray
     begin: np.ndarray
-    first: np.ndarray
-    spans: list[np.ndarray]
-    context: np.ndarray
+    end: np.ndarray
+    source: np.ndarray
+    spans: np.ndarray
+    cut: np.ndarray
 
     def slots(self, row_length: int, *, packing: bool) -> int:
         """P, the windows that a row holds at most."""
         return max(1, row_length // _SHORT) if packing else 1
 
-    def characters(self, window: int, first: int, last: int) -> tuple[int, int]:
-        """Where the text from token `first` to `last` of a window stands in the context."""
-        offset = int(self.first[window] - self.begin[window])
-        spans = self.spans[self.context[window]]
-        return int(spans[first + offset, 0]), int(spans[last + offset, 1])
+
+def load_windows(
+    data: DataConfig, qa: QAConfig, split: str, tokenizer: "PreTrainedTokenizerFast"
+) -> tuple[Windows, Questions]:
+    """The windows of `split` "train" or "dev", and its questions in the order of their indices.
+
+    Raises:
+        InputError: a file or a question is not as it should be, or the lengths leave no room.
+    """
+    encoder = WindowEncoder(tokenizer, data.max_length, qa)
+    files, limit = data.dev, data.max_dev_examples
+    if split == "train":
+        files, limit = data.train, data.max_train_examples
+    faults = Faults(split)
+    read = read_squad(files, faults=faults, limit=limit, only_aligned=split == "train")
+    windows, kept = encoder.windows(read, faults)
+    count = len(kept.questions)
+    dropped = faults.finish(count, data.on_bad_row)
+    report = ReadReport(count + sum(dropped.values()), count, dropped, len(windows.cut))
+    _LOG.info("data.%s: %d questions in %d windows", split, count, len(windows))
+    if report.truncated:
+        _LOG.warning(
+            "data.%s: %d questions cut to qa.max_question_length=%d tokens",
+            *(split, report.truncated, qa.max_question_length),
+        )
+    assert windows.labels is not None
+    if unknown := len(np.unique(windows.question[windows.labels[:, 0] < 0])):
+        _LOG.warning(
+            "data.%s: %d questions have no answer that stands at its answer_start; they count in "
+            "EM and F1, not in the loss",
+            *(split, unknown),
+        )
+    return replace(windows, report=report), kept
 
 
 class WindowEncoder:
@@ -84,17 +113,13 @@ class WindowEncoder:
                 f"{least}"
             )
 
-    def windows(self, read: Questions, split: str, *, on_bad_row: str) -> tuple[Windows, Questions]:
-        """The windows of all questions, and the questions that have any.
-
-        Raises:
-            InputError: a question or context without a token, where `on_bad_row` is "error".
-        """
-        contexts = [_Text(e) for e in self._encode(read.contexts)]
-        faults = Faults(split)
+    def windows(self, read: Questions, faults: Faults) -> tuple[Windows, Questions]:
+        """The windows of all questions, and the questions that have any; the others are faults."""
+        contexts = [_Text(encoding) for encoding in self._encode(read.contexts)]
+        starts = np.cumsum([0, *(len(context.ids) for context in contexts)])
+        out = _Columns()
         kept: list[Question] = []
-        out = _Columns([], [], [], [], [], [], [])
-        cut = 0
+        cut: list[int] = []
         texts = (question.question for question in read.questions)
         for question, encoding in zip(read.questions, self._encode(texts), strict=True):
             ids, context = encoding.ids, contexts[question.context]
@@ -102,8 +127,9 @@ class WindowEncoder:
                 reason = f"{'context' if ids else 'question'} without a token"
                 faults.add(reason, f"question {question.id!r}")
                 continue
-            cut += len(ids) > self._qa.max_question_length
-            ids = ids[: self._qa.max_question_length]
+            if len(ids) > self._qa.max_question_length:
+                ids = ids[: self._qa.max_question_length]
+                cut.append(len(kept))
             label = context.label(question, read.contexts[question.context])
             for first, last in self._cuts(len(ids), len(context.ids)):
                 tokens, types, begin = self._frame.around(ids, context.ids[first:last])
@@ -113,25 +139,16 @@ class WindowEncoder:
                 out.rows.append(question.number)
                 out.question.append(len(kept))
                 out.begin.append(begin)
-                out.first.append(first)
+                out.end.append(begin + last - first)
+                out.source.append(starts[question.context] + first)
             kept.append(question)
-        dropped = faults.finish(on_bad_row, len(read.questions))
-        if not kept:
-            raise InputError(f"data.{split}: no question is left: {dropped}")
-        report = ReadReport(
-            read=len(read.questions) + sum(read.dropped.values()),
-            kept=len(kept),
-            dropped=read.dropped | dropped,
-            truncated=cut,
-        )
-        spans = [context.spans for context in contexts]
-        windows = out.windows(report, spans, np.array([q.context for q in kept]))
-        _log(split, windows)
-        return windows, Questions(kept, read.contexts, report.dropped)
+        spans = np.concatenate([np.zeros((0, 2), np.int32), *(text.spans for text in contexts)])
+        return out.windows(spans, cut), Questions(kept, read.contexts)
 
     def _encode(self, texts: Iterable[str]) -> Iterable[Any]:
-        for chunk in itertools.batched(texts, CHUNK):
-            yield from self._backend.encode_batch(list(chunk), add_special_tokens=False)
+        texts = iter(texts)
+        while chunk := list(itertools.islice(texts, CHUNK)):
+            yield from self._backend.encode_batch(chunk, add_special_tokens=False)
 
     def _cuts(self, question: int, context: int) -> Iterable[tuple[int, int]]:
         """First token and end of each part of a context; as the `stride` of tokenizers has it."""
@@ -202,45 +219,31 @@ def _within(label: tuple[int, int] | None, first: int, last: int, begin: int) ->
     return label[0] - first + begin, label[1] - first + begin
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Columns:
-    tokens: list[np.ndarray]
-    types: list[np.ndarray]
-    labels: list[tuple[int, int]]
-    rows: list[int]
-    question: list[int]
-    begin: list[int]
-    first: list[int]
+    """The arrays of Windows while they grow."""
 
-    def windows(
-        self, report: ReadReport, spans: list[np.ndarray], context: np.ndarray
-    ) -> Windows:
-        question = np.array(self.question, np.int64)
+    tokens: list[np.ndarray] = field(default_factory=list)
+    types: list[np.ndarray] = field(default_factory=list)
+    labels: list[tuple[int, int]] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    question: list[int] = field(default_factory=list)
+    begin: list[int] = field(default_factory=list)
+    end: list[int] = field(default_factory=list)
+    source: list[int] = field(default_factory=list)
+
+    def windows(self, spans: np.ndarray, cut: list[int]) -> Windows:
         return Windows(
-            tokens=np.concatenate(self.tokens),
-            type_ids=np.concatenate(self.types),
+            tokens=np.concatenate([np.zeros(0, np.int32), *self.tokens]),
+            type_ids=np.concatenate([np.zeros(0, np.uint8), *self.types]),
             offsets=np.cumsum([0, *map(len, self.tokens)], dtype=np.int64),
-            labels=np.array(self.labels, np.int32),
+            labels=np.array(self.labels, np.int32).reshape(-1, 2),
             rows=np.array(self.rows, np.int64),
-            report=report,
-            question=question,
+            report=ReadReport(),
+            question=np.array(self.question, np.int64),
             begin=np.array(self.begin, np.int32),
-            first=np.array(self.first, np.int32),
+            end=np.array(self.end, np.int32),
+            source=np.array(self.source, np.int64),
             spans=spans,
-            context=context[question],
-        )
-
-
-def _log(split: str, windows: Windows) -> None:
-    report = windows.report
-    _LOG.info("data.%s: %d questions in %d windows", split, report.kept, len(windows))
-    if report.truncated:
-        _LOG.warning("data.%s: %d questions cut to their limit", split, report.truncated)
-    assert windows.labels is not None
-    unknown = len(np.unique(windows.question[windows.labels[:, 0] < 0]))
-    if unknown:
-        _LOG.warning(
-            "data.%s: %d questions have no answer that stands at its answer_start; they count in "
-            "EM and F1, not in the loss",
-            *(split, unknown),
+            cut=np.array(cut, np.int64),
         )

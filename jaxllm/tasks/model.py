@@ -156,8 +156,8 @@ def check_tokenizer(tokenizer: Any, model_config: Any) -> None:
         )
 
 
-def check_fit(config: Config, model_config: Any, tokenizer: Any) -> None:
-    """Refuses data that the model has no place for, with the key to change."""
+def check_fit(config: Config, model_config: Any, tokenizer: Any, *, pair: bool) -> None:
+    """Refuses data, a `pair` of texts or one, that the model has no place for."""
     check_tokenizer(tokenizer, model_config)
     longest = models.max_tokens(model_config)
     if config.data.max_length > longest:
@@ -166,11 +166,8 @@ def check_fit(config: Config, model_config: Any, tokenizer: Any) -> None:
             f"{longest} positions (max_position_embeddings)"
         )
     types = 1 + max(tokenizer.backend_tokenizer.encode("a", "b").type_ids)  # RoBERTa's has one
-    if (
-        config.data.text_pair is not None
-        and getattr(model_config, "type_vocab_size", types) < types
-    ):
+    if pair and getattr(model_config, "type_vocab_size", types) < types:
         raise InputError(
-            "data.text_pair: the tokenizer marks the second text as of another type, but the "
-            "model has one token type (type_vocab_size), not two"
+            "the tokenizer marks the second text as of another type, but the model has one token "
+            "type (type_vocab_size), not two; take a model with two"
         )
