@@ -16,7 +16,8 @@ def check(config: Config) -> None:
     _at_least(1, {f"qa.{k}": getattr(config.qa, k) for k in ("max_question_length", "n_best")})
     _at_least(1, {"qa.max_answer_length": config.qa.max_answer_length})
     _at_least(0, {"qa.doc_stride": config.qa.doc_stride})
-    _at_least(-math.inf, {"qa.null_threshold": config.qa.null_threshold})
+    threshold = config.qa.null_threshold
+    _require("qa.null_threshold", threshold, math.isfinite(threshold), "a number")
     _optimizer(config.optimizer)
     _train(config.train, config.model.problem_type, config.data.labels)
     steps, warmup = config.train.steps, config.optimizer.warmup

@@ -186,8 +186,8 @@ class _Frame:
         tokens = np.concatenate([before, np.array(question, np.int32), between, context, after])
         counts = len(question), len(context)
         of_question, of_context = map(np.repeat, self._text_types, counts)
-        before, between, after = self._types
-        types = np.concatenate([before, of_question, between, of_context, after])
+        one, two, three = self._types
+        types = np.concatenate([one, of_question, two, of_context, three])
         return tokens, types, len(before) + len(question) + len(between)
 
 

@@ -10,6 +10,7 @@ from jaxllm.data.squad import Questions
 from jaxllm.data.windows import Windows
 from jaxllm.metrics import softmax
 
+_Span = tuple[str, int, int, float, float]  # an Answer without its probability
 _CHUNK = 64  # windows at a time: some 30 MB of scores for windows of 384 tokens
 
 
@@ -89,8 +90,8 @@ def best_answers(
     return result
 
 
-def _answers(spans: list[tuple], nothing: tuple, n_best: int, nullable: bool) -> Answers:
-    def score(span: tuple) -> float:
+def _answers(spans: list[_Span], nothing: _Span, n_best: int, nullable: bool) -> Answers:
+    def score(span: _Span) -> float:
         return span[3] + span[4]
 
     best = spans[0]

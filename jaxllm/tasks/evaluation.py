@@ -54,8 +54,10 @@ class Evaluator:
             logits_NC[index_BP[filled]] = logits_BPC[filled]
             sums.add({"loss": values["loss"]})
         if sums.weight("loss") != count:
-            weight = sums.weight("loss")
-            raise RuntimeError(f"evaluation of {count} examples: the weights add up to {weight:g}")
+            raise RuntimeError(
+                f"evaluation must see each of {count} examples once: the weights add up to "
+                f"{sums.weight('loss'):g}"
+            )
         return logits_NC, sums.means()["loss"]
 
     @property

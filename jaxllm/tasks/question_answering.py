@@ -119,7 +119,7 @@ class SpanEvaluator:
                         logits[k, begin:end] = scores_T[at : at + end - begin]
                     at += end - begin
         found = best_answers(
-            windows, self.questions, *logits, self.config.qa, nullable=self.nullable
+            windows, self.questions, logits[0], logits[1], self.config.qa, nullable=self.nullable
         )
         return found, sums.means()["loss"]
 
