@@ -11,35 +11,30 @@ import jax
 import numpy as np
 import pytest
 from checkpoints import GOLDEN, assert_same, load, random_params, siblings
+from encoders import PAIRS, tiny_config
 from safetensors.numpy import load_file, save_file
 
 from jaxllm.errors import InputError
-from jaxllm.pretrained import formats, hf, saving
+from jaxllm.pretrained import FAMILIES, formats, hf, saving
 from jaxllm.sharding import map_params
 
 TASK = "sequence-classification"
 
 
 @pytest.mark.parametrize("weights", ["safetensors", "flax"])
-@pytest.mark.parametrize(
-    ("task", "architecture"),
-    [
-        ("base", "BertModel"),
-        ("masked-lm", "BertForMaskedLM"),
-        ("sequence-classification", "BertForSequenceClassification"),
-    ],
-)
-def test_saved_is_loaded_again(tmp_path, tiny_bert_config, task, architecture, weights):
-    params = random_params(tiny_bert_config, task)
+@pytest.mark.parametrize(("family", "task"), PAIRS)
+def test_saved_is_loaded_again(tmp_path, family, task, weights):
+    config = tiny_config(family, task)
+    params = random_params(config, task)
     target = tmp_path / "a" / "model"
-    hf.save_pretrained(target, params, tiny_bert_config, task, weights=weights)
+    hf.save_pretrained(target, params, config, task, weights=weights)
     again = load(target, task)
     assert_same(again.params, params)
-    assert again.config.architectures == [architecture]
+    assert again.config.architectures == [FAMILIES[family].architecture(task)]
     attributes = json.loads((target / "config.json").read_text())
-    assert (attributes["model_type"], attributes["dtype"]) == ("bert", "float32")
-    names = formats.read_tensors(target)
-    bare = not any(name.startswith(("bert.", "bert/")) for name in names)
+    assert (attributes["model_type"], attributes["dtype"]) == (family, "float32")
+    prefix = FAMILIES[family].prefix
+    bare = not any(name.startswith(prefix) for name in formats.read_tensors(target))
     assert bare == (task == "base")
     assert siblings(target) == ["model"]
     umask = os.umask(0)
@@ -47,20 +42,30 @@ def test_saved_is_loaded_again(tmp_path, tiny_bert_config, task, architecture, w
     assert all(file.stat().st_mode & 0o777 == 0o666 & ~umask for file in target.iterdir())
 
 
-@pytest.mark.parametrize("weights", ["safetensors", "flax"])
-def test_names_are_those_of_transformers(tmp_path, weights):
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("torch_sequence_classification", TASK),
+        ("flax_sequence_classification", TASK),
+        ("flax_bert_pretraining", "pretraining"),
+        ("flax_roberta_sequence_classification", TASK),
+        ("flax_xlm_roberta_masked_lm", "masked-lm"),
+        ("flax_distilbert_masked_lm", "masked-lm"),
+        ("flax_distilbert_question_answering", "question-answering"),
+        ("flax_electra_pretraining", "pretraining"),
+        ("flax_electra_multiple_choice", "multiple-choice"),
+    ],
+)
+def test_names_are_those_of_transformers(tmp_path, name, task):
     """The golden loaded and saved has the golden's names, shapes and bytes."""
-    golden = {
-        "safetensors": "torch_sequence_classification",
-        "flax": "flax_sequence_classification",
-    }
-    model = load(GOLDEN / golden[weights], "sequence-classification")
-    hf.save_pretrained(tmp_path / "out", model.params, model.config, TASK, weights=weights)
+    model = load(GOLDEN / name, task)
+    weights = "flax" if name.startswith("flax") else "safetensors"
+    hf.save_pretrained(tmp_path / "out", model.params, model.config, task, weights=weights)
     saved = formats.read_tensors(tmp_path / "out")
-    expected = formats.read_tensors(GOLDEN / golden[weights])
+    expected = formats.read_tensors(GOLDEN / name)
     assert saved.keys() == expected.keys()
-    for name, tensor in expected.items():
-        np.testing.assert_array_equal(saved[name].read(), tensor.read(), err_msg=name)
+    for key, tensor in expected.items():
+        np.testing.assert_array_equal(saved[key].read(), tensor.read(), err_msg=key)
 
 
 @pytest.mark.parametrize(
@@ -220,16 +225,23 @@ def test_convert_modernises_names_and_keeps_dtypes(tmp_path, tiny_tokenizer_dir)
     assert (tmp_path / "new" / "vocab.txt").read_bytes() == (source / "vocab.txt").read_bytes()
 
 
-def test_convert_infers_an_architecture_that_is_not_said(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        ("torch_base", "BertModel"),
+        ("torch_pretraining", "BertForPreTraining"),
+        ("torch_sequence_classification", "BertForSequenceClassification"),
+        ("flax_roberta_sequence_classification", "RobertaForSequenceClassification"),
+    ],
+)
+def test_convert_infers_an_architecture_that_is_not_said(tmp_path, name, architecture):
     source = tmp_path / "source"
-    shutil.copytree(GOLDEN / "torch_sequence_classification", source)
+    shutil.copytree(GOLDEN / name, source)
     attributes = json.loads((source / "config.json").read_text())
     del attributes["architectures"]
     (source / "config.json").write_text(json.dumps(attributes))
-    assert (
-        hf.convert(source, tmp_path / "out", "flax").architecture == "BertForSequenceClassification"
-    )
-    assert "classifier/kernel" in formats.read_tensors(tmp_path / "out")
+    assert hf.convert(source, tmp_path / "out", "safetensors").architecture == architecture
+    assert hf.load_config(tmp_path / "out").architectures == [architecture]
 
 
 def test_convert_refuses_tensors_it_does_not_know(tmp_path):

@@ -11,8 +11,9 @@ from flax import nnx
 
 from jaxllm.layers import Key
 from jaxllm.models import heads
-from jaxllm.models.encoder import EncoderSpec, dense, gather_tokens, head_dropout
+from jaxllm.models.encoder import gather_tokens
 from jaxllm.models.outputs import PretrainingOutput
+from jaxllm.models.spec import EncoderSpec, dense, head_dropout
 
 
 def spec(config: Any, **options: Any) -> EncoderSpec:

@@ -7,7 +7,7 @@ Equal in numbers to transformers' PyTorch classes. `config` is a transformers Di
 from typing import Any
 
 from jaxllm.models import heads
-from jaxllm.models.encoder import EncoderSpec
+from jaxllm.models.spec import EncoderSpec
 
 
 def spec(config: Any, **options: Any) -> EncoderSpec:

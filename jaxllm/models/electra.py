@@ -14,8 +14,8 @@ from flax import nnx
 
 from jaxllm.layers import ACTIVATIONS
 from jaxllm.models import heads
-from jaxllm.models.encoder import EncoderSpec, dense, head_dropout
 from jaxllm.models.outputs import HeadOutput
+from jaxllm.models.spec import EncoderSpec, dense, head_dropout
 
 
 def spec(config: Any, **options: Any) -> EncoderSpec:

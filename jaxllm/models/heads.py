@@ -14,8 +14,9 @@ from flax import nnx
 
 from jaxllm.errors import InputError
 from jaxllm.layers import ACTIVATIONS, Embed, Key, add_bias, dropout, split_key
-from jaxllm.models.encoder import Encoder, EncoderSpec, dense, gather_tokens, layer_norm
+from jaxllm.models.encoder import Encoder, gather_tokens
 from jaxllm.models.outputs import EncoderOutput, HeadOutput, SpanOutput
+from jaxllm.models.spec import EncoderSpec, dense, layer_norm
 
 
 class Model(Encoder):
@@ -112,7 +113,9 @@ class Classification(SequenceHead):
 
 
 class MultipleChoice(SequenceHead, PooledEncoder):
-    """One score for each choice: logits [B, C] for ids [B, C, T], [B, P] for packed choices."""
+    """A score for each choice: logits [B, C] for ids [B, C, T], [B, P] for packed choices [B, T]
+    at `head_positions`, [B] for a choice a row.
+    """
 
     def __init__(self, spec: EncoderSpec, rngs: nnx.Rngs):
         super().__init__(spec, rngs)
@@ -125,7 +128,7 @@ class MultipleChoice(SequenceHead, PooledEncoder):
         choices = input_ids.shape[:2] if input_ids.ndim == 3 else None
         if choices is not None:
             input_ids, inputs = jax.tree.map(
-                lambda x: x.reshape(-1, x.shape[-1]) if x.ndim == 3 else x, (input_ids, inputs)
+                lambda x: x.reshape(-1, x.shape[-1]) if jnp.ndim(x) == 3 else x, (input_ids, inputs)
             )
         out = super().__call__(input_ids, **inputs)
         scores = out.logits[..., 0]

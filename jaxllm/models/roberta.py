@@ -6,11 +6,14 @@ XLMRobertaConfig. Token types are one, as a rule: leave `token_type_ids` out.
 
 from typing import Any
 
+from jaxllm.errors import InputError
 from jaxllm.models import heads
-from jaxllm.models.encoder import EncoderSpec, head_dropout
+from jaxllm.models.spec import EncoderSpec, head_dropout
 
 
 def spec(config: Any, **options: Any) -> EncoderSpec:
+    if config.pad_token_id is None:
+        raise InputError("pad_token_id is not set; positions count from it (1 in published models)")
     rate = head_dropout(config)
     return EncoderSpec.of(
         config,

@@ -165,9 +165,10 @@ def check_fit(config: Config, model_config: Any, tokenizer: Any, *, pair: bool) 
             f"data.max_length: found {config.data.max_length}, expected at most the model's "
             f"{longest} positions (max_position_embeddings)"
         )
-    types = 1 + max(tokenizer.backend_tokenizer.encode("a", "b").type_ids)  # RoBERTa's has one
-    if pair and getattr(model_config, "type_vocab_size", types) < types:
-        raise InputError(
-            "the tokenizer marks the second text as of another type, but the model has one token "
-            "type (type_vocab_size), not two; take a model with two"
-        )
+    if pair:
+        types = max(tokenizer("a", "a", return_token_type_ids=True)["token_type_ids"]) + 1
+        if types > getattr(model_config, "type_vocab_size", types):
+            raise InputError(
+                "the tokenizer marks the second text as of another type, but the model has one "
+                "token type (type_vocab_size), not two; take a model with two"
+            )

@@ -7,6 +7,7 @@ import functools
 import tempfile
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -21,11 +22,20 @@ from encoders import (
     weighted,
 )
 from safetensors.numpy import load_file
+from transformers.activations import ACT2FN
 
 from jaxllm import auto, models
+from jaxllm.layers import ACTIVATIONS
 from jaxllm.pretrained import FAMILIES
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+# task -> where the encoder's spec has the dropout rate of its head
+RATES = {
+    "sequence-classification": "classifier_dropout",
+    "token-classification": "token_dropout",
+    "question-answering": "span_dropout",
+    "multiple-choice": "choice_dropout",
+}
 OURS = {cls.task: cls for cls in auto.PretrainedModel.__subclasses__()}
 
 
@@ -61,7 +71,11 @@ def compare(ours, theirs, inputs, **options):
     out = ours(**inputs, **options)
     for name, x in outputs_of(out).items():
         np.testing.assert_allclose(x, expected[name], **TOLERANCE, err_msg=name)
-    assert set(outputs_of(out)) == set(expected) - {"hidden_states", "attentions"}
+    assert set(outputs_of(out)) == set(expected) - {
+        "hidden_states",
+        "attentions",
+        "cross_attentions",
+    }
     for name in options:
         got, wanted = (getattr(o, name.removeprefix("output_")) for o in (out, expected))
         assert len(got) == len(wanted) == 2 + (name == "output_hidden_states")
@@ -81,7 +95,8 @@ def test_outputs(family, task, length, rng):
 def test_gradients(family, task, rng, tmp_path):
     ours, theirs = pair(family, task)
     inputs = random_inputs(family, task, 17, rng)
-    weights = cotangents(outputs_of(ours(**inputs)), inputs["attention_mask"])
+    shapes = jax.eval_shape(lambda params: ours(**inputs, params=params), ours.params)
+    weights = cotangents(outputs_of(shapes), inputs["attention_mask"])
     theirs.zero_grad()
     expected = theirs(**to_torch(inputs))
     sum((expected[name] * torch.tensor(w)).sum() for name, w in weights.items()).backward()
@@ -104,7 +119,24 @@ def test_pytorch_loads_what_is_written_here(family, task, rng, tmp_path):
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
     assert again.config.architectures == [type(theirs).__name__]
-    compare(ours, again.eval(), random_inputs(family, task, 9, rng))
+    compare(ours, again.eval(), random_inputs(family, task, LONGEST, rng))
+
+
+@pytest.mark.parametrize(("family", "task"), [pair for pair in PAIRS if pair[1] in RATES])
+def test_dropout_rate_of_the_head(family, task):
+    names = {"distilbert": ("dropout", "attention_dropout", "qa_dropout", "seq_classif_dropout")}
+    usual = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+    rates = {name: 0.11 + i / 100 for i, name in enumerate(names.get(family, usual))}
+    if family == "electra":
+        rates["summary_last_dropout"] = 0.2
+    theirs = random_torch(family, task, **rates)
+    expected = {
+        module.p
+        for name, module in theirs.named_modules()
+        if isinstance(module, torch.nn.Dropout) and not name.startswith(theirs.base_model_prefix)
+    }
+    spec = models.ENCODERS[family].spec(tiny_config(family, task, **rates))
+    assert {getattr(spec, RATES[task])} == (expected or {0.0})
 
 
 @pytest.mark.parametrize("family", models.ENCODERS)
@@ -127,3 +159,19 @@ def test_electra_with_embeddings_as_wide_as_its_blocks(task, rng, tmp_path):
     theirs.save_pretrained(tmp_path)
     ours = OURS[task].from_pretrained(tmp_path)
     compare(ours, theirs, random_inputs("electra", task, 9, rng))
+
+
+@pytest.mark.parametrize(
+    "activation", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "tanh"]
+)
+def test_activations(activation):
+    x = np.linspace(-12, 12, 4801, dtype=np.float32)
+    expected = ACT2FN[activation](torch.tensor(x)).numpy()
+    np.testing.assert_allclose(
+        ACTIVATIONS[activation](jnp.asarray(x)), expected, atol=2e-6, rtol=1e-5
+    )
+    slopes = jax.vmap(jax.grad(ACTIVATIONS[activation]))(jnp.asarray(x))
+    t = torch.tensor(x, requires_grad=True)
+    ACT2FN[activation](t).sum().backward()
+    assert t.grad is not None
+    np.testing.assert_allclose(slopes, t.grad.numpy(), atol=5e-6, rtol=1e-5)

@@ -139,7 +139,7 @@ def test_pickle_that_runs_code_or_is_damaged(tiny_bert_config, tmp_path):
     "name",
     ["BertForPreTraining", "BertForTokenClassification", "BertForQuestionAnswering", "BertModel"],
 )
-def test_converted_heads_without_a_module_here(name, tiny_bert_config, tmp_path, batch):
+def test_converted_to_flax_and_back(name, tiny_bert_config, tmp_path, batch):
     """Safetensors to msgpack and back: every tensor is what it was, in PyTorch's own class."""
     cls = getattr(transformers, name)
     original = random_torch(cls, tiny_bert_config)
