@@ -5,7 +5,14 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from jaxllm.config_fields import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from jaxllm.config_fields import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    QAConfig,
+    TrainConfig,
+)
 from jaxllm.errors import InputError
 
 
@@ -13,6 +20,7 @@ def check(config: Config) -> None:
     """Raises InputError, naming the key, for a value out of range or at odds with another."""
     _model(config.model)
     _data(config.data, config.model.problem_type)
+    _qa(config.qa)
     _optimizer(config.optimizer)
     _train(config.train, config.model.problem_type, config.data.labels)
     steps, warmup = config.train.steps, config.optimizer.warmup
@@ -122,6 +130,13 @@ def _data(data: DataConfig, problem_type: str) -> None:
     if not data.packing:
         fits = data.buckets[-1] >= data.max_length
         _require("data.buckets", data.buckets, fits, f"one of data.max_length={data.max_length}")
+
+
+def _qa(qa: QAConfig) -> None:
+    for name in ("max_question_length", "max_answer_length", "n_best"):
+        _at_least(1, {f"qa.{name}": getattr(qa, name)})
+    _at_least(0, {"qa.doc_stride": qa.doc_stride})
+    _require("qa.null_threshold", qa.null_threshold, math.isfinite(qa.null_threshold), "a number")
 
 
 def _optimizer(optimizer: OptimizerConfig) -> None:

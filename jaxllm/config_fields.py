@@ -24,7 +24,9 @@ class ModelConfig:
     """
 
     path: str | None = None
-    task: Literal["sequence-classification", "masked-lm", "pretraining"] = "sequence-classification"
+    task: Literal["sequence-classification", "question-answering", "masked-lm", "pretraining"] = (
+        "sequence-classification"
+    )
     tokenizer: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     problem_type: Literal[
@@ -225,8 +227,32 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class QAConfig:
+    """Question answering: how contexts are cut, and how answers are chosen and scored.
+
+    Attributes:
+        max_question_length: tokens of a question; a longer one is cut there and counted
+        doc_stride: tokens that a window of a long context shares with the one before it
+        max_answer_length: tokens of an answer at most
+        n_best: answers of each question in nbest_predictions.json
+        null_threshold: a question is left unanswered where the score of no answer is above that of
+            the best answer by more than this; the best value on the dev part is
+            eval/best_f1_thresh
+        scoring: how EM and F1 compare answers, by the official script of SQuAD (words) or of
+            CMRC 2018 (Chinese characters)
+    """
+
+    max_question_length: int = 64
+    doc_stride: int = 128
+    max_answer_length: int = 30
+    n_best: int = 20
+    null_threshold: float = 0.0
+    scoring: Literal["squad", "cmrc"] = "squad"
+
+
+@dataclass(frozen=True)
 class Config:
-    """Everything that a run depends on, in six sections."""
+    """Everything that a run depends on, in sections."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -234,3 +260,4 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    qa: QAConfig = field(default_factory=QAConfig)

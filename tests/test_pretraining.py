@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllm import loop, models, objectives
+from jaxllm import loop, models, pretraining_objectives
 from jaxllm.config_fields import (
     Config,
     DataConfig,
@@ -287,7 +287,7 @@ def test_every_epoch_has_new_masks(config):
 
 def test_weights_of_the_whole_batch(rng):
     batch = {"input_ids": np.zeros((4, 2)), "a": rng.random((4, 3)), "b": np.zeros((4, 3))}
-    scaled = objectives.whole_batch_weights(batch, one="a", two="b")
+    scaled = pretraining_objectives.whole_batch_weights(batch, one="a", two="b")
     np.testing.assert_allclose(scaled["one_scale"], np.full(4, 1 / batch["a"].sum()), rtol=1e-6)
     assert np.isfinite(scaled["two_scale"]).all()
 

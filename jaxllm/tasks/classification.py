@@ -45,7 +45,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         dev, _ = load_examples(config.data, "dev", tokenizer, problem_type=problem, labels=names)
     metric = _metric(config, names)
     model_config = head_config(config, names) if saved is None else saved
-    check_fit(config, model_config, tokenizer)
+    check_fit(config, model_config, tokenizer, pair=config.data.text_pair is not None)
     if problem == SINGLE and len(names) < 2:
         raise InputError(
             f"data.label: found {len(names)} labels {names}, expected two or more; name all of "

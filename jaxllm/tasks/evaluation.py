@@ -1,7 +1,7 @@
 """Judging parameters on a labelled part: every row once; metrics, report, predictions on disk."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,37 +41,22 @@ class Evaluator:
             RuntimeError: an example did not come up exactly once.
         """
         count = len(self.examples)
-        columns = len(self.label_names) or 1
-        logits_NC = np.full((count, columns), np.nan, np.float32)
-        seen_N = np.zeros(count, np.int64)
+        logits_NC = np.full((count, len(self.label_names) or 1), np.nan, np.float32)
         sums = metrics.Sums()
-        batches = eval_batches(
+        for values, logits_BPC, index_BP in outputs_of(
             self.examples,
+            lambda batch: self.eval_step(params, batch),
             data=self.data,
-            batch_rows=self._batch_rows(),
-            shards=batch_shards(self.mesh),
-            sharding=batch_sharding(self.mesh),
-        )
-        pending: tuple[dict[str, Any], jax.Array, np.ndarray] | None = None
-
-        def collect() -> None:
-            if pending is not None:
-                values, logits_BPC, index_BP = pending
-                filled = index_BP >= 0
-                logits_NC[index_BP[filled]] = np.asarray(logits_BPC)[filled]
-                np.add.at(seen_N, index_BP[filled], 1)
-                sums.add({"loss": values["loss"]})
-
-        for arrays, index_BP in batches:
-            dispatched = (*self.eval_step(params, arrays), index_BP)
-            collect()  # the previous batch, while the device computes this one
-            pending = dispatched
-        collect()
-        if not (seen_N == 1).all() or sums.weight("loss") != count:
-            wrong = np.flatnonzero(seen_N != 1)
+            batch_size=self.batch_size,
+            mesh=self.mesh,
+        ):
+            filled = index_BP >= 0
+            logits_NC[index_BP[filled]] = logits_BPC[filled]
+            sums.add({"loss": values["loss"]})
+        if sums.weight("loss") != count:
             raise RuntimeError(
-                f"evaluation must see each of {count} examples once: {len(wrong)} were not (the "
-                f"first: {wrong[:1]}), the weights add up to {sums.weight('loss'):g}"
+                f"evaluation must see each of {count} examples once: the weights add up to "
+                f"{sums.weight('loss'):g}"
             )
         return logits_NC, sums.means()["loss"]
 
@@ -79,13 +64,6 @@ class Evaluator:
     def _labels(self) -> np.ndarray:
         assert self.examples.labels is not None, "examples without labels cannot be judged"
         return self.examples.labels
-
-    def _batch_rows(self) -> int:
-        shards = batch_shards(self.mesh)
-        rows: float = self.batch_size
-        if self.data.packing:
-            rows = self.batch_size * self.examples.lengths.mean() / self.data.max_length
-        return max(1, -(-int(np.ceil(rows)) // shards)) * shards
 
     def metrics(self, params: Any) -> dict[str, float]:
         """`classification_metrics` and `loss`, the unsmoothed and unweighted mean."""
@@ -146,6 +124,51 @@ class Evaluator:
                 rows, labels, predicted, probability_NC, strict=True
             )
         ]
+
+
+def outputs_of(
+    examples: Examples,
+    step: Callable[[dict[str, jax.Array]], tuple[dict[str, Any], Any]],
+    *,
+    data: DataConfig,
+    batch_size: int,
+    mesh: jax.sharding.Mesh,
+) -> Iterator[tuple[dict[str, Any], Any, np.ndarray]]:
+    """Every example once: (metrics, outputs, index of the example in each slot) of each batch.
+
+    `step` gives a batch's metrics and a tree of device arrays; outputs are that tree in numpy. The
+    index is int64 [B, P], -1 for an empty slot. The device computes the next batch meanwhile.
+
+    Raises:
+        RuntimeError: at the end, if an example did not come up exactly once.
+    """
+    seen_N = np.zeros(len(examples), np.int64)
+    shards = batch_shards(mesh)
+    rows: float = batch_size
+    if data.packing:
+        rows = batch_size * examples.lengths.mean() / data.max_length
+    batches = eval_batches(
+        examples,
+        data=data,
+        batch_rows=max(1, -(-int(np.ceil(rows)) // shards)) * shards,
+        shards=shards,
+        sharding=batch_sharding(mesh),
+    )
+    pending: list[tuple[dict[str, Any], Any, np.ndarray]] = []
+    for arrays, index_BP in batches:
+        np.add.at(seen_N, index_BP[index_BP >= 0], 1)
+        pending.append((*step(arrays), index_BP))
+        if len(pending) == 2:
+            values, outputs, index = pending.pop(0)
+            yield values, jax.device_get(outputs), index
+    for values, outputs, index in pending:
+        yield values, jax.device_get(outputs), index
+    if not (seen_N == 1).all():
+        wrong = np.flatnonzero(seen_N != 1)
+        raise RuntimeError(
+            f"evaluation must see each of {len(examples)} examples once: {len(wrong)} were not "
+            f"(the first: {wrong[:1]})"
+        )
 
 
 def read_summary(examples: Examples) -> str:

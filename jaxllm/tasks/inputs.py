@@ -22,6 +22,8 @@ class InputFormat:
     pair_optional: a row may lack its second text.
     max_length: tokens of a row, special tokens included.
     truncation: `right` or `left` cuts a longer row there; with `error` or `drop` it is an error.
+    qa: of question answering: the fields of QAConfig, and `nullable`, whether a question may have
+        no answer.
     """
 
     task: str = "sequence-classification"
@@ -30,6 +32,7 @@ class InputFormat:
     pair_optional: bool = False
     max_length: int = 512
     truncation: str = "right"
+    qa: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, config: Config) -> "InputFormat":

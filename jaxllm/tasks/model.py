@@ -168,8 +168,8 @@ def check_tokenizer(tokenizer: Any, model_config: Any) -> None:
         )
 
 
-def check_fit(config: Config, model_config: Any, tokenizer: Any) -> None:
-    """Refuses data that the model has no place for, with the key to change."""
+def check_fit(config: Config, model_config: Any, tokenizer: Any, *, pair: bool) -> None:
+    """Refuses data, a `pair` of texts or one, that the model has no place for."""
     check_tokenizer(tokenizer, model_config)
     longest = models.max_tokens(model_config)
     if config.data.max_length > longest:
@@ -177,10 +177,10 @@ def check_fit(config: Config, model_config: Any, tokenizer: Any) -> None:
             f"data.max_length: found {config.data.max_length}, expected at most the model's "
             f"{longest} positions (max_position_embeddings)"
         )
-    if config.data.text_pair is not None:
+    if pair:
         types = max(tokenizer("a", "a", return_token_type_ids=True)["token_type_ids"]) + 1
         if types > getattr(model_config, "type_vocab_size", types):
             raise InputError(
-                "data.text_pair: the tokenizer marks the second text as of another type, but the "
-                "model has one token type (type_vocab_size), not two"
+                "the tokenizer marks the second text as of another type, but the model has one "
+                "token type (type_vocab_size), not two; take a model with two"
             )

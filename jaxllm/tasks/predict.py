@@ -133,11 +133,13 @@ def load_predictor(model: str, batch_size: int) -> Predictor:
     import jax
 
     from jaxllm.sharding import batch_shards, make_mesh
+    from jaxllm.tasks.answerer import Answerer
     from jaxllm.tasks.classifier import Classifier
     from jaxllm.tasks.model import SavedModel
 
     predictors: dict[str, Callable[[SavedModel, int], Predictor]] = {
         "sequence-classification": Classifier.of,
+        "question-answering": Answerer.of,
     }
     mesh = make_mesh(devices=jax.local_devices())
     shards = batch_shards(mesh)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxllm import objectives
+from jaxllm import pretraining_objectives
 from jaxllm.config_fields import Config
 from jaxllm.data.documents import load_documents
 from jaxllm.data.loader import EpochExamples, eval_batches
@@ -62,15 +62,17 @@ class Kind:
         if not self.parts:
             return batch
         tokens = (batch["segment_ids"] > 0).astype(jnp.float32)
-        return objectives.whole_batch_weights({**batch, "token_weights": tokens}, **self.parts)
+        return pretraining_objectives.whole_batch_weights(
+            {**batch, "token_weights": tokens}, **self.parts
+        )
 
 
 _SHARED = ("loss", "masked_accuracy", "perplexity")
-MASKED_LM = Kind("masked-lm", objectives.masked_lm, {}, _SHARED)
+MASKED_LM = Kind("masked-lm", pretraining_objectives.masked_lm, {}, _SHARED)
 KINDS = {  # model_type -> its "pretraining"
     "bert": Kind(
         "pretraining",
-        objectives.masked_lm_and_next_sentence,
+        pretraining_objectives.masked_lm_and_next_sentence,
         {"masked_loss": "label_weights", "next_sentence_loss": "next_sentence_weights"},
         (*_SHARED, "masked_loss", "next_sentence_loss", "next_sentence_accuracy"),
         pairs=True,
@@ -78,7 +80,7 @@ KINDS = {  # model_type -> its "pretraining"
     # 85 % and none: google-research/electra, pretrain/pretrain_helpers.py.
     "electra": Kind(
         "joint-pretraining",
-        objectives.replaced_token_detection,
+        pretraining_objectives.replaced_token_detection,
         {"masked_loss": "label_weights", "replaced_loss": "token_weights"},
         (*_SHARED, "masked_loss", "replaced_loss", "replaced_accuracy"),
         masked=0.85,
@@ -192,7 +194,7 @@ class MaskedEvaluator:
         sums.add(pending)
         means = sums.means()
         if self.kind.parts:  # of the whole part; means of the batches' means are another thing
-            means["loss"] = objectives.total(means, self.kind.parts)
+            means["loss"] = pretraining_objectives.total(means, self.kind.parts)
         means["perplexity"] = math.exp(min(means.get("masked_loss", means["loss"]), 700))
         return means
 
