@@ -1,4 +1,4 @@
-"""The command line: ``jaxllm train | evaluate | predict | convert``.
+"""The command line: ``jaxllm train | glue | evaluate | predict | convert``.
 
 Exit status: 0 = done, 2 = a user's mistake (one message, no traceback), 130 or 143 = stopped by
 Ctrl-C or SIGTERM.
@@ -10,6 +10,7 @@ import errno
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
@@ -30,12 +31,29 @@ def train(argv: list[str]) -> int | None:
     with _work_on(options.run.dir):
         from jaxllm import loop
 
-        try:
-            loop.train(options)
-        except loop.Interrupted as stop:  # saved; the message says how to go on
-            print(f"jaxllm: {stop}", file=sys.stderr)
-            return stop.exit_status
-    return None
+        return _stoppable(lambda: loop.train(options))
+
+
+def glue(argv: list[str]) -> int | None:
+    """fine-tune on tasks of GLUE, one after the other"""
+    from jaxllm import config
+
+    parser = _Parser("jaxllm glue", glue.__doc__)
+    parser.usage = "jaxllm glue --config FILE [--tasks TASK ...] [--section.field value ...]"
+    parser.epilog = (
+        "The other options are those of `jaxllm train`; columns and labels come by task."
+    )
+    parser.add_argument("--tasks", nargs="+", help="rte, stsb, ... (default: all nine)")
+    own, others = parser.parse_known_args(argv)
+    options = config.load(others, "jaxllm glue")
+    with _work_on(options.run.dir):
+        from jaxllm.data.glue import TASKS
+        from jaxllm.tasks import glue as task
+
+        tasks = (
+            list(TASKS) if own.tasks is None else re.findall(r"[^\s\[\],]+", " ".join(own.tasks))
+        )
+        return _stoppable(lambda: task.run(options, tasks))
 
 
 def evaluate(argv: list[str]) -> None:
@@ -85,6 +103,7 @@ def convert(argv: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
+    "glue": glue,
     "evaluate": evaluate,
     "predict": predict,
     "convert": convert,
@@ -136,6 +155,18 @@ def _top_parser() -> _Parser:
     rest = parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     rest.required = False  # or a missing COMMAND is reported as a missing COMMAND and arguments
     return parser
+
+
+def _stoppable(run: Callable[[], object]) -> int | None:
+    """Runs it; the exit status, if it was stopped."""
+    from jaxllm.loop import Interrupted
+
+    try:
+        run()
+    except Interrupted as stop:  # saved; the message says how to go on
+        print(f"jaxllm: {stop}", file=sys.stderr)
+        return stop.exit_status
+    return None
 
 
 def _complain(message: str) -> int:
