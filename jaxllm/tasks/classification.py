@@ -60,7 +60,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         objective=lambda apply: labelled(apply, loss_fn),
         evaluator=None if dev is None else partial(evaluator, config, dev, names),
         metric=metric,
-        save_extras=InputFormat.of(config.data).save,
+        save_extras=InputFormat.of(config).save,
     )
 
 
