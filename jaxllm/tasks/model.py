@@ -164,7 +164,7 @@ def check_fit(config: Config, model_config: Any, tokenizer: Any) -> None:
             f"data.max_length: found {config.data.max_length}, expected at most the model's "
             f"{model_config.max_position_embeddings} positions (max_position_embeddings)"
         )
-    if config.data.text_pair is not None:
+    if config.data.text_pair is not None or config.data.choices is not None:
         types = max(tokenizer("a", "a", return_token_type_ids=True)["token_type_ids"]) + 1
         if types > getattr(model_config, "type_vocab_size", 1):
             raise InputError(
