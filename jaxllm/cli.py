@@ -13,10 +13,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from jaxllm import __version__, cpu_guard, huge_pages
 from jaxllm.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxllm.config import Config
 
 logger = logging.getLogger("jaxllm")
 
@@ -31,7 +34,7 @@ def train(argv: list[str]) -> int | None:
     with _work_on(options.run.dir):
         from jaxllm import loop
 
-        return _stoppable(lambda: loop.train(options))
+        return _stoppable(options, lambda: loop.train(options))
 
 
 def glue(argv: list[str]) -> int | None:
@@ -53,7 +56,7 @@ def glue(argv: list[str]) -> int | None:
         tasks = (
             list(TASKS) if own.tasks is None else re.findall(r"[^\s\[\],]+", " ".join(own.tasks))
         )
-        return _stoppable(lambda: task.run(options, tasks))
+        return _stoppable(options, lambda: task.run(options, tasks))
 
 
 def evaluate(argv: list[str]) -> None:
@@ -62,9 +65,12 @@ def evaluate(argv: list[str]) -> None:
 
     options = config.load(argv, "jaxllm evaluate")
     with _work_on(options.run.dir):
+        from jaxllm import processes
         from jaxllm.tasks import build
 
-        print(json.dumps(build.evaluate(options), indent=2))
+        with processes.joined(options.mesh.processes):
+            metrics = build.evaluate(options)
+        print(json.dumps(metrics, indent=2))
 
 
 def predict(argv: list[str]) -> None:
@@ -157,13 +163,14 @@ def _top_parser() -> _Parser:
     return parser
 
 
-def _stoppable(run: Callable[[], object]) -> int | None:
-    """Runs it; the exit status, if it was stopped."""
-    from jaxllm.loop import Interrupted
+def _stoppable(options: "Config", run: Callable[[], object]) -> int | None:
+    """Runs it in all processes; the exit status, if it was stopped."""
+    from jaxllm import loop, processes
 
     try:
-        run()
-    except Interrupted as stop:  # saved; the message says how to go on
+        with processes.joined(options.mesh.processes):
+            run()
+    except loop.Interrupted as stop:  # saved; the message says how to go on
         print(f"jaxllm: {stop}", file=sys.stderr)
         return stop.exit_status
     return None

@@ -39,7 +39,7 @@ class GlueTask:
         digits: the files have the ids in place of the names.
         dev: prefix of a metric's name -> dev part; the first is the one that chooses the model.
         test: name of the predictions -> test part.
-        bad_rows: the files are known to have rows that are cut short, which all readers leave out.
+        bad_rows: it is known to have rows with a text missing, which all readers leave out.
     """
 
     folder: str
@@ -154,6 +154,8 @@ def train_and_dev(name: str, data: DataConfig, part: str) -> DataConfig:
     """
     task = TASKS[name]
     folder = _folder(task, data)
+    if task.bad_rows:
+        data = dataclasses.replace(data, on_bad_row="drop")
     if folder is None:
         return _on_hub(task.hub, name, data, part, list(task.labels) or None)
     columns, train = _file(task, folder, "train", needed=True)
@@ -165,13 +167,15 @@ def train_and_dev(name: str, data: DataConfig, part: str) -> DataConfig:
         train=train,
         dev=dev,
         labels=labels or None,
-        on_bad_row="drop" if task.bad_rows else data.on_bad_row,
     )
 
 
 def test_rows(name: str, data: DataConfig, part: str) -> DataConfig | None:
-    """`data` with a test part as the part to judge; its rows have no labels. None: no such file."""
+    """`data` with a test part, all of it, as the dev part; it has no labels. None: no such file."""
     task = TASKS[name]
+    # An answer for every row: none may be left out.
+    cut: Literal["right", "left"] = "left" if data.truncation == "left" else "right"
+    data = dataclasses.replace(data, max_dev_examples=None, on_bad_row="error", truncation=cut)
     folder = _folder(task, data)
     if folder is None:
         return _on_hub(task.hub, name, data, part, None)
@@ -180,7 +184,7 @@ def test_rows(name: str, data: DataConfig, part: str) -> DataConfig | None:
         return None
     if columns is not _STS_COLUMNS:
         columns = dataclasses.replace(columns, header=None)  # CoLA's test file has a header row
-    return _in_files(columns, data, train=[], dev=file, labels=None, on_bad_row="error")
+    return _in_files(columns, data, train=[], dev=file, labels=None)
 
 
 def _on_hub(
@@ -205,7 +209,6 @@ def _in_files(
     train: list[str],
     dev: list[str],
     labels: list[str] | None,
-    on_bad_row: Literal["error", "drop"],
 ) -> DataConfig:
     return dataclasses.replace(
         data,
@@ -219,7 +222,6 @@ def _in_files(
         label=columns.label,
         columns=None if columns.header is None else list(columns.header),
         labels=labels,
-        on_bad_row=on_bad_row,
     )
 
 

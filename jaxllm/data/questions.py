@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxllm import processes
 from jaxllm.config_fields import DataConfig
 from jaxllm.data.corpus import Examples, load_arrays, sources_of
 from jaxllm.data.packing import Rows, fill_packed, slots
@@ -52,7 +53,7 @@ class Questions(Examples):
     ) -> dict[str, np.ndarray]:
         """The arrays of a batch of `rows`.
 
-        ``input_ids``, ``segment_ids``, ``position_ids``, ``token_type_ids`` int32 [B, T],
+        ``input_ids``, ``segment_ids``, ``token_type_ids`` int32 [B, T],
         ``head_positions`` int32 [B, P * C], ``labels`` int32 [B, P], ``label_weights`` float32
         [B, P].
         """
@@ -82,6 +83,13 @@ def load_questions(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizer
     Raises:
         InputError: as `load_examples`; no choices; no room for them.
     """
+    with processes.together():
+        questions = _load(data, split, tokenizer)
+    processes.check_same(f"the questions of data.{split}", lambda: questions.fingerprint)
+    return questions
+
+
+def _load(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizerFast") -> Questions:
     sources = sources_of(data, split, labelled=True)
     choices = _count(data, sources[0])
     if data.max_length < choices * SHORTEST:
