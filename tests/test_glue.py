@@ -96,12 +96,9 @@ def glue_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def config(glue_dir, tiny_bert_config, tiny_tokenizer_dir, tmp_path_factory):
-    size = len((tiny_tokenizer_dir / "vocab.txt").read_text().splitlines())
-    attributes = tiny_bert_config.to_diff_dict() | {"vocab_size": size, "model_type": "bert"}
-    attributes.pop("transformers_version", None)
+def config(glue_dir, tiny_bert_dir, tmp_path_factory):
     return Config(
-        model=ModelConfig(config=attributes, tokenizer=str(tiny_tokenizer_dir)),
+        model=ModelConfig(path=str(tiny_bert_dir)),
         data=DataConfig(
             dataset=str(glue_dir), max_length=32, cache_dir=str(tmp_path_factory.mktemp("cache"))
         ),
