@@ -72,7 +72,9 @@ def task_config(name: str, config: Config, part: str) -> Config:
     task = TASKS[name]
     result = dataclasses.replace(
         config,
-        model=dataclasses.replace(config.model, problem_type=task.problem_type),
+        model=dataclasses.replace(
+            config.model, task="sequence-classification", problem_type=task.problem_type
+        ),
         data=train_and_dev(name, config.data, part),
         train=dataclasses.replace(config.train, metric=config.train.metric or task.metrics[0]),
         run=dataclasses.replace(config.run, dir=str(Path(config.run.dir) / name)),
@@ -89,14 +91,14 @@ def report(summaries: dict[str, Summary]) -> str:
     ]
     for name, values in summaries.items():
         run = " | ".join(
-            f"{values.get(f'train/{key}', metrics.NAN):,.{digits}f}"
+            f"{_known(values, f'train/{key}'):,.{digits}f}"
             for key, digits in (("steps", 0), ("real_tokens_per_second", 0), ("compile_seconds", 1))
         )
         seeds = int(values.get("train/seeds", 1))
         for metric in _metrics(name):
-            score = f"{100 * _known(values, metric):.2f}"
+            score = f"{100 * _known(values, f'eval/{metric}'):.2f}"
             if seeds > 1:
-                score += f" ± {100 * _known(values, f'{metric}_std'):.2f}"
+                score += f" ± {100 * _known(values, f'eval/{metric}_std'):.2f}"
             lines.append(f"| {name} | {metric} | {score} | {seeds} | {run} |")
     mean = 100 * _flat(summaries)["eval/score"]
     return "\n".join([*lines, "", f"Mean over the tasks: {mean:.2f}", ""])
@@ -107,15 +109,15 @@ def _metrics(name: str) -> list[str]:
     return [prefix + metric for prefix, _ in task.dev for metric in task.metrics]
 
 
-def _known(values: Summary, metric: str, otherwise: float = metrics.NAN) -> float:
-    """A metric of the dev part; `otherwise` where it is undefined, as a correlation may be."""
-    value = values.get(f"eval/{metric}")
+def _known(values: Summary, key: str, otherwise: float = metrics.NAN) -> float:
+    """A value of a summary; `otherwise` where it is undefined, as a correlation may be."""
+    value = values.get(key)
     return otherwise if value is None or math.isnan(value) else value
 
 
 def _flat(summaries: dict[str, Summary]) -> Summary:
     scores = [
-        statistics.fmean(_known(values, metric) for metric in _metrics(name))
+        statistics.fmean(_known(values, f"eval/{metric}") for metric in _metrics(name))
         for name, values in summaries.items()
     ]
     flat = {f"{name}/{key}": x for name, values in summaries.items() for key, x in values.items()}
@@ -157,7 +159,7 @@ def _submit(name: str, config: Config, data: DataConfig, directory: Path) -> Non
 
     def dev_score(run: Path) -> float:
         values = json.loads((run / "summary.json").read_text())
-        return _known(values, task.metrics[0], -math.inf)
+        return _known(values, f"eval/{task.metrics[0]}", -math.inf)
 
     model = str(max(_runs(config), key=dev_score) / "model")
     for suffix, part in task.test:
