@@ -21,6 +21,7 @@ def check(config: Config) -> None:
     _model(config.model)
     _data(config.data, config.model.problem_type)
     _qa(config.qa)
+    _choices(config)
     _optimizer(config.optimizer)
     _train(config.train, config.model.problem_type, config.data.labels)
     steps, warmup = config.train.steps, config.optimizer.warmup
@@ -137,6 +138,28 @@ def _qa(qa: QAConfig) -> None:
         _at_least(1, {f"qa.{name}": getattr(qa, name)})
     _at_least(0, {"qa.doc_stride": qa.doc_stride})
     _require("qa.null_threshold", qa.null_threshold, math.isfinite(qa.null_threshold), "a number")
+
+
+def _choices(config: Config) -> None:
+    """The label is the place of the right choice, from 0."""
+    data, task = config.data, config.model.task
+    choices = data.choices
+    if task != "multiple-choice":
+        _require("data.choices", choices, choices is None, f"null, as model.task is {task}")
+        return
+    others = {data.text, data.label, data.text_pair}
+    names = choices or []
+    fits = bool(names) and len(set(names)) == len(names) and not others & set(names)
+    _require(
+        "data.choices", choices, fits, "columns of their own, as model.task is multiple-choice"
+    )
+    for key, value, expected in (
+        ("model.problem_type", config.model.problem_type, "single_label_classification"),
+        ("data.labels", data.labels, None),
+        ("train.class_weights", config.train.class_weights, None),
+    ):
+        shown = "null" if expected is None else expected
+        _require(key, value, value == expected, f"{shown}, as model.task is multiple-choice")
 
 
 def _optimizer(optimizer: OptimizerConfig) -> None:

@@ -24,9 +24,13 @@ class ModelConfig:
     """
 
     path: str | None = None
-    task: Literal["sequence-classification", "question-answering", "masked-lm", "pretraining"] = (
-        "sequence-classification"
-    )
+    task: Literal[
+        "sequence-classification",
+        "multiple-choice",
+        "question-answering",
+        "masked-lm",
+        "pretraining",
+    ] = "sequence-classification"
     tokenizer: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     problem_type: Literal[
@@ -52,7 +56,8 @@ class DataConfig:
             begins once these are tokenized, and they are in memory, 5 bytes a token, not on disk
         format: format of the files; auto = by their names
         text: column of the text
-        text_pair: column of a second text
+        text_pair: column of a second text; of choices: of how each of them begins
+        choices: columns of the choices to tell the right one from, or one column with a list
         label: column of the label
         columns: names of the columns, for files with no header row
         labels: label names in the order of their ids; null = those of the training part, sorted
@@ -86,6 +91,7 @@ class DataConfig:
     format: Literal["auto", "csv", "tsv", "jsonl", "text"] = "auto"
     text: str = "text"
     text_pair: str | None = None
+    choices: list[str] | None = None
     label: str = "label"
     columns: list[str] | None = None
     labels: list[str] | None = None

@@ -322,7 +322,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(save_model, tmp_path):
 
 
 def test_input_format_round_trip_and_damage(tmp_path):
-    form = InputFormat("文本", "second", False, 64, "left")
+    form = InputFormat(text="文本", text_pair="second", max_length=64, truncation="left")
     form.save(tmp_path)
     assert InputFormat.load(tmp_path, max_length=8) == form
     (tmp_path / "jaxllm.json").write_text('{"text": "x", "colour": 3}')

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from jaxllm.config_fields import DataConfig
-from jaxllm.data.rows import CHUNK, Row, Source, columns_of, rows_of
+from jaxllm.data.rows import CHUNK, Row, Source, columns_of, row_of, rows_of
 from jaxllm.errors import InputError
 
 _FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".txt": "text"}
@@ -179,12 +179,10 @@ def _table(path: Path, data: DataConfig, labelled: bool, name: str) -> Iterator[
         for number, fields in enumerate(reader, 1):
             if not fields:
                 continue
-            text, pair, label = (
-                fields[i] if i is not None and i < len(fields) else None for i in at
-            )
+            values = [fields[i] if i is not None and i < len(fields) else None for i in at]
             surplus = len(fields) > len(columns) and any(fields[len(columns) :])
             fault = f"more than {len(columns)} fields" if surplus else None
-            yield Row(number, text, pair, label, fault)
+            yield row_of(number, values, data, fault)
     except csv.Error as error:
         raise InputError(
             f"{path}, row {number + 1} (up to line {reader.line_num}): not valid {name}: {error}; "

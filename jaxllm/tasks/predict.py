@@ -136,10 +136,12 @@ def load_predictor(model: str, batch_size: int) -> Predictor:
     from jaxllm.tasks.answerer import Answerer
     from jaxllm.tasks.classifier import Classifier
     from jaxllm.tasks.model import SavedModel
+    from jaxllm.tasks.multiple_choice import ChoicePredictor
 
     predictors: dict[str, Callable[[SavedModel, int], Predictor]] = {
         "sequence-classification": Classifier.of,
         "question-answering": Answerer.of,
+        "multiple-choice": ChoicePredictor.of,
     }
     mesh = make_mesh(devices=jax.local_devices())
     shards = batch_shards(mesh)

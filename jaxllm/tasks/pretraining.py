@@ -93,7 +93,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     """The task on a configuration's data, see `task.Prepare`."""
     model_config = saved or hf.load_config(config.model.path, **config.model.config)
     kind = _kind(config, model_config.model_type)
-    check_fit(config, model_config, tokenizer)
+    check_fit(config, model_config, tokenizer, pair=kind.pairs)
     if vocabulary_size(tokenizer) < model_config.vocab_size:
         logger.warning(
             "the model has %d tokens (vocab_size), the tokenizer %d; the others are never seen",
