@@ -49,7 +49,7 @@ class Questions(Examples):
         return max(1, slots(row_length) // self.choices) if packing else 1
 
     def fill(
-        self, rows: Rows, *, row_length: int, height: int, packing: bool, epoch: int
+        self, rows: Rows, *, row_length: int, height: int, packing: bool
     ) -> dict[str, np.ndarray]:
         """The arrays of a batch of `rows`.
 
