@@ -158,7 +158,7 @@ def test_a_sentence_that_is_too_long_stops_the_run_or_is_dropped(load):
 def test_a_packed_batch_has_the_labels_where_the_tokens_are(load):
     sentences, _ = load(CONLL)
     rows = Rows(np.array([2, 0, 1]), np.array([0, 2, 3]))
-    batch = sentences.fill(rows, row_length=16, height=3, packing=True, epoch=0)
+    batch = sentences.fill(rows, row_length=16, height=3, packing=True)
     assert batch["labels"].shape == batch["label_weights"].shape == (3, 16)
     for row, members in enumerate([[2, 0], [1], []]):
         spans = [slice(*sentences.offsets[i : i + 2]) for i in members]

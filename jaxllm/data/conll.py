@@ -24,9 +24,9 @@ def sentences(
     """
     word_at, tag_at, width = 0, -1, 0
     if data.columns is not None:
-        text, _, label = columns_of(where, data.columns, data, labelled)
-        word_at, width = data.columns.index(text), len(data.columns)
-        tag_at = data.columns.index(label) if label is not None else 0
+        columns_of(where, data.columns, data, labelled)  # each is there once
+        word_at, width = data.columns.index(data.text), len(data.columns)
+        tag_at = data.columns.index(data.label) if labelled else 0
     words: list[str] = []
     tags: list[str] = []
     fault: tuple[int, str] | None = None

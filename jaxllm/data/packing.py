@@ -1,12 +1,22 @@
 """Examples to rows of a fixed length, and rows to the arrays of a batch."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from jaxllm.data.corpus import Examples
+
+class TokenArrays(Protocol):
+    """What `fill_packed` needs of examples: `corpus.Examples` has it, and more."""
+
+    @property
+    def tokens(self) -> np.ndarray: ...
+    @property
+    def type_ids(self) -> np.ndarray: ...
+    @property
+    def offsets(self) -> np.ndarray: ...
+    @property
+    def labels(self) -> np.ndarray | None: ...
 
 
 class Rows(NamedTuple):
@@ -107,7 +117,7 @@ def slots(row_length: int) -> int:
 
 
 def fill_packed(
-    examples: "Examples", rows: Rows, *, row_length: int, max_per_row: int, height: int
+    examples: TokenArrays, rows: Rows, *, row_length: int, max_per_row: int, height: int
 ) -> dict[str, np.ndarray]:
     """The batch of `rows`, with empty rows below them up to `height`. B = height, T = row_length.
 
@@ -150,7 +160,7 @@ def fill_packed(
 
 
 def fill_padded(
-    examples: "Examples", members: np.ndarray, *, row_length: int, height: int
+    examples: TokenArrays, members: np.ndarray, *, row_length: int, height: int
 ) -> dict[str, np.ndarray]:
     """The batch of `members`, one a row: as `fill_packed` with P = 1."""
     rows = one_per_row(members)

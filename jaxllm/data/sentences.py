@@ -49,7 +49,7 @@ class Sentences(Examples):
     text_offsets: np.ndarray
 
     def fill(
-        self, rows: Rows, *, row_length: int, height: int, packing: bool, epoch: int
+        self, rows: Rows, *, row_length: int, height: int, packing: bool
     ) -> dict[str, np.ndarray]:
         """As `fill_packed`, but `labels` and `label_weights` are [B, T]; weight 0: no label."""
         per_row = self.slots(row_length, packing=packing)

@@ -19,9 +19,12 @@ class InputFormat:
 
     task: what answers; model.task of the run that wrote it.
     text, text_pair: names of the row's text columns; text_pair null = single texts.
+    choices: names of the columns of choices, or of one with a list.
     pair_optional: a row may lack its second text.
     max_length: tokens of a row, special tokens included.
     truncation: `right` or `left` cuts a longer row there; with `error` or `drop` it is an error.
+    qa: of question answering: the fields of QAConfig, and `nullable`, whether a question may have
+        no answer.
     """
 
     task: str = "sequence-classification"
@@ -30,12 +33,21 @@ class InputFormat:
     pair_optional: bool = False
     max_length: int = 512
     truncation: str = "right"
+    qa: dict[str, Any] | None = None
+    choices: list[str] | None = None
 
     @classmethod
     def of(cls, config: Config) -> "InputFormat":
         """The format of a run's rows."""
         data, task = config.data, config.model.task
-        return cls(task, data.text, data.text_pair, False, data.max_length, data.truncation)
+        return cls(
+            task=task,
+            text=data.text,
+            text_pair=data.text_pair,
+            max_length=data.max_length,
+            truncation=data.truncation,
+            choices=data.choices,
+        )
 
     def save(self, directory: Path) -> None:
         """Writes `jaxllm.json` into a model directory."""
@@ -82,7 +94,7 @@ def parse_line(line: bytes, form: InputFormat) -> tuple[str, str | None]:
 
 
 def parse_object(line: bytes, text: str) -> dict[str, Any]:
-    """The object of a JSON line; a bare string is its column `text`.
+    """The object of a JSON line; a bare string is one with that `text` column.
 
     Raises:
         RowError: what is wrong with the line.

@@ -133,13 +133,17 @@ def load_predictor(model: str, batch_size: int) -> Predictor:
     import jax
 
     from jaxllm.sharding import batch_shards, make_mesh
+    from jaxllm.tasks.answerer import Answerer
     from jaxllm.tasks.classifier import Classifier
     from jaxllm.tasks.model import SavedModel
+    from jaxllm.tasks.multiple_choice import ChoicePredictor
     from jaxllm.tasks.tagger import Tagger
 
     predictors: dict[str, Callable[[SavedModel, int], Predictor]] = {
         "sequence-classification": Classifier.of,
         "token-classification": Tagger.of,
+        "question-answering": Answerer.of,
+        "multiple-choice": ChoicePredictor.of,
     }
     mesh = make_mesh(devices=jax.local_devices())
     shards = batch_shards(mesh)

@@ -1,8 +1,9 @@
 """Token classification: words tagged with entities; the data, the head, the loss, the metrics."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from jaxllm.files import write_atomic
 from jaxllm.metrics import Sums, check_finite, softmax
 from jaxllm.objectives import Apply, labelled
 from jaxllm.tasks.classification import known_labels, training_loss
-from jaxllm.tasks.evaluation import EvalStep, outputs_of, read_summary
+from jaxllm.tasks.evaluation import outputs_of, read_summary
 from jaxllm.tasks.inputs import InputFormat
 from jaxllm.tasks.model import check_fit, head_config
 from jaxllm.tasks.task import Task
@@ -40,7 +41,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     if config.data.has_dev:
         dev, _ = load_sentences(config.data, "dev", tokenizer, names)
     model_config = head_config(config, names) if saved is None else saved
-    check_fit(config, model_config, tokenizer)
+    check_fit(config, model_config, tokenizer, pair=False)
     loss_fn = training_loss(config, names)
 
     def evaluator(apply: Apply, mesh: Mesh) -> TagEvaluator:
@@ -83,7 +84,7 @@ class TagEvaluator:
     names: list[str]
     batch_size: int
     mesh: Mesh
-    eval_step: EvalStep
+    eval_step: Callable[[Any, dict[str, jax.Array]], tuple[dict[str, Any], jax.Array]]
 
     def metrics(self, params: Any) -> dict[str, float]:
         """`entity_metrics` and `loss`, the plain mean over the words that have tokens."""
@@ -120,9 +121,8 @@ class TagEvaluator:
         logits_WC = np.full((len(examples.word_labels), len(self.names)), np.nan, np.float32)
         sums = Sums()
         for values, logits_BTC, index_BP in outputs_of(
-            self.eval_step,
-            params,
             examples,
+            partial(self.eval_step, params),
             data=self.data,
             batch_size=self.batch_size,
             mesh=self.mesh,
@@ -161,7 +161,7 @@ class TagEvaluator:
         truth, predicted = self._tags(self.examples.word_labels), self._predicted(logits_WC)
         lost = int((self.examples.word_tokens < 0).sum())
         lines = [
-            read_summary(self.examples.report),
+            read_summary(self.examples),
             f"{len(predicted)} words, of them {lost} without a token, which count as predicted O",
             f"loss {values['loss']:.4f}  accuracy of words {values['accuracy']:.4f}",
             "",
