@@ -21,7 +21,13 @@ from jaxllm.job import Job
 from jaxllm.optim import check_frozen, learning_rate_schedule, make_optimizer
 from jaxllm.pretrained import hf
 from jaxllm.sharding import batch_sharding, batch_shards, make_mesh
-from jaxllm.tasks import classification, multiple_choice, pretraining, question_answering
+from jaxllm.tasks import (
+    classification,
+    multiple_choice,
+    pretraining,
+    question_answering,
+    tokens,
+)
 from jaxllm.tasks.model import check_head, initial_params, load_saved, place
 from jaxllm.tasks.task import SMALLER_IS_BETTER, Prepare
 from jaxllm.train import flatten, init_state, make_train_step, state_shapes
@@ -31,6 +37,7 @@ logger = logging.getLogger("jaxllm")
 
 TASKS: dict[str, Prepare] = {  # model.task -> what reads its data and fits its head
     "sequence-classification": classification.prepare,
+    "token-classification": tokens.prepare,
     "masked-lm": pretraining.prepare,
     "pretraining": pretraining.prepare,
     "question-answering": question_answering.prepare,

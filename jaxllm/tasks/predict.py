@@ -137,9 +137,11 @@ def load_predictor(model: str, batch_size: int) -> Predictor:
     from jaxllm.tasks.classifier import Classifier
     from jaxllm.tasks.model import SavedModel
     from jaxllm.tasks.multiple_choice import ChoicePredictor
+    from jaxllm.tasks.tagger import Tagger
 
     predictors: dict[str, Callable[[SavedModel, int], Predictor]] = {
         "sequence-classification": Classifier.of,
+        "token-classification": Tagger.of,
         "question-answering": Answerer.of,
         "multiple-choice": ChoicePredictor.of,
     }
