@@ -7,13 +7,12 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from jaxllm.config_fields import DataConfig
-from jaxllm.data.corpus import Examples
 from jaxllm.data.packing import Rows, bucket, first_fit, one_per_row
 from jaxllm.errors import InputError
 
@@ -51,6 +50,23 @@ class LoadedBatch:
     next_state: LoaderState
 
 
+class EpochExamples(Protocol):
+    """n examples, and how they become batches; `corpus.Examples` says what each of these is."""
+
+    @property
+    def lengths(self) -> np.ndarray: ...
+    @property
+    def rows(self) -> np.ndarray: ...
+    @property
+    def fingerprint(self) -> int: ...
+    def __len__(self) -> int: ...
+    def lengths_of(self, members: np.ndarray) -> np.ndarray: ...
+    def slots(self, row_length: int, *, packing: bool) -> int: ...
+    def fill(
+        self, rows: Rows, *, row_length: int, height: int, packing: bool, epoch: int
+    ) -> dict[str, np.ndarray]: ...
+
+
 class TrainLoader:
     """Endless training batches, the same for the same seed wherever they start.
 
@@ -72,7 +88,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        examples: Examples,
+        examples: EpochExamples,
         *,
         data: DataConfig,
         batch_size: int,
@@ -177,7 +193,7 @@ class TrainLoader:
 
 
 def eval_batches(
-    examples: Examples,
+    examples: EpochExamples,
     *,
     data: DataConfig,
     batch_rows: int,
@@ -256,7 +272,7 @@ class _Place:
         self._first, self._last = (height // count * (index + i) for i in (0, 1))
 
     def put(
-        self, examples: Examples, rows: Rows, row_length: int, packing: bool, epoch: int
+        self, examples: EpochExamples, rows: Rows, row_length: int, packing: bool, epoch: int
     ) -> dict[str, jax.Array]:
         local = examples.fill(
             rows.between(self._first, self._last),

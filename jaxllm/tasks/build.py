@@ -19,7 +19,7 @@ from jaxllm.job import Job
 from jaxllm.optim import check_frozen, learning_rate_schedule, make_optimizer
 from jaxllm.pretrained import hf
 from jaxllm.sharding import batch_sharding, batch_shards, make_mesh
-from jaxllm.tasks import classification
+from jaxllm.tasks import classification, embedding
 from jaxllm.tasks.model import initial_params, load_saved, place
 from jaxllm.tasks.task import SMALLER_IS_BETTER, Prepare
 from jaxllm.train import flatten, init_state, make_train_step, state_shapes
@@ -28,6 +28,7 @@ logger = logging.getLogger("jaxllm")
 
 TASKS: dict[str, Prepare] = {  # model.task -> what reads its data and fits its head
     "sequence-classification": classification.prepare,
+    "sentence-embedding": embedding.prepare,
 }
 
 

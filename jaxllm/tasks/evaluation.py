@@ -1,7 +1,8 @@
 """Judging parameters on a labelled part: every row once; metrics, report, predictions on disk."""
 
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import numpy as np
 
 from jaxllm import metrics
 from jaxllm.config_fields import DataConfig
-from jaxllm.data.corpus import Examples
-from jaxllm.data.loader import eval_batches
+from jaxllm.data.corpus import Examples, ReadReport
+from jaxllm.data.loader import EpochExamples, eval_batches
 from jaxllm.files import write_atomic
 from jaxllm.sharding import batch_sharding, batch_shards
+
+EvalStep = Callable[[Any, dict[str, jax.Array]], tuple[dict[str, Any], jax.Array]]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Evaluator:
     label_names: list[str]
     batch_size: int
     mesh: jax.sharding.Mesh
-    eval_step: Callable[[Any, dict[str, jax.Array]], tuple[dict[str, Any], jax.Array]]
+    eval_step: EvalStep
 
     def logits(self, params: Any) -> tuple[np.ndarray, float]:
         """(float32 [N, C] in the order of the examples, mean loss).
@@ -43,35 +46,22 @@ class Evaluator:
         count = len(self.examples)
         columns = len(self.label_names) or 1
         logits_NC = np.full((count, columns), np.nan, np.float32)
-        seen_N = np.zeros(count, np.int64)
         sums = metrics.Sums()
-        batches = eval_batches(
+        for values, logits_BPC, index_BP in outputs_of(
+            self.eval_step,
+            params,
             self.examples,
             data=self.data,
-            batch_rows=self._batch_rows(),
-            shards=batch_shards(self.mesh),
-            sharding=batch_sharding(self.mesh),
-        )
-        pending: tuple[dict[str, Any], jax.Array, np.ndarray] | None = None
-
-        def collect() -> None:
-            if pending is not None:
-                values, logits_BPC, index_BP = pending
-                filled = index_BP >= 0
-                logits_NC[index_BP[filled]] = np.asarray(logits_BPC)[filled]
-                np.add.at(seen_N, index_BP[filled], 1)
-                sums.add({"loss": values["loss"]})
-
-        for arrays, index_BP in batches:
-            dispatched = (*self.eval_step(params, arrays), index_BP)
-            collect()  # the previous batch, while the device computes this one
-            pending = dispatched
-        collect()
-        if not (seen_N == 1).all() or sums.weight("loss") != count:
-            wrong = np.flatnonzero(seen_N != 1)
+            batch_size=self.batch_size,
+            mesh=self.mesh,
+        ):
+            filled = index_BP >= 0
+            logits_NC[index_BP[filled]] = logits_BPC[filled]
+            sums.add({"loss": values["loss"]})
+        if sums.weight("loss") != count:
             raise RuntimeError(
-                f"evaluation must see each of {count} examples once: {len(wrong)} were not (the "
-                f"first: {wrong[:1]}), the weights add up to {sums.weight('loss'):g}"
+                f"evaluation must see each of {count} examples once: the weights add up to "
+                f"{sums.weight('loss'):g}"
             )
         return logits_NC, sums.means()["loss"]
 
@@ -79,13 +69,6 @@ class Evaluator:
     def _labels(self) -> np.ndarray:
         assert self.examples.labels is not None, "examples without labels cannot be judged"
         return self.examples.labels
-
-    def _batch_rows(self) -> int:
-        shards = batch_shards(self.mesh)
-        rows: float = self.batch_size
-        if self.data.packing:
-            rows = self.batch_size * self.examples.lengths.mean() / self.data.max_length
-        return max(1, -(-int(np.ceil(rows)) // shards)) * shards
 
     def metrics(self, params: Any) -> dict[str, float]:
         """`classification_metrics` and `loss`, the unsmoothed and unweighted mean."""
@@ -106,7 +89,7 @@ class Evaluator:
         """
         logits_NC, loss = self.logits(params)
         text = metrics.text_report(self.problem_type, logits_NC, self._labels, self.label_names)
-        text = f"{read_summary(self.examples)}\nloss {loss:.4f}\n{text}"
+        text = f"{read_summary(self.examples.report)}\nloss {loss:.4f}\n{text}"
         if jax.process_index() == 0:
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows(logits_NC))
             write_atomic(directory / "predictions.jsonl", "".join(lines))
@@ -148,9 +131,53 @@ class Evaluator:
         ]
 
 
-def read_summary(examples: Examples) -> str:
+def outputs_of(
+    eval_step: EvalStep,
+    params: Any,
+    examples: EpochExamples,
+    *,
+    data: DataConfig,
+    batch_size: int,
+    mesh: jax.sharding.Mesh,
+) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
+    """(metrics, outputs [B, …], int64 [B, P]: the example in each slot, -1 for none) of each batch.
+
+    The next batch is dispatched before one is read. `batch_size`: examples (packed: on average).
+
+    Raises:
+        RuntimeError: at the end, if an example did not come up exactly once.
+    """
+    shards, rows = batch_shards(mesh), float(batch_size)
+    if data.packing:
+        rows = batch_size * examples.lengths.mean() / data.max_length
+    batches = eval_batches(
+        examples,
+        data=data,
+        batch_rows=max(1, -(-int(np.ceil(rows)) // shards)) * shards,
+        shards=shards,
+        sharding=batch_sharding(mesh),
+    )
+
+    def dispatched() -> Iterator[tuple[dict[str, Any], Any, np.ndarray]]:
+        for arrays, index_BP in batches:
+            yield (*eval_step(params, arrays), index_BP)
+
+    seen_N = np.zeros(len(examples), np.int64)
+    end: tuple[dict[str, Any], Any, np.ndarray] = ({}, None, np.empty(0))
+    # In pairs: a batch is read while the device computes the next one.
+    for (values, outputs, index_BP), _ in itertools.pairwise(itertools.chain(dispatched(), [end])):
+        np.add.at(seen_N, index_BP[index_BP >= 0], 1)
+        yield values, np.asarray(outputs), index_BP
+    if not (seen_N == 1).all():
+        wrong = np.flatnonzero(seen_N != 1)
+        raise RuntimeError(
+            f"evaluation must see each of {len(examples)} examples once: {len(wrong)} were not "
+            f"(the first: {wrong[:1]})"
+        )
+
+
+def read_summary(report: ReadReport) -> str:
     """A line that says how many rows were read, and what became of those that were not kept."""
-    report = examples.report
     dropped = [f"{count} dropped ({reason})" for reason, count in report.dropped.items() if count]
     cut = [f"{report.truncated} truncated"] if report.truncated else []
     return ", ".join([f"{report.read} rows read", f"{report.kept} kept", *dropped, *cut])

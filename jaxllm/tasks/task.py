@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from jax.sharding import Mesh
 
-from jaxllm.data.corpus import Examples
+from jaxllm.data.loader import EpochExamples
 from jaxllm.objectives import Apply, Objective
 
 SMALLER_IS_BETTER = {"loss", "mse", "mae", "perplexity"}
@@ -41,7 +41,7 @@ class Task:
 
     head: str
     model_config: Any
-    train: Examples | None
+    train: EpochExamples | None
     objective: Callable[[Apply], Objective]
     evaluator: Callable[[Apply, Mesh], Evaluator] | None
     metric: str
