@@ -172,10 +172,19 @@ def saved(job, tmp_path_factory):
     return str(directory)
 
 
+def whole(job, directory):
+    """The job's parameters with all words, as they are exported."""
+    job.export(job.state.params, directory / "model")
+    path = str(directory / "model")
+    head = "sequence-classification"
+    return load_saved(path, head, hf.load_config(path), make_mesh(devices=jax.devices()[:1]))[2]
+
+
 @pytest.fixture(scope="module")
 def trunk(base_config, job, tmp_path_factory):
     """The job's model without its head: reading it is quicker than compiling initialisers."""
-    params = {name: x for name, x in job.state.params.items() if name != "classifier"}
+    params = whole(job, tmp_path_factory.mktemp("whole"))
+    del params["classifier"]
     directory = tmp_path_factory.mktemp("trunk") / "model"
     hf.save_pretrained(directory, params, hf.load_config(None, **base_config.model.config))
     return {"path": str(directory), "config": {}}
@@ -194,6 +203,9 @@ def test_label_names_come_back_from_a_saved_model(job, saved):
     assert config.architectures == ["BertForSequenceClassification"]
     before, after = flatten(job.state.params), flatten(params)
     assert before.keys() == after.keys()
+    rows = {row.tobytes() for row in np.asarray(after["embeddings/word/embedding"])}
+    # The train state holds the words of the training text only, see tests/test_vocabulary.py.
+    assert rows > {row.tobytes() for row in np.asarray(before.pop("embeddings/word/embedding"))}
     for path, x in before.items():
         np.testing.assert_array_equal(x, after[path], err_msg=path)
     kept = json.loads((Path(saved) / "jaxllm.json").read_text())
@@ -452,7 +464,8 @@ def test_evaluating_with_what_does_not_fit_is_refused(base_config, saved, job, t
 
 def test_a_foreign_model_takes_the_labels_of_the_config(base_config, job, tmp_path):
     foreign = hf.load_config(None, **base_config.model.config, num_labels=3)
-    hf.save_pretrained(tmp_path / "model", job.state.params, foreign)
+    (tmp_path / "whole").mkdir()
+    hf.save_pretrained(tmp_path / "model", whole(job, tmp_path / "whole"), foreign)
     config = change(base_config, model={"path": str(tmp_path / "model"), "config": {}})
     values = task_build.evaluate(change(config, run={"dir": str(tmp_path)}))
     assert values["f1/很差"] == job.evaluate(job.state.params)["f1/很差"]

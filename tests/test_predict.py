@@ -20,6 +20,7 @@ from jaxllm.metrics import sigmoid, softmax
 from jaxllm.pretrained import hf
 from jaxllm.sharding import map_params
 from jaxllm.tasks import predict as task
+from jaxllm.tasks.classifier import Classifier
 from jaxllm.tasks.inputs import InputFormat, RowError, parse_line
 from jaxllm.tasks.predict import predict
 
@@ -240,7 +241,7 @@ def test_few_shapes_are_compiled(model, tmp_path):
         return np.zeros((8, 3), np.float32)
 
     lines = [json.dumps("good " * n).encode() for n in range(1, 60)]
-    answers = task.answers(replace(predictor, logits=logits), lines, 1)
+    answers = replace(predictor, logits=logits).answers(lines, 1)
     assert shapes == {(8, 16), (8, 32)}
     assert [("truncated" in a) for a in answers] == [n > 30 for n in range(1, 60)]
 
@@ -283,7 +284,7 @@ def test_a_failure_leaves_the_old_output_and_nothing_else(model, tmp_path, monke
     def fail(*args, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(task, "answers", fail)
+    monkeypatch.setattr(Classifier, "answers", fail)
     with pytest.raises(InputError, match=r"out\.jsonl: No space left on device"):
         run(model, texts(3), tmp_path)
     assert (tmp_path / "out.jsonl").read_text() == "old\n"

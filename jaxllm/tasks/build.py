@@ -3,6 +3,7 @@
 import logging
 import math
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from jaxllm.tasks import classification, embedding
 from jaxllm.tasks.model import initial_params, load_saved, place
 from jaxllm.tasks.task import SMALLER_IS_BETTER, Prepare
 from jaxllm.train import flatten, init_state, make_train_step, state_shapes
+from jaxllm.vocabulary import Vocabulary
 
 logger = logging.getLogger("jaxllm")
 
@@ -47,8 +49,13 @@ def build(config: Config) -> Job:
     apply = models.apply_fn(graphdef)
     frozen = config.optimizer.frozen
     check_frozen(list(flatten(abstract)), frozen)
+    examples, vocabulary = task.train, None
+    # Adafactor's statistics are over whole arrays, so a smaller one would change its steps.
+    if task.reads_word_table_only and config.optimizer.name != "adafactor":
+        vocabulary = Vocabulary.of(examples.tokens, task.model_config.vocab_size)
+        examples = vocabulary.renumber(examples)
     loader = TrainLoader(
-        task.train,
+        examples,
         data=config.data,
         batch_size=config.train.batch_size,
         seed=config.train.seed,
@@ -61,6 +68,9 @@ def build(config: Config) -> Job:
     tx = make_optimizer(config.optimizer, total_steps)
     # The weights come last: all mistakes above are told before a large file is read.
     params = initial_params(config, task.head, task.model_config, place(mesh, abstract))
+    complete: Callable[[Any], Any] = lambda params: params  # noqa: E731
+    if vocabulary is not None:
+        params, complete = vocabulary.take(params, mesh)
     state = init_state(params, tx, mesh, seed=config.train.seed, frozen=frozen)
     train_step = make_train_step(
         task.objective(apply),
@@ -74,9 +84,10 @@ def build(config: Config) -> Job:
     evaluator = None if task.evaluator is None else task.evaluator(apply, mesh)
 
     def evaluate_params(params: Any) -> dict[str, float]:
-        return {} if evaluator is None else evaluator.metrics(params)
+        return {} if evaluator is None else evaluator.metrics(complete(params))
 
     def export(params: Any, directory: Path) -> None:
+        params = complete(params)
         if jax.process_count() > 1:  # shards of other hosts; all of them take part
             params = multihost_utils.process_allgather(params, tiled=True)
         if jax.process_index() == 0:
@@ -85,7 +96,7 @@ def build(config: Config) -> Job:
 
     def report(params: Any, directory: Path) -> None:
         if evaluator is not None:
-            logger.info("dev part:\n%s", evaluator.write(params, directory)[1])
+            logger.info("dev part:\n%s", evaluator.write(complete(params), directory)[1])
         model = shlex.quote(str(directory / "model"))
         logger.info("next: jaxllm predict --model %s --input FILE --output FILE", model)
 

@@ -74,7 +74,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         objective=lambda apply: labelled(apply, loss_fn),
         evaluator=None if dev is None else evaluator,
         metric=metric,
-        save_extras=InputFormat.of(config.data).save,
+        save_extras=InputFormat.of(config).save,
     )
 
 

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jaxllm.config_fields import DataConfig
+from jaxllm.config_fields import Config
 from jaxllm.errors import InputError
 from jaxllm.files import write_atomic
 
@@ -17,12 +17,14 @@ INPUT_FILE = "jaxllm.json"
 class InputFormat:
     """How a row becomes tokens, so that prediction reads rows as training did.
 
+    task: what answers; model.task of the run that wrote it.
     text, text_pair: names of the row's text columns; text_pair null = single texts.
     pair_optional: a row may lack its second text.
     max_length: tokens of a row, special tokens included.
     truncation: `right` or `left` cuts a longer row there; with `error` or `drop` it is an error.
     """
 
+    task: str = "sequence-classification"
     text: str = "text"
     text_pair: str | None = None
     pair_optional: bool = False
@@ -30,9 +32,10 @@ class InputFormat:
     truncation: str = "right"
 
     @classmethod
-    def of(cls, data: DataConfig) -> "InputFormat":
+    def of(cls, config: Config) -> "InputFormat":
         """The format of a run's rows."""
-        return cls(data.text, data.text_pair, False, data.max_length, data.truncation)
+        data, task = config.data, config.model.task
+        return cls(task, data.text, data.text_pair, False, data.max_length, data.truncation)
 
     def save(self, directory: Path) -> None:
         """Writes `jaxllm.json` into a model directory."""

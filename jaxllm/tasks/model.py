@@ -1,16 +1,21 @@
 """The model of a task: its config, its parameters in their shardings, its labels."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxllm import models
 from jaxllm.config_fields import Config
+from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
 from jaxllm.pretrained import hf
-from jaxllm.sharding import map_params, parameter_sharding
+from jaxllm.sharding import batch_sharding, map_params, parameter_sharding
+from jaxllm.tasks.inputs import InputFormat
 from jaxllm.train import flatten
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
@@ -75,6 +80,45 @@ def load_saved(
 
     params, _ = hf.load_params(directory, config, place(mesh, abstract), init=refuse)
     return directory, graphdef, params
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A saved model on its devices, and what it needs to read text."""
+
+    config: Any
+    tokenizer: Any
+    form: InputFormat
+    mesh: Mesh
+    graphdef: Any
+    params: Any
+
+    @classmethod
+    def load(cls, path: str, mesh: Mesh) -> "SavedModel":
+        """The model at `path`; its task is in jaxllm.json, without that file classification.
+
+        Raises:
+            InputError: no model there, one whose weights lack the task's head, no tokenizer.
+        """
+        directory = hf.resolve(path)
+        config = hf.load_config(directory)
+        tokenizer = load_tokenizer(directory)
+        check_tokenizer(tokenizer, config)
+        longest = min(config.max_position_embeddings, tokenizer.model_max_length)
+        form = InputFormat.load(directory, max_length=longest)
+        _, graphdef, params = load_saved(path, form.task, config, mesh)
+        return cls(config, tokenizer, form, mesh, graphdef, params)
+
+    def forward(self, pick: Callable[[Any], Any]) -> Callable[[dict[str, np.ndarray]], Any]:
+        """The jitted model: arrays of rows to what `pick` takes of its output."""
+        apply = models.apply_fn(self.graphdef)
+        compiled = jax.jit(lambda params, rows: pick(apply(params, **rows)))
+
+        def call(rows: dict[str, np.ndarray]) -> Any:
+            with jax.set_mesh(self.mesh):
+                return compiled(self.params, jax.device_put(rows, batch_sharding(self.mesh)))
+
+        return call
 
 
 def problem_type(model_config: Any) -> str:
