@@ -17,7 +17,7 @@ class ModelConfig:
             model_type, when `path` is null
         problem_type: one label a row, several labels a row, or a number
         pooling: sentence-embedding: the mean or the maximum of a text's tokens, or its first token;
-            null = as sentence-transformers' files at `path` say, else the mean
+            auto = as sentence-transformers' files at `path` say, else the mean
         normalize: sentence-embedding: scale vectors to length 1; null = as those files say, else
             true
         dtype: type of the computation; parameters and optimizer stay float32
@@ -34,7 +34,7 @@ class ModelConfig:
     problem_type: Literal[
         "single_label_classification", "multi_label_classification", "regression"
     ] = "single_label_classification"
-    pooling: Literal["mean", "cls", "max"] | None = None
+    pooling: Literal["auto", "mean", "cls", "max"] = "auto"
     normalize: bool | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "full", "dots"] = "none"

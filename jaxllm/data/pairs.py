@@ -25,14 +25,18 @@ class Pairs:
     A group stays in one row, where each of its texts is a segment of its own.
 
     Attributes:
-        texts: the n * G texts, group after group: anchor, positive and, where G = 3, a negative.
-            Their labels are int32 ids of their content: equal tokens have equal ids.
+        tokens: int32[total], of the n * G texts, group after group: anchor, positive and, where
+            G = 3, a negative.
+        offsets: int64[n * G + 1]; text i is ``tokens[offsets[i]:offsets[i + 1]]``.
+        text_ids: int32[n * G], a number for the content of each text: equal for equal texts.
         scores: float32[n], how alike anchor and positive are; None where there are no scores.
         rows: int64[n], number of the row in its file: from 1, header not counted.
         report: what became of the rows that were read.
     """
 
-    texts: Examples
+    tokens: np.ndarray
+    offsets: np.ndarray
+    text_ids: np.ndarray
     scores: np.ndarray | None
     rows: np.ndarray
     report: ReadReport
@@ -43,22 +47,28 @@ class Pairs:
     @property
     def width(self) -> int:
         """G, the texts of a group."""
-        return len(self.texts) // len(self)
+        return len(self.text_ids) // len(self)
 
     @property
     def lengths(self) -> np.ndarray:
         """int64[n]: tokens of each group."""
-        return np.diff(self.texts.offsets[:: self.width])
+        return np.diff(self.offsets[:: self.width])
 
     def lengths_of(self, members: np.ndarray) -> np.ndarray:
         """int64[m]: tokens of the groups `members`, without going through all."""
         first = members * self.width
-        return self.texts.offsets[first + self.width] - self.texts.offsets[first]
+        return self.offsets[first + self.width] - self.offsets[first]
 
     @functools.cached_property
     def fingerprint(self) -> int:
         """A checksum of what is trained on."""
-        return zlib.crc32(bytes([self.width]), self.texts.fingerprint)
+        return zlib.crc32(bytes([self.width]), self._texts.fingerprint)
+
+    @functools.cached_property
+    def _texts(self) -> Examples:
+        """All texts, each an example, with its id as label."""
+        types, rows = np.zeros(len(self.tokens), np.uint8), np.arange(1, len(self.text_ids) + 1)
+        return Examples(self.tokens, types, self.offsets, self.text_ids, rows, self.report)
 
     def slots(self, row_length: int, *, packing: bool) -> int:
         """P, the groups that a row holds at most."""
@@ -77,7 +87,7 @@ class Pairs:
         G = self.width
         members = (rows.members[:, None] * G + np.arange(G)).ravel()
         batch = fill_packed(
-            self.texts,
+            self._texts,
             Rows(members, rows.starts * G),
             row_length=row_length,
             max_per_row=self.slots(row_length, packing=packing) * G,
@@ -137,7 +147,7 @@ def load_pairs(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizerFast
         reasons = ", ".join(f"{count} × {reason}" for reason, count in dropped.items())
         raise InputError(f"data.{split}: no row is left of {read}: {reasons}")
     return Pairs(
-        _examples([text for group in kept for text in group.texts]),
+        *_concatenated([text for group in kept for text in group.texts]),
         np.array([group.score for group in kept], np.float32) if scored else None,
         np.array([group.row for group in kept], np.int64),
         ReadReport(read, len(kept), {r: n for r, n in dropped.items() if n}, truncated),
@@ -174,15 +184,9 @@ def _joined(columns: list[Examples]) -> Iterator[_Group]:
         yield _Group(tuple(tokens), math.nan if scores is None else float(scores[at[0]]), int(row))
 
 
-def _examples(texts: list[np.ndarray]) -> Examples:
-    ids: dict[bytes, int] = {}
-    labels = [ids.setdefault(text.tobytes(), len(ids)) for text in texts]
-    tokens = np.concatenate(texts)
-    return Examples(
-        tokens=tokens,
-        type_ids=np.zeros(len(tokens), np.uint8),
-        offsets=np.cumsum([0, *map(len, texts)], dtype=np.int64),
-        labels=np.array(labels, np.int32),
-        rows=np.arange(1, len(texts) + 1),
-        report=ReadReport(len(texts), len(texts)),
-    )
+def _concatenated(texts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(tokens, offsets, text_ids) of `Pairs`."""
+    numbers: dict[bytes, int] = {}
+    ids = [numbers.setdefault(text.tobytes(), len(numbers)) for text in texts]
+    offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
+    return np.concatenate(texts), offsets, np.array(ids, np.int32)

@@ -29,9 +29,11 @@ BLOCK = 1024  # anchors that are compared with all positives at a time
 
 def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     """The task on a configuration's data, see `task.Prepare`."""
-    data = replace(config.data, text_pair=None, max_length=text_length(config.data))
+    # What a text is by itself, as the model takes it and prediction reads it.
+    single = replace(config.data, text_pair=None, max_length=text_length(config.data))
+    as_single = replace(config, data=single)
     model_config = saved or hf.load_config(config.model.path, **config.model.config)
-    check_fit(replace(config, data=data), model_config, tokenizer)
+    check_fit(as_single, model_config, tokenizer)
     pooling = pooling_of(config)
     train = None if saved is not None else load_pairs(config.data, "train", tokenizer)
     dev = load_pairs(config.data, "dev", tokenizer) if config.data.has_dev else None
@@ -49,9 +51,9 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         return PairsEvaluator(dev, config, mesh, step)
 
     def save_extras(directory: Path) -> None:
-        InputFormat.of(data).save(directory)
+        InputFormat.of(as_single).save(directory)
         sentence_transformers.write(
-            directory, pooling, width=model_config.hidden_size, max_length=data.max_length
+            directory, pooling, width=model_config.hidden_size, max_length=single.max_length
         )
 
     return Task(
@@ -73,7 +75,7 @@ def pooling_of(config: Config) -> Pooling:
         found = sentence_transformers.read_pooling(hf.resolve(path, weights=False))
     found = found or Pooling()
     return Pooling(
-        found.mode if model.pooling is None else model.pooling,
+        found.mode if model.pooling == "auto" else model.pooling,
         found.normalize if model.normalize is None else model.normalize,
     )
 
@@ -162,8 +164,7 @@ class PairsEvaluator:
             least = self.config.data.positive_from
             kept = np.zeros_like(kept) if least is None else scores >= least
         if kept.any():
-            assert self.pairs.texts.labels is not None
-            ids_N2 = self.pairs.texts.labels.reshape(-1, 2)[kept]
+            ids_N2 = self.pairs.text_ids.reshape(-1, 2)[kept]
             temperature = self.config.train.temperature
             values |= retrieval(anchors_ND[kept], positives_ND[kept], ids_N2, temperature)
         return values

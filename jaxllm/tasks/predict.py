@@ -133,11 +133,13 @@ def load_predictor(model: str, batch_size: int) -> Predictor:
     import jax
 
     from jaxllm.sharding import batch_shards, make_mesh
-    from jaxllm.tasks.classifier import Classifier
+    from jaxllm.tasks.classifier import classifier
+    from jaxllm.tasks.embedder import embedder
     from jaxllm.tasks.model import SavedModel
 
     predictors: dict[str, Callable[[SavedModel, int], Predictor]] = {
-        "sequence-classification": Classifier.of,
+        "sequence-classification": classifier,
+        "sentence-embedding": embedder,
     }
     mesh = make_mesh(devices=jax.local_devices())
     shards = batch_shards(mesh)
