@@ -7,15 +7,23 @@ from jaxllm import cpu_guard
 if TYPE_CHECKING:
     from jaxllm.auto import AutoModel as AutoModel
     from jaxllm.auto import AutoModelForMaskedLM as AutoModelForMaskedLM
-    from jaxllm.auto import (
-        AutoModelForSequenceClassification as AutoModelForSequenceClassification,
-    )
+    from jaxllm.auto import AutoModelForMultipleChoice as AutoModelForMultipleChoice
+    from jaxllm.auto import AutoModelForNextSentencePrediction as AutoModelForNextSentencePrediction
+    from jaxllm.auto import AutoModelForPreTraining as AutoModelForPreTraining
+    from jaxllm.auto import AutoModelForQuestionAnswering as AutoModelForQuestionAnswering
+    from jaxllm.auto import AutoModelForSequenceClassification as AutoModelForSequenceClassification
+    from jaxllm.auto import AutoModelForTokenClassification as AutoModelForTokenClassification
 
 __version__ = "0.1.0"
 __all__ = [
     "AutoModel",
     "AutoModelForMaskedLM",
+    "AutoModelForMultipleChoice",
+    "AutoModelForNextSentencePrediction",
+    "AutoModelForPreTraining",
+    "AutoModelForQuestionAnswering",
     "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
     "__version__",
 ]
 

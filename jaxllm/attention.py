@@ -33,6 +33,15 @@ def attention_mask(
     return mask
 
 
+def segment_positions(segments_BT: jax.Array) -> jax.Array:
+    """int32 [B, T]: 0, 1, 2, … from the first token of each run of one segment id."""
+    T = segments_BT.shape[1]
+    index_BT = jax.lax.broadcasted_iota(jnp.int32, segments_BT.shape, 1)
+    before_BT = jnp.pad(segments_BT, ((0, 0), (1, 0)), constant_values=-1)[:, :T]
+    starts_BT = jnp.where(segments_BT != before_BT, index_BT, 0)
+    return index_BT - jax.lax.cummax(starts_BT, axis=1)
+
+
 def dot_product_attention(
     q_BTNH: jax.Array,
     k_BSNH: jax.Array,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.models import Params, apply_fn, init_params, module_parts
-from jaxllm.pretrained import attributes, hf
+from jaxllm.pretrained import configs, hf
 
 
 class PretrainedModel:
@@ -50,7 +50,7 @@ class PretrainedModel:
 
         Raises InputError for a config that is not implemented.
         """
-        attributes.check_attributes(config.to_diff_dict(), type(config).__name__)
+        configs.check_attributes(config.to_diff_dict(), type(config).__name__)
         graphdef, _ = module_parts(config, cls.task, dtype=dtype)
         return cls(config, init_params(config, cls.task, seed), graphdef)
 
@@ -63,6 +63,7 @@ class PretrainedModel:
         *,
         segment_ids: Any = None,
         head_positions: Any = None,
+        pooled_positions: Any = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         params: Params | None = None,
@@ -70,10 +71,11 @@ class PretrainedModel:
     ) -> Any:
         """The model's output, named as in transformers; jitted, and pure in its arguments.
 
-        All ids and masks are integers [B, T]. `segment_ids`: packed rows, 0 being padding, with
-        `position_ids` that restart in each segment; `head_positions` [B, P]: the tokens that a head
-        looks at. `params`: in place of `self.params`. `key`: a jax.random.key turns dropout on. The
-        outputs asked for are by default those that the config asks for.
+        All ids and masks are integers [B, T]. `segment_ids`: packed rows, 1, 2, … for the examples,
+        one after the other, 0 for padding; positions restart in each. `head_positions` [B, P]: the
+        tokens that a head looks at, `pooled_positions` [B, Q] those of a second head. `params`: in
+        place of `self.params`. `key`: a jax.random.key turns dropout on. The outputs asked for are
+        by default those that the config asks for.
         """
         if output_hidden_states is None:
             output_hidden_states = bool(self.config.output_hidden_states)
@@ -86,6 +88,7 @@ class PretrainedModel:
             "position_ids": position_ids,
             "segment_ids": segment_ids,
             "head_positions": head_positions,
+            "pooled_positions": pooled_positions,
         }
         inputs = {name: jnp.asarray(x, jnp.int32) for name, x in ids.items() if x is not None}
         if key is not None:
@@ -102,14 +105,26 @@ class PretrainedModel:
         """
         tokenizer = self._source if tokenizer is None else tokenizer
         hf.save_pretrained(
-            directory, self.params, self.config, weights=weights, tokenizer=tokenizer
+            directory, self.params, self.config, self.task, weights=weights, tokenizer=tokenizer
         )
 
 
 class AutoModel(PretrainedModel):
-    """Without a head: out.last_hidden_state [B, T, D], out.pooler_output [B, D]."""
+    """Without a head: out.last_hidden_state [B, T, D]; out.pooler_output [B, D], or [B, P, D] at
+    `head_positions`, where the family has a pooler.
+    """
 
     task = "base"
+
+
+class AutoModelForPreTraining(PretrainedModel):
+    """BERT: out.prediction_logits [B, T, V], or [B, P, V] at `head_positions`, and
+    out.seq_relationship_logits [B, 2], or [B, Q, 2] at `pooled_positions`.
+
+    ELECTRA's discriminator: out.logits [B, T], positive for a token that was replaced.
+    """
+
+    task = "pretraining"
 
 
 class AutoModelForMaskedLM(PretrainedModel):
@@ -118,10 +133,36 @@ class AutoModelForMaskedLM(PretrainedModel):
     task = "masked-lm"
 
 
+class AutoModelForNextSentencePrediction(PretrainedModel):
+    """out.logits [B, 2], or [B, P, 2] for the segments that begin at `head_positions`."""
+
+    task = "next-sentence"
+
+
 class AutoModelForSequenceClassification(PretrainedModel):
     """out.logits [B, C], or [B, P, C] for the segments that begin at `head_positions`."""
 
     task = "sequence-classification"
+
+
+class AutoModelForTokenClassification(PretrainedModel):
+    """out.logits [B, T, C]."""
+
+    task = "token-classification"
+
+
+class AutoModelForQuestionAnswering(PretrainedModel):
+    """out.start_logits and out.end_logits [B, T]. The config's num_labels is 2."""
+
+    task = "question-answering"
+
+
+class AutoModelForMultipleChoice(PretrainedModel):
+    """Takes ids and masks [B, C, T]: out.logits [B, C]. Or packed choices [B, T]: out.logits [B, P]
+    for the segments that begin at `head_positions`.
+    """
+
+    task = "multiple-choice"
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from jaxllm import processes
 from jaxllm.checkpoint_contents import (
     ABOUT,
     FORMAT,
@@ -41,6 +42,14 @@ logger = logging.getLogger("jaxllm.checkpoint")
 
 _STEP = re.compile(r"step_(\d{8,})")
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
+
+
+class DamagedError(InputError):
+    """A checkpoint that cannot be read: `what` is wrong with it, and a way out."""
+
+    def __init__(self, what: str, way_out: str) -> None:
+        super().__init__(f"{what}. {way_out}")
+        self.what = what
 
 
 class Checkpoints:
@@ -147,11 +156,13 @@ class Checkpoints:
         which may be of another mesh than the one that saved.
 
         Raises:
-            InputError: damaged, or of another model.
+            DamagedError: it is not what was written.
+            InputError: it is of another model.
         """
         from jaxllm.data.loader import LoaderState
 
-        about = self._verified(step, state_shape)
+        with processes.together():
+            about = self._verified(step, state_shape)
         params, rest = split(state_shape)
         found = self._read(step, {"params": params, "state": rest})
         state = join(state_shape, found["params"], found["state"])
@@ -159,7 +170,8 @@ class Checkpoints:
 
     def restore_params(self, step: int, state_shape: Any) -> Any:
         """Only the parameters of a step; arguments and errors as in `restore`."""
-        self._verified(step, state_shape)
+        with processes.together():
+            self._verified(step, state_shape)
         params, _ = split(state_shape)
         return join(state_shape.params, self._read(step, {"params": params})["params"], {})
 
@@ -218,12 +230,12 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(step, f"{ABOUT}: {error}") from error
 
-    def _damaged(self, step: int, what: str) -> InputError:
-        older = [s for s in self._find() if s < step]
-        then = f"goes on from step {older[-1]}" if older else "starts anew"
-        return InputError(
-            f"{self.path(step)} is damaged ({what}). Delete that directory and run the same "
-            f"command again: the run then {then}."
+    def _damaged(self, step: int, what: str) -> "DamagedError":
+        others = [s for s in self._find() if s != step]
+        then = f"goes on from step {others[-1]}" if others else "starts anew"
+        return DamagedError(
+            f"{self.path(step)} is damaged ({what})",
+            f"Delete that directory and run the same command again: the run then {then}.",
         )
 
     def _verified(self, step: int, state_shape: Any) -> dict[str, Any]:
@@ -290,7 +302,7 @@ class Checkpoints:
         kept = {*sorted(self._scores)[-self._keep :], self.best()}
         for step in [step for step in self._scores if step not in kept]:
             del self._scores[step]
-            if self._writer:
+            if self._writer and self.path(step).exists():  # or somebody has deleted it already
                 # Renamed first: a crash during the removal must not leave half a checkpoint.
                 trash = self.directory / f".{self.path(step).name}.deleted"
                 os.rename(self.path(step), trash)

@@ -28,10 +28,11 @@ def train(argv: list[str]) -> int | None:
     if not options.data.train and options.data.dataset is None:
         raise InputError("data.train: found no file, expected training files, or data.dataset")
     with _work_on(options.run.dir):
-        from jaxllm import loop
+        from jaxllm import loop, processes
 
         try:
-            loop.train(options)
+            with processes.joined(options.mesh.processes):
+                loop.train(options)
         except loop.Interrupted as stop:  # saved; the message says how to go on
             print(f"jaxllm: {stop}", file=sys.stderr)
             return stop.exit_status
@@ -44,9 +45,12 @@ def evaluate(argv: list[str]) -> None:
 
     options = config.load(argv, "jaxllm evaluate")
     with _work_on(options.run.dir):
+        from jaxllm import processes
         from jaxllm.tasks import build
 
-        print(json.dumps(build.evaluate(options), indent=2))
+        with processes.joined(options.mesh.processes):
+            metrics = build.evaluate(options)
+        print(json.dumps(metrics, indent=2))
 
 
 def predict(argv: list[str]) -> None:

@@ -21,7 +21,8 @@ def check(config: Config) -> None:
     fits = steps is None or warmup < 1 or warmup <= steps
     _require("optimizer.warmup", warmup, fits, f"at most train.steps={steps}, or a share below 1")
     mesh, run = config.mesh, config.run
-    _require("mesh.data", mesh.data, mesh.data == -1 or mesh.data >= 1, "-1 or at least 1")
+    for key, count in {"mesh.data": mesh.data, "mesh.processes": mesh.processes}.items():
+        _require(key, count, count == -1 or count >= 1, "-1 or at least 1")
     _at_least(1, {"mesh.fsdp": mesh.fsdp, "mesh.tensor": mesh.tensor})
     _at_least(1, {"run.keep": run.keep, "run.log_every": run.log_every})
     _require("run.dir", run.dir, bool(run.dir), "the name of a directory")

@@ -52,7 +52,8 @@ class DataConfig:
         dataset_config: its configuration's name
         train_split: its training split
         dev_split: its dev split
-        streaming: tokenize rows as they arrive, up to max_*_examples, and keep nothing on disk
+        streaming: read rows as they arrive, and no further than max_*_examples need; training
+            begins once these are tokenized, and they are in memory, 5 bytes a token, not on disk
         format: format of the files; auto = by their names
         text: column of the text
         text_pair: column of a second text
@@ -192,11 +193,15 @@ class MeshConfig:
         data: devices over which batches are split; -1 = all that the other axes leave
         fsdp: devices over which batches and parameters are split
         tensor: devices over which each layer's width is split
+        processes: processes that train together, on one host or several; -1 = all that the TPU pod,
+            Slurm, Open MPI or Kubernetes has started. Without these each process needs
+            JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in its environment
     """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    processes: int = 1
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 import dataclasses
 import logging
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from jaxllm import summary
-from jaxllm.checkpoint import Checkpoints
+from jaxllm.checkpoint import Checkpoints, DamagedError
 from jaxllm.config import Config, to_yaml
 from jaxllm.errors import InputError
 from jaxllm.interrupt import Interrupted, StopRequest
@@ -235,12 +236,30 @@ def _finish(run: _Run, state: Any) -> dict[str, float]:
     del state
     if best not in (0, progress.step):
         del params  # before the best ones are there beside them
-        params = run.checkpoints.restore_params(best, job.state_shape)
-    if best == 0 or not directory.model.exists():
-        directory.export(job.export, params)
-    job.report(params, directory.path)
+        params = _best_params(run)
+    if params is not None:
+        if best == 0 or not directory.model.exists():
+            directory.export(job.export, params)
+        job.report(params, directory.path)
     if directory.writer:
         curves.draw(read_records(directory.path / METRICS), directory.path / "curves.png")
     result = summary.of_run(progress, run.meter.clock, time.perf_counter() - run.began)
     directory.write_summary(result)
     return result
+
+
+def _best_params(run: _Run) -> Any:
+    """The best parameters from their checkpoint; None where only model/ still has them."""
+    best, directory = run.progress.best_step, run.directory
+    try:
+        return run.checkpoints.restore_params(best, run.job.state_shape)
+    except DamagedError as error:
+        if not directory.model.exists():
+            raise
+        logger.warning(
+            "%s, so there is no report. Nothing else is lost: %s holds the model of step %d, and "
+            "this reports on it: jaxllm evaluate --config %s --model.path %s",
+            *(error.what, directory.model, best),
+            *(shlex.quote(str(p)) for p in (directory.path / "config.yaml", directory.model)),
+        )
+        return None

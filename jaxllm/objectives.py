@@ -20,7 +20,7 @@ Apply = Callable[..., Any]  # f(params, **inputs) -> a model's output
 Objective = Callable[[Any, Batch, jax.Array | None], tuple[jax.Array, tuple[Metrics, Any]]]
 
 # What of a batch a model with one answer for each text takes; the rest is for the loss.
-INPUTS = ("input_ids", "segment_ids", "position_ids", "token_type_ids", "head_positions")
+INPUTS = ("input_ids", "segment_ids", "token_type_ids", "head_positions")
 
 
 def labelled(apply: Apply, loss_fn: LossFn) -> Objective:

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import yaml
 
+from jaxllm import processes
 from jaxllm.config import Config, to_yaml
 from jaxllm.errors import InputError
 from jaxllm.files import (
@@ -49,6 +50,7 @@ HARMLESS = (
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",
+    "mesh.processes",
 )
 
 
@@ -85,15 +87,18 @@ class RunDir:
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> "RunDir":
+        processes.check_same("the configuration", lambda: to_yaml(self.config))
         with self._open as stack:
-            with writing(str(self.path), "Give another run.dir."):
-                self.path.mkdir(parents=True, exist_ok=True)
-            if self.writer:
-                self._lock(stack)
-            self._check_config()
-            if self.writer:
-                recover_directory(self.model)
-                write_atomic(self.path / "config.yaml", to_yaml(self.config))
+            with processes.together():
+                if self.writer:
+                    with writing(str(self.path), "Give another run.dir."):
+                        self.path.mkdir(parents=True, exist_ok=True)
+                    self._lock(stack)
+                    self._check_config()
+                    recover_directory(self.model)
+                    write_atomic(self.path / "config.yaml", to_yaml(self.config))
+            with processes.together():
+                self._check_shared()
             self._open = stack.pop_all()
         return self
 
@@ -121,15 +126,14 @@ class RunDir:
             "It is as it was before; make room and run the same command again: it goes on.",
         ):
             try:
-                export(params, staged)
-                _meet("exported")
-                if self.writer:
-                    replace_directory(staged, self.model)
+                with processes.together():
+                    export(params, staged)
+                    if self.writer:
+                        replace_directory(staged, self.model)
             except BaseException:
                 if self.writer:
                     shutil.rmtree(staged, ignore_errors=True)
                 raise
-        _meet("replaced")
 
     def command(self) -> str:
         """What to type to go on with this run."""
@@ -152,6 +156,15 @@ class RunDir:
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         file.write(f"pid {os.getpid()} on {socket.gethostname()}, started {started}\n")
         file.flush()
+
+    def _check_shared(self) -> None:
+        """Refuses a directory that only looks the same: of each host's own disk."""
+        file = self.path / "config.yaml"
+        if not file.exists() or file.read_text(encoding="utf-8") != to_yaml(self.config):
+            raise InputError(
+                f"{self.path} is another directory in process {jax.process_index()} than in the "
+                "first. Give a run.dir on storage that all hosts share."
+            )
 
     def _check_config(self) -> None:
         config_file = self.path / "config.yaml"
@@ -178,11 +191,3 @@ class RunDir:
             f"{self.path} holds a run of another config ({'; '.join(changed)}). To go on with that "
             f"run: {self.command()}; for a new run give another run.dir."
         )
-
-
-def _meet(name: str) -> None:
-    """All processes of a run wait here for each other."""
-    if jax.process_count() > 1:
-        from jax.experimental.multihost_utils import sync_global_devices
-
-        sync_global_devices(f"jaxllm:{name}")

@@ -86,11 +86,8 @@ def test_packed_rows(classifier, batch):
     """Two examples in one row, with segment ids, give what each gives alone."""
     ids = batch["input_ids"]
     row = np.concatenate([ids[0, :7], ids[2, :5]])[None]
-    positions = np.concatenate([np.arange(7), np.arange(5)])[None]
     segments = np.repeat([1, 2], [7, 5])[None]
-    packed = classifier(
-        row, position_ids=positions, segment_ids=segments, head_positions=[[0, 7]]
-    ).logits
+    packed = classifier(row, segment_ids=segments, head_positions=[[0, 7]]).logits
     assert packed.shape == (1, 2, 3)
     np.testing.assert_allclose(packed[0, 0], classifier(ids[:1, :7]).logits[0], atol=1e-5)
     np.testing.assert_allclose(packed[0, 1], classifier(ids[2:, :5]).logits[0], atol=1e-5)

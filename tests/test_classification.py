@@ -186,7 +186,7 @@ def trunk(base_config, job, tmp_path_factory):
     params = whole(job, tmp_path_factory.mktemp("whole"))
     del params["classifier"]
     directory = tmp_path_factory.mktemp("trunk") / "model"
-    hf.save_pretrained(directory, params, hf.load_config(None, **base_config.model.config))
+    hf.save_pretrained(directory, params, hf.load_config(None, **base_config.model.config), "base")
     return {"path": str(directory), "config": {}}
 
 
@@ -465,7 +465,8 @@ def test_evaluating_with_what_does_not_fit_is_refused(base_config, saved, job, t
 def test_a_foreign_model_takes_the_labels_of_the_config(base_config, job, tmp_path):
     foreign = hf.load_config(None, **base_config.model.config, num_labels=3)
     (tmp_path / "whole").mkdir()
-    hf.save_pretrained(tmp_path / "model", whole(job, tmp_path / "whole"), foreign)
+    head = "sequence-classification"
+    hf.save_pretrained(tmp_path / "model", whole(job, tmp_path / "whole"), foreign, head)
     config = change(base_config, model={"path": str(tmp_path / "model"), "config": {}})
     values = task_build.evaluate(change(config, run={"dir": str(tmp_path)}))
     assert values["f1/很差"] == job.evaluate(job.state.params)["f1/很差"]

@@ -107,7 +107,7 @@ def test_packed_rows_are_shuffled_and_full(examples):
     batches = take(train_loader, train_loader.steps_in_epoch(0))
     assert sum(b.real_tokens for b in batches) / sum(b.padded_tokens for b in batches[:-1]) > 0.95
     # The packing puts the longest first; after the shuffle the first batch has them not all.
-    longest = [int(arrays([b])[0]["position_ids"].max()) for b in batches]
+    longest = [int((arrays([b])[0]["input_ids"] % 1000).max()) for b in batches]
     assert longest != sorted(longest, reverse=True)
 
 

@@ -112,11 +112,6 @@ def test_fill_packed_places_tokens_segments_positions_heads_and_labels():
         [1, 1, 1, 0, 0, 0, 0, 0],
         zeros,
     ]
-    assert batch["position_ids"].tolist() == [
-        [0, 1, 2, 3, 0, 1, 0, 0],
-        [0, 1, 2, 0, 0, 0, 0, 0],
-        zeros,
-    ]
     # Types alternate over the flat tokens: 0 1 0 | 1 0 | 1 0 1 0.
     assert batch["token_type_ids"].tolist() == [
         [1, 0, 1, 0, 1, 0, 0, 0],

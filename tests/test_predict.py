@@ -52,7 +52,7 @@ def save_model(tiny_bert_config, tiny_tokenizer_dir, tmp_path_factory):
             lambda path, x: rng.normal(path.endswith("scale"), 0.3, x.shape).astype(np.float32),
             models.module_parts(config, task)[1],
         )
-        hf.save_pretrained(directory, params, config, tokenizer=tokenizer)
+        hf.save_pretrained(directory, params, config, task, tokenizer=tokenizer)
         if form is not None:
             form.save(directory)
         return directory

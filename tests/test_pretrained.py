@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from checkpoints import GOLDEN, Checkpoint, assert_same, leaves_of, load
+from encoders import PAIRS, tiny_config
 from safetensors.numpy import load_file
 
 import jaxllm
@@ -22,7 +23,6 @@ from jaxllm.pretrained import FAMILIES, flax_msgpack, formats, hf, loading
 from jaxllm.sharding import make_mesh, map_params
 
 LOAD_MEMORY = Path(__file__).parent / "load_memory.py"
-TASKS = ["base", "masked-lm", "sequence-classification"]
 BERT = FAMILIES["bert"]
 EXPECTED = {
     "flax_sharded": "flax_sequence_classification",
@@ -46,6 +46,15 @@ def checkpoint(tmp_path):
         ("flax_sharded", "sequence-classification", "logits", "logits"),
         ("flax_safetensors", "sequence-classification", "logits", "logits"),
         ("flax_masked_lm", "masked-lm", "logits", "logits"),
+        ("flax_bert_pretraining", "pretraining", "prediction_logits", "prediction_logits"),
+        ("flax_bert_pretraining", "pretraining", *["seq_relationship_logits"] * 2),
+        ("flax_roberta_sequence_classification", "sequence-classification", "logits", "logits"),
+        ("flax_xlm_roberta_masked_lm", "masked-lm", "logits", "logits"),
+        ("flax_distilbert_masked_lm", "masked-lm", "logits", "logits"),
+        ("flax_distilbert_question_answering", "question-answering", *["start_logits"] * 2),
+        ("flax_distilbert_question_answering", "question-answering", *["end_logits"] * 2),
+        ("flax_electra_pretraining", "pretraining", "logits", "logits"),
+        ("flax_electra_multiple_choice", "multiple-choice", "logits", "logits"),
     ],
 )
 def test_golden_outputs(name, task, output, of):
@@ -54,6 +63,7 @@ def test_golden_outputs(name, task, output, of):
     inputs = {
         key: jnp.asarray(expected[key], jnp.int32)
         for key in ("input_ids", "attention_mask", "token_type_ids")
+        if key in expected
     }
     actual = jax.jit(apply_fn(model.graphdef))(model.params, **inputs)
     actual, wanted = np.asarray(getattr(actual, output)), expected[of]
@@ -181,23 +191,24 @@ def test_bare_weights_into_a_head_and_back(tmp_path):
     assert head.report.unused == ["classifier.bias", "classifier.weight"]
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_table_is_a_bijection(tiny_bert_config, task):
-    _, abstract = module_parts(tiny_bert_config, task)
+@pytest.mark.parametrize(("family", "task"), PAIRS)
+def test_table_is_a_bijection(family, task):
+    table = FAMILIES[family]
+    _, abstract = module_parts(tiny_config(family, task), task)
     shapes = {path: x.shape for path, x in leaves_of(abstract).items()}
-    assert shapes.keys() <= BERT.by_path.keys()
+    assert shapes.keys() <= table.by_path.keys()
     for flax_names in (False, True):
         owner = {}
         for path, shape in shapes.items():
-            leaf = BERT.by_path[path]
+            leaf = table.by_path[path]
             one = shape[1:] if leaf.stacked else shape
             for layer, name in enumerate(leaf.names(shape[0])):
-                stored = BERT.flax_name(name) if flax_names else name
+                stored = table.flax_name(name) if flax_names else name
                 assert stored not in owner
                 owner[stored] = (path, layer)
-                assert BERT.canonical(stored) == (name, flax_names and stored.endswith("kernel"))
-                assert BERT.canonical(BERT.bare(stored))[0] == name
-                assert BERT.leaf_of(name) is leaf
+                assert table.canonical(stored) == (name, flax_names and stored.endswith("kernel"))
+                assert table.canonical(table.bare(stored))[0] == name
+                assert table.leaf_of(name) is leaf
                 ours = np.arange(np.prod(one)).reshape(one)
                 there = leaf.to_stored(ours, flax=flax_names)
                 assert there.shape == leaf.stored_shape(one, flax=flax_names)
@@ -208,9 +219,10 @@ def test_table_is_a_bijection(tiny_bert_config, task):
         assert len(owner) == len(shapes) - len(stacked) + sum(stacked)
 
 
-def test_table_rows_are_distinct():
-    assert len(BERT.by_name) == len(BERT.leaves) == len({leaf.flax_name for leaf in BERT.leaves})
-    assert len(BERT.by_path) == sum(bool(leaf.path) for leaf in BERT.leaves)
+@pytest.mark.parametrize("table", FAMILIES.values(), ids=FAMILIES)
+def test_table_rows_are_distinct(table):
+    flax_names = {leaf.flax_name for leaf in table.leaves}
+    assert len(table.by_name) == len(table.by_path) == len(flax_names) == len(table.leaves)
 
 
 @pytest.mark.parametrize("axes", [(1, 1, 1), (8, 1, 1), (2, 4, 1), (1, 2, 4)])
@@ -274,7 +286,7 @@ def bert_base(tmp_path_factory):
     for weights in ("safetensors", "flax"):
         for name, most in ((weights, 10**9), (f"{weights}-sharded", 10**8)):
             hf.save_pretrained(
-                directory / name, params, config, weights=weights, max_shard_bytes=most
+                directory / name, params, config, "masked-lm", weights=weights, max_shard_bytes=most
             )
     yield directory
     shutil.rmtree(directory)

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 from checkpoints import GOLDEN, load
+from encoders import tiny_config
 
 from jaxllm.errors import InputError
-from jaxllm.pretrained import formats, hf, location
+from jaxllm.pretrained import FAMILIES, formats, hf, location
 
 HUB_ID = "jaxllm-tests/tiny"
 
@@ -168,6 +169,43 @@ def test_attributes_that_change_the_numbers_are_refused(tmp_path, name, value):
         hf.load_config(GOLDEN / "torch_base", **{name: value})
 
 
+@pytest.mark.parametrize(
+    ("family", "name", "value"),
+    [
+        *[(family, "tie_word_embeddings", False) for family in FAMILIES],
+        *[(family, "is_decoder", True) for family in FAMILIES],
+        *[(family, "quantization_config", {"bits": 8}) for family in FAMILIES],
+        ("roberta", "position_embedding_type", "relative_key"),
+        ("roberta", "embedding_size", 16),
+        ("distilbert", "sinusoidal_pos_embds", True),
+        ("distilbert", "activation", "gelu_fast"),
+        ("distilbert", "type_vocab_size", 2),
+        ("electra", "summary_type", "mean"),
+        ("electra", "summary_use_proj", False),
+        ("electra", "summary_activation", "gelu_fast"),
+    ],
+)
+def test_each_family_refuses_what_would_change_its_numbers(tmp_path, family, name, value):
+    attributes = {**tiny_config(family).to_dict(), name: value}
+    (tmp_path / "config.json").write_text(json.dumps(attributes))
+    with pytest.raises(InputError, match=rf"config\.json: .* {name}="):
+        hf.load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "own"),
+    [
+        ("roberta", {"output_past": True, "gradient_checkpointing": False}),  # xlm-roberta-base
+        ("distilbert", {"tie_weights_": True, "sinusoidal_pos_embds": False}),  # base-uncased
+        ("electra", {"summary_type": "first", "summary_use_proj": True}),  # small-discriminator
+    ],
+)
+def test_each_family_reads_what_its_checkpoints_carry(tmp_path, family, own):
+    attributes = {**tiny_config(family).to_dict(), **own}
+    (tmp_path / "config.json").write_text(json.dumps(attributes))
+    assert type(hf.load_config(tmp_path)) is type(tiny_config(family))
+
+
 def test_all_refused_attributes_are_named_at_once(tmp_path):
     write_config(tmp_path, is_decoder=True, rope_theta=1.0)
     with pytest.raises(InputError, match=r"is_decoder=True .*rope_theta=1\.0"):
@@ -195,10 +233,10 @@ def test_harmless_attributes_are_kept(tmp_path):
 
 
 def test_checkpoint_of_another_architecture(tmp_path):
-    write_config(tmp_path, model_type="roberta")
+    write_config(tmp_path, model_type="gpt2")
     with pytest.raises(
         InputError,
-        match="model_type='roberta', a checkpoint of another architecture; implemented: bert",
+        match="model_type='gpt2', a checkpoint of another architecture; implemented: bert",
     ):
         hf.load_config(tmp_path)
 
@@ -208,6 +246,9 @@ def test_model_type_of_configs_that_do_not_say(tmp_path):
     del attributes["model_type"]
     (tmp_path / "config.json").write_text(json.dumps(attributes))
     assert hf.load_config(tmp_path).model_type == "bert"
+    roberta = {**attributes, "architectures": ["RobertaForMaskedLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(roberta))
+    assert hf.load_config(tmp_path).model_type == "roberta"
     del attributes["architectures"]
     (tmp_path / "config.json").write_text(json.dumps(attributes))
     with pytest.raises(InputError, match="model_type=None"):

@@ -11,33 +11,30 @@ import jax
 import numpy as np
 import pytest
 from checkpoints import GOLDEN, assert_same, load, random_params, siblings
+from encoders import PAIRS, tiny_config
 from safetensors.numpy import load_file, save_file
 
 from jaxllm.errors import InputError
-from jaxllm.pretrained import formats, hf, saving
+from jaxllm.pretrained import FAMILIES, formats, hf, saving
 from jaxllm.sharding import map_params
+
+TASK = "sequence-classification"
 
 
 @pytest.mark.parametrize("weights", ["safetensors", "flax"])
-@pytest.mark.parametrize(
-    ("task", "architecture"),
-    [
-        ("base", "BertModel"),
-        ("masked-lm", "BertForMaskedLM"),
-        ("sequence-classification", "BertForSequenceClassification"),
-    ],
-)
-def test_saved_is_loaded_again(tmp_path, tiny_bert_config, task, architecture, weights):
-    params = random_params(tiny_bert_config, task)
+@pytest.mark.parametrize(("family", "task"), PAIRS)
+def test_saved_is_loaded_again(tmp_path, family, task, weights):
+    config = tiny_config(family, task)
+    params = random_params(config, task)
     target = tmp_path / "a" / "model"
-    hf.save_pretrained(target, params, tiny_bert_config, weights=weights)
+    hf.save_pretrained(target, params, config, task, weights=weights)
     again = load(target, task)
     assert_same(again.params, params)
-    assert again.config.architectures == [architecture]
+    assert again.config.architectures == [FAMILIES[family].architecture(task)]
     attributes = json.loads((target / "config.json").read_text())
-    assert (attributes["model_type"], attributes["dtype"]) == ("bert", "float32")
-    names = formats.read_tensors(target)
-    bare = not any(name.startswith(("bert.", "bert/")) for name in names)
+    assert (attributes["model_type"], attributes["dtype"]) == (family, "float32")
+    prefix = FAMILIES[family].prefix
+    bare = not any(name.startswith(prefix) for name in formats.read_tensors(target))
     assert bare == (task == "base")
     assert siblings(target) == ["model"]
     umask = os.umask(0)
@@ -45,20 +42,30 @@ def test_saved_is_loaded_again(tmp_path, tiny_bert_config, task, architecture, w
     assert all(file.stat().st_mode & 0o777 == 0o666 & ~umask for file in target.iterdir())
 
 
-@pytest.mark.parametrize("weights", ["safetensors", "flax"])
-def test_names_are_those_of_transformers(tmp_path, weights):
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("torch_sequence_classification", TASK),
+        ("flax_sequence_classification", TASK),
+        ("flax_bert_pretraining", "pretraining"),
+        ("flax_roberta_sequence_classification", TASK),
+        ("flax_xlm_roberta_masked_lm", "masked-lm"),
+        ("flax_distilbert_masked_lm", "masked-lm"),
+        ("flax_distilbert_question_answering", "question-answering"),
+        ("flax_electra_pretraining", "pretraining"),
+        ("flax_electra_multiple_choice", "multiple-choice"),
+    ],
+)
+def test_names_are_those_of_transformers(tmp_path, name, task):
     """The golden loaded and saved has the golden's names, shapes and bytes."""
-    golden = {
-        "safetensors": "torch_sequence_classification",
-        "flax": "flax_sequence_classification",
-    }
-    model = load(GOLDEN / golden[weights], "sequence-classification")
-    hf.save_pretrained(tmp_path / "out", model.params, model.config, weights=weights)
+    model = load(GOLDEN / name, task)
+    weights = "flax" if name.startswith("flax") else "safetensors"
+    hf.save_pretrained(tmp_path / "out", model.params, model.config, task, weights=weights)
     saved = formats.read_tensors(tmp_path / "out")
-    expected = formats.read_tensors(GOLDEN / golden[weights])
+    expected = formats.read_tensors(GOLDEN / name)
     assert saved.keys() == expected.keys()
-    for name, tensor in expected.items():
-        np.testing.assert_array_equal(saved[name].read(), tensor.read(), err_msg=name)
+    for key, tensor in expected.items():
+        np.testing.assert_array_equal(saved[key].read(), tensor.read(), err_msg=key)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +74,9 @@ def test_names_are_those_of_transformers(tmp_path, weights):
 def test_large_weights_are_sharded(tmp_path, tiny_bert_config, weights, suffix):
     params = random_params(tiny_bert_config, "masked-lm", 0)
     target = tmp_path / "model"
-    hf.save_pretrained(target, params, tiny_bert_config, weights=weights, max_shard_bytes=20_000)
+    hf.save_pretrained(
+        target, params, tiny_bert_config, "masked-lm", weights=weights, max_shard_bytes=20_000
+    )
     shards = sorted(target.glob(f"*-of-*.{suffix}"))
     index = json.loads(next(target.glob("*.index.json")).read_text())
     assert len(shards) > 3
@@ -86,19 +95,19 @@ def test_labels_and_tokenizer_are_saved(tmp_path, tiny_bert_config, tiny_tokeniz
     )
     params = random_params(config, "sequence-classification", 0)
     tokenizer = BertTokenizerFast(vocab=str(tiny_tokenizer_dir / "vocab.txt"))
-    hf.save_pretrained(tmp_path / "model", params, config, tokenizer=tokenizer)
+    hf.save_pretrained(tmp_path / "model", params, config, TASK, tokenizer=tokenizer)
     again = hf.load_config(tmp_path / "model")
     assert again.id2label == {0: "bad", 1: "good"}
     assert again.problem_type == "single_label_classification"
     assert (tmp_path / "model" / "tokenizer.json").is_file()
-    hf.save_pretrained(tmp_path / "copy", params, config, tokenizer=tmp_path / "model")
+    hf.save_pretrained(tmp_path / "copy", params, config, TASK, tokenizer=tmp_path / "model")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "copy" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
 
 
 def test_unknown_format(tmp_path, tiny_bert_config):
     with pytest.raises(InputError, match=r"weights='pickle' cannot be written; expected one of"):
-        hf.save_pretrained(tmp_path / "out", {}, tiny_bert_config, weights="pickle")
+        hf.save_pretrained(tmp_path / "out", {}, tiny_bert_config, "base", weights="pickle")
 
 
 def test_incomplete_parameters_are_not_saved(tmp_path, tiny_bert_config):
@@ -106,31 +115,31 @@ def test_incomplete_parameters_are_not_saved(tmp_path, tiny_bert_config):
     del params["pooler"]["bias"]
     params["extra"] = np.zeros(3)
     with pytest.raises(InputError, match=r"missing \['pooler/bias'\], unexpected \['extra'\]"):
-        hf.save_pretrained(tmp_path / "out", params, tiny_bert_config)
+        hf.save_pretrained(tmp_path / "out", params, tiny_bert_config, TASK)
     assert not (tmp_path / "out").exists()
 
 
 def test_earlier_model_is_replaced_and_other_files_are_not(tmp_path, tiny_bert_config):
     target = tmp_path / "model"
     old, new = (random_params(tiny_bert_config, "base", seed) for seed in (0, 1))
-    hf.save_pretrained(target, old, tiny_bert_config, weights="flax")
-    hf.save_pretrained(target, new, tiny_bert_config)
+    hf.save_pretrained(target, old, tiny_bert_config, "base", weights="flax")
+    hf.save_pretrained(target, new, tiny_bert_config, "base")
     assert not (target / "flax_model.msgpack").exists()
     assert_same(load(target, "base").params, new)
     (target / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="no saved model and is left as it is"):
-        hf.save_pretrained(target, old, tiny_bert_config)
+        hf.save_pretrained(target, old, tiny_bert_config, "base")
     assert_same(load(target, "base").params, new)
     assert (target / "notes.txt").read_text() == "mine"
     assert siblings(target) == ["model"]
     with pytest.raises(InputError, match="is a file"):
-        hf.save_pretrained(target / "notes.txt", old, tiny_bert_config)
+        hf.save_pretrained(target / "notes.txt", old, tiny_bert_config, "base")
 
 
 def test_full_disk_leaves_the_earlier_model(tmp_path, tiny_bert_config, monkeypatch):
     target = tmp_path / "model"
     old, new = (random_params(tiny_bert_config, "base", seed) for seed in (0, 1))
-    hf.save_pretrained(target, old, tiny_bert_config)
+    hf.save_pretrained(target, old, tiny_bert_config, "base")
 
     def full(file, arrays):
         file.write_bytes(b"half")
@@ -139,7 +148,7 @@ def test_full_disk_leaves_the_earlier_model(tmp_path, tiny_bert_config, monkeypa
     monkeypatch.setitem(saving._WRITERS, "safetensors", full)
     for directory in (target, tmp_path / "other"):
         with pytest.raises(InputError, match=r"No space left on device.*Nothing was changed"):
-            hf.save_pretrained(directory, new, tiny_bert_config)
+            hf.save_pretrained(directory, new, tiny_bert_config, "base")
     assert_same(load(target, "base").params, old)
     assert siblings(target) == ["model"]
 
@@ -153,7 +162,9 @@ def test_disk_that_is_really_full(tmp_path, tiny_bert_config):
     try:
         for weights in ("safetensors", "flax"):
             with pytest.raises(InputError, match=r"could not write .*File too large"):
-                hf.save_pretrained(tmp_path / "model", params, tiny_bert_config, weights=weights)
+                hf.save_pretrained(
+                    tmp_path / "model", params, tiny_bert_config, "base", weights=weights
+                )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
@@ -161,24 +172,24 @@ def test_disk_that_is_really_full(tmp_path, tiny_bert_config):
 
 
 @pytest.mark.parametrize(
-    ("name", "architecture", "tasks"),
+    ("name", "architecture", "task"),
     [
-        ("torch_base", "BertModel", ["base"]),
-        ("torch_pretraining", "BertForPreTraining", ["masked-lm", "base"]),
+        ("torch_base", "BertModel", "base"),
+        ("torch_pretraining", "BertForPreTraining", "pretraining"),
         (
             "torch_sequence_classification",
             "BertForSequenceClassification",
-            ["sequence-classification"],
+            "sequence-classification",
         ),
     ],
 )
-def test_convert_there_and_back(tmp_path, name, architecture, tasks):
+def test_convert_there_and_back(tmp_path, name, architecture, task):
     report = hf.convert(GOLDEN / name, tmp_path / "flax", "flax")
     original = load_file(GOLDEN / name / "model.safetensors")
-    assert (report.architecture, report.tensors, report.tasks) == (
+    assert (report.architecture, report.tensors, report.task) == (
         architecture,
         len(original),
-        tasks,
+        task,
     )
     assert (tmp_path / "flax" / "flax_model.msgpack").is_file()
     hf.convert(tmp_path / "flax", tmp_path / "back", "safetensors")
@@ -214,16 +225,23 @@ def test_convert_modernises_names_and_keeps_dtypes(tmp_path, tiny_tokenizer_dir)
     assert (tmp_path / "new" / "vocab.txt").read_bytes() == (source / "vocab.txt").read_bytes()
 
 
-def test_convert_infers_an_architecture_that_is_not_said(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        ("torch_base", "BertModel"),
+        ("torch_pretraining", "BertForPreTraining"),
+        ("torch_sequence_classification", "BertForSequenceClassification"),
+        ("flax_roberta_sequence_classification", "RobertaForSequenceClassification"),
+    ],
+)
+def test_convert_infers_an_architecture_that_is_not_said(tmp_path, name, architecture):
     source = tmp_path / "source"
-    shutil.copytree(GOLDEN / "torch_sequence_classification", source)
+    shutil.copytree(GOLDEN / name, source)
     attributes = json.loads((source / "config.json").read_text())
     del attributes["architectures"]
     (source / "config.json").write_text(json.dumps(attributes))
-    assert (
-        hf.convert(source, tmp_path / "out", "flax").architecture == "BertForSequenceClassification"
-    )
-    assert "classifier/kernel" in formats.read_tensors(tmp_path / "out")
+    assert hf.convert(source, tmp_path / "out", "safetensors").architecture == architecture
+    assert hf.load_config(tmp_path / "out").architectures == [architecture]
 
 
 def test_convert_refuses_tensors_it_does_not_know(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -253,3 +254,60 @@ def test_a_damaged_checkpoint_is_refused_and_the_way_out_works(tmp_path):
     damaged.rmdir()
     loop.run(build(config), config)
     assert_same_run(tmp_path / "run", whole_run(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("harm", ["cut", "delete", "delete_before_the_last_save"])
+def test_a_run_whose_best_checkpoint_is_lost_ends_with_its_best_model(tmp_path, caplog, harm):
+    scores = [0.1, 0.9, 0.2, 0.3]
+    whole = make_config(tmp_path / "whole", **{"train.steps": 24, "run.keep": 1})
+    expected = loop.run(build(whole, scores=[*scores, 0.9]), whole)
+    best = tmp_path / "run" / "checkpoints" / "step_00000012"
+
+    def before_step(step: int) -> None:
+        if step != (18 if harm == "delete_before_the_last_save" else 24):
+            return
+        while not best.exists():
+            time.sleep(0.01)
+        if harm == "cut":
+            data = max((p for p in best.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+            data.write_bytes(data.read_bytes()[:-1])
+        else:
+            shutil.rmtree(best)
+
+    config = make_config(tmp_path / "run", **{"train.steps": 24, "run.keep": 1})
+    summary = loop.run(build(config, scores=scores, before_step=before_step), config)
+    assert summary["train/best_step"] == expected["train/best_step"] == 12
+    assert summary["eval/score"] == 0.9
+    content = (tmp_path / "whole/model/params.npz").read_bytes()
+    assert (tmp_path / "run/model/params.npz").read_bytes() == content
+    assert not (tmp_path / "run/report.txt").exists()
+    (message,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert message.startswith(f"{best} is damaged (")
+    assert f"--model.path {tmp_path / 'run' / 'model'}" in message
+    assert (tmp_path / "run/summary.json").exists()
+
+
+def test_a_best_checkpoint_that_is_deleted_and_then_surpassed(tmp_path):
+    config = make_config(tmp_path, **{"run.keep": 1})
+    best = tmp_path / "checkpoints" / "step_00000006"
+
+    def before_step(step: int) -> None:
+        if step == 13:
+            shutil.rmtree(best)
+
+    scores = [0.8, 0.1, 0.9]
+    summary = loop.run(build(config, scores=[*scores, 0.9], before_step=before_step), config)
+    assert summary["train/best_step"] == 18
+
+
+def test_a_damaged_best_checkpoint_says_from_where_the_run_goes_on(tmp_path):
+    config = make_config(tmp_path, **{"run.keep": 1})
+    scores = [0.9, 0.1, 0.1]
+    with pytest.raises(loop.RunError):
+        loop.run(build(config, scores=scores, poison=15), config)
+    best = tmp_path / "checkpoints" / "step_00000006"
+    (best / "jaxllm.json").write_text("{}")
+    with pytest.raises(InputError, match=r"step_00000006 is damaged.*goes on from step 12\."):
+        loop.run(build(config), config)
+    shutil.rmtree(best)
+    assert loop.run(build(config, scores=scores), config)["train/best_step"] == 6

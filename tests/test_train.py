@@ -40,7 +40,7 @@ def examples(rng):
 def rows_of(texts, labels, plan, width):
     """The batch of a plan: each row a list of example numbers, laid end to end."""
     B, P = len(plan), max(len(row) for row in plan)
-    batch = {name: np.zeros((B, width), np.int32) for name in objectives.INPUTS[:4]}
+    batch = {name: np.zeros((B, width), np.int32) for name in objectives.INPUTS[:3]}
     batch["head_positions"] = np.zeros((B, P), np.int32)
     batch["labels"] = np.zeros((B, P), np.int32)
     batch["label_weights"] = np.zeros((B, P), np.float32)
@@ -50,7 +50,6 @@ def rows_of(texts, labels, plan, width):
             end = start + len(texts[i])
             batch["input_ids"][b, start:end] = texts[i]
             batch["segment_ids"][b, start:end] = slot + 1
-            batch["position_ids"][b, start:end] = np.arange(len(texts[i]))
             batch["head_positions"][b, slot] = start
             batch["labels"][b, slot] = labels[i]
             batch["label_weights"][b, slot] = 1.0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxllm import processes
 from jaxllm.config_fields import DataConfig
 from jaxllm.data import cache
 from jaxllm.data.builder import Builder
@@ -72,10 +73,6 @@ class Examples:
         """int64[n]: tokens of each example."""
         return np.diff(self.offsets)
 
-    def lengths_of(self, members: np.ndarray) -> np.ndarray:
-        """int64[m]: tokens of the examples `members`, without going through all."""
-        return self.offsets[members + 1] - self.offsets[members]
-
     @functools.cached_property
     def fingerprint(self) -> int:
         """A checksum of what is trained on: tokens, where examples begin, labels."""
@@ -84,6 +81,10 @@ class Examples:
             if array is not None:
                 checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
         return checksum
+
+    def lengths_of(self, members: np.ndarray) -> np.ndarray:
+        """int64[m]: tokens of the examples `members`, without going through all."""
+        return self.offsets[members + 1] - self.offsets[members]
 
     def slots(self, row_length: int, *, packing: bool) -> int:
         """P, the examples that a row holds at most."""
@@ -113,8 +114,22 @@ def load_examples(
     ``data.streaming`` nothing is cached, and reading stops at ``data.max_*_examples``.
 
     Raises:
-        InputError: a file, column, row or label is not as it should be, or the Hub is out of reach.
+        InputError: a file, column, row or label is not as it should be, the Hub is out of reach, or
+            the processes of a run do not read the same.
     """
+    with processes.together():
+        examples, names = _load(data, split, tokenizer, problem_type, labels)
+    processes.check_same(f"the examples of data.{split}", lambda: (examples.fingerprint, names))
+    return examples, names
+
+
+def _load(
+    data: DataConfig,
+    split: str,
+    tokenizer: "PreTrainedTokenizerFast",
+    problem_type: str | None,
+    labels: list[str] | None,
+) -> tuple[Examples, list[str]]:
     names = labels if labels is not None else data.labels
     if problem_type in (None, "regression"):
         names = None

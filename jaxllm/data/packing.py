@@ -111,7 +111,7 @@ def fill_packed(
 ) -> dict[str, np.ndarray]:
     """The batch of `rows`, with empty rows below them up to `height`. B = height, T = row_length.
 
-    Gives ``input_ids``, ``segment_ids``, ``position_ids``, ``token_type_ids`` int32 [B, T],
+    Gives ``input_ids``, ``segment_ids``, ``token_type_ids`` int32 [B, T],
     ``head_positions`` int32 [B, P], ``label_weights`` float32 [B, P] (0 for an empty slot), and, if
     the examples have labels, ``labels`` int32 [B, P] | float32 [B, P] | float32 [B, P, C].
     """
@@ -140,7 +140,6 @@ def fill_packed(
     batch = {
         "input_ids": spread(examples.tokens[source]),
         "segment_ids": spread(np.repeat(slot + 1, lengths)),
-        "position_ids": spread(position),
         "token_type_ids": spread(examples.type_ids[source]),
         "head_positions": gather(column.astype(np.int32)),
         "label_weights": gather(np.ones(len(members), np.float32)),

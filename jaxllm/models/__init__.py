@@ -1,6 +1,7 @@
 """Model families: which module a transformers config and a task name, and its parameters."""
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -8,18 +9,32 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.errors import InputError
-from jaxllm.models import bert
+from jaxllm.models import bert, distilbert, electra, roberta
+from jaxllm.models.encoder import Encoder
 
 Params = dict[str, Any]  # nested dict of arrays
+Heads = dict[str, Callable[..., nnx.Module]]
 
-# transformers' model_type -> task -> module class. "base" is the model without a head.
-FAMILIES: dict[str, dict[str, Callable[..., nnx.Module]]] = {
-    "bert": {
-        "base": bert.BertModel,
-        "masked-lm": bert.BertForMaskedLM,
-        "sequence-classification": bert.BertForSequenceClassification,
-    },
+# transformers' model_type -> the module that says what its encoder is.
+ENCODERS = {
+    "bert": bert,
+    "distilbert": distilbert,
+    "electra": electra,
+    "roberta": roberta,
+    "xlm-roberta": roberta,
 }
+
+
+def _heads(family: ModuleType) -> Heads:
+    def make(head: type[Encoder]) -> Callable[..., nnx.Module]:
+        return lambda config, *, rngs, **options: head(family.spec(config, **options), rngs)
+
+    return {task: make(head) for task, head in family.HEADS.items()}
+
+
+# transformers' model_type -> task -> what makes the module, from a transformers config, `rngs`,
+# `dtype`, `remat` and `unroll`. "base" is the model without a head.
+FAMILIES: dict[str, Heads] = {name: _heads(family) for name, family in ENCODERS.items()}
 
 
 def build(
@@ -65,3 +80,8 @@ def apply_fn(graphdef: Any) -> Callable[..., Any]:
         return nnx.merge(graphdef, params)(**inputs)
 
     return apply
+
+
+def max_tokens(config: Any) -> int:
+    """Tokens of the longest example that the model has positions for."""
+    return ENCODERS[config.model_type].spec(config).max_tokens

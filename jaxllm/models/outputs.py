@@ -1,4 +1,8 @@
-"""What models return. Attribute names are those of transformers; every class is a pytree."""
+"""What models return. Attribute names are those of transformers; every class is a pytree.
+
+hidden_states: L + 1 arrays [B, T, D], embeddings first; attentions: L arrays [B, N, T, S]; None
+unless asked for.
+"""
 
 from dataclasses import dataclass
 
@@ -8,10 +12,8 @@ import jax
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class EncoderOutput:
-    """last_hidden_state [B, T, D]; pooler_output [B, D] ([B, P, D] with `head_positions`) or None.
-
-    hidden_states: L + 1 arrays [B, T, D], embeddings first; attentions: L arrays [B, N, T, S]; None
-    unless asked for.
+    """last_hidden_state [B, T, D]; pooler_output [B, D] ([B, P, D] with `head_positions`) or
+    None.
     """
 
     last_hidden_state: jax.Array
@@ -23,8 +25,32 @@ class EncoderOutput:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class HeadOutput:
-    """logits: [B, C] or [B, P, C] for classes, [B, T, V] or [B, P, V] for a masked LM."""
+    """logits: [B, C] or [B, P, C] for classes, [B, T, C] for tokens, [B, T, V] or [B, P, V] for a
+    masked LM; what else they are, each head says.
+    """
 
     logits: jax.Array
+    hidden_states: tuple[jax.Array, ...] | None = None
+    attentions: tuple[jax.Array, ...] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SpanOutput:
+    """start_logits, end_logits [B, T]."""
+
+    start_logits: jax.Array
+    end_logits: jax.Array
+    hidden_states: tuple[jax.Array, ...] | None = None
+    attentions: tuple[jax.Array, ...] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PretrainingOutput:
+    """prediction_logits [B, T, V] or [B, P, V]; seq_relationship_logits [B, 2] or [B, Q, 2]."""
+
+    prediction_logits: jax.Array
+    seq_relationship_logits: jax.Array
     hidden_states: tuple[jax.Array, ...] | None = None
     attentions: tuple[jax.Array, ...] | None = None

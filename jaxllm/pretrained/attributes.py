@@ -1,49 +1,17 @@
-"""config.json: what a model is.
+"""The attributes of a config.json: which are implemented, which have one value, which say nothing.
 
 An attribute that would change the numbers and is not implemented is refused by name.
 """
 
-import json
-from pathlib import Path
+from collections.abc import Set
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxllm.errors import InputError
 from jaxllm.layers import ACTIVATIONS
 
-# What the modules read, or what is checked below.
-IMPLEMENTED = {
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "initializer_range",
-    "layer_norm_eps",
-    "classifier_dropout",
-    "output_hidden_states",
-    "output_attentions",
-}
-# Attributes with one value that is implemented.
-REQUIRED: dict[str, Any] = {
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "is_encoder_decoder": False,
-    "add_cross_attention": False,
-    "cross_attention_hidden_size": None,
-    "tie_encoder_decoder": False,
-    "tie_word_embeddings": True,
-    "chunk_size_feed_forward": 0,
-    "pruned_heads": {},
-    "directionality": "bidi",
-    "pooler_type": "first_token_transform",
-}
-# Bookkeeping, and names that transformers' BERT never read.
-HARMLESS = {
+# Bookkeeping, names that no encoder of transformers reads, and what every model here can give.
+BOOKKEEPING = {
     "architectures",
     "attn_implementation",
     "bos_token_id",
@@ -59,12 +27,10 @@ HARMLESS = {
     "model_type",
     "name_or_path",
     "num_labels",
+    "output_attentions",
+    "output_hidden_states",
     "output_past",
     "pad_token_id",
-    "pooler_fc_size",
-    "pooler_num_attention_heads",
-    "pooler_num_fc_layers",
-    "pooler_size_per_head",
     "prefix",
     "problem_type",
     "return_dict",
@@ -81,6 +47,7 @@ HARMLESS = {
     "use_bfloat16",
     "use_cache",
 }
+
 # How to generate text, which configs of transformers 2 and 3 spell out for every model; here
 # nothing generates.
 GENERATION = {
@@ -103,84 +70,68 @@ GENERATION = {
     "top_k",
     "top_p",
 }
-KNOWN = IMPLEMENTED | HARMLESS | GENERATION
-MODEL_TYPES = ("bert",)
+# Attributes with one value that is implemented; those of encoders.
+ENCODER_REQUIRED: dict[str, Any] = {
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+    "cross_attention_hidden_size": None,
+    "tie_encoder_decoder": False,
+    "tie_word_embeddings": True,
+    "chunk_size_feed_forward": 0,
+    "pruned_heads": {},
+}
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """config.json as it is in the directory, before transformers drops or renames a key."""
-    file = directory / "config.json"
-    if not file.is_file():
-        raise InputError(f"{directory} has no config.json; expected one that transformers wrote")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON: {error}; download or write it again") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{file} holds a {type(config).__name__}; expected a JSON object")
-    return config
+@dataclass(frozen=True)
+class Attributes:
+    """What one model type's config may say.
 
-
-def check_attributes(attributes: dict[str, Any], where: str) -> None:
-    """Raises InputError, naming every attribute, unless the model described is implemented."""
-    problems = []
-    model_type = attributes.get("model_type")
-    if model_type not in MODEL_TYPES:
-        raise InputError(
-            f"{where}: model_type={model_type!r}, a checkpoint of another architecture; "
-            f"implemented: {', '.join(MODEL_TYPES)}"
-        )
-    for name, value in attributes.items():
-        if name in REQUIRED:
-            if value is not None and value != REQUIRED[name]:
-                problems.append(f"{name}={value!r} (implemented: {REQUIRED[name]!r})")
-        elif name == "hidden_act":
-            if value not in ACTIVATIONS:
-                problems.append(f"hidden_act={value!r} (implemented: {', '.join(ACTIVATIONS)})")
-        elif not (name in KNOWN or name.startswith("_") or value is None):
-            problems.append(f"{name}={value!r} (unknown)")
-    if problems:
-        raise InputError(
-            f"{where}: config attributes that are not implemented: {'; '.join(problems)}; without "
-            "them the numbers could be others. Use another checkpoint, or remove an attribute that "
-            "you know to be without effect"
-        )
-
-
-def make_config(attributes: dict[str, Any], where: str, **overrides: Any) -> Any:
-    """The transformers config of these attributes with `overrides` set over them.
-
-    `where`: what messages say they are from.    Labels given by an override replace those there
-    are. Raises InputError for what is not implemented, unknown, or of the wrong type.
+    Attributes:
+        implemented: what the modules read.
+        activations: those of them that name an activation.
+        required: attributes with one value that is implemented, and the value.
+        harmless: what transformers' model never read, beside BOOKKEEPING and GENERATION.
     """
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import BertConfig
 
-    attributes = {**attributes}
-    if "model_type" not in attributes and any(
-        str(name).startswith("Bert") for name in attributes.get("architectures") or ()
-    ):
-        attributes["model_type"] = "bert"  # configs of 2019 do not say
-    if "num_labels" in overrides and overrides["num_labels"] != len(
-        attributes.get("id2label") or (0, 1)
-    ):
-        attributes.pop("id2label", None)
-        attributes.pop("label2id", None)
-    if "id2label" in overrides:
-        names = overrides["id2label"]
-        overrides = {"label2id": {name: int(i) for i, name in names.items()}, **overrides}
-    attributes |= overrides
-    check_attributes(attributes, where)
-    # transformers turns a dtype into torch's, importing torch for it; here parameters are float32.
-    for name in ("dtype", "torch_dtype"):
-        attributes.pop(name, None)
-    try:
-        config = BertConfig.from_dict(attributes)
-    except (StrictDataclassError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{where}: not a BERT config: {' '.join(str(error).split())}") from error
-    if config.hidden_size % config.num_attention_heads:
-        raise InputError(
-            f"{where}: hidden_size={config.hidden_size} is not divisible by "
-            f"num_attention_heads={config.num_attention_heads}"
+    implemented: frozenset[str]
+    activations: frozenset[str]
+    required: dict[str, Any] = field(default_factory=dict)
+    harmless: frozenset[str] = frozenset()
+
+    def extended(
+        self,
+        *,
+        implemented: Set[str] = frozenset(),
+        activations: Set[str] = frozenset(),
+        required: dict[str, Any] | None = None,
+        harmless: Set[str] = frozenset(),
+    ) -> "Attributes":
+        """These and those."""
+        return Attributes(
+            self.implemented | implemented,
+            self.activations | activations,
+            {**self.required, **(required or {})},
+            self.harmless | harmless,
         )
-    return config
+
+    def check(self, attributes: dict[str, Any], where: str) -> None:
+        """Raises InputError, naming every attribute, unless the model described is implemented."""
+        known = self.implemented | self.harmless | BOOKKEEPING | GENERATION
+        problems = []
+        for name, value in attributes.items():
+            if name in self.required:
+                if value is not None and value != self.required[name]:
+                    problems.append(f"{name}={value!r} (implemented: {self.required[name]!r})")
+            elif name in self.activations:
+                if value not in ACTIVATIONS:
+                    problems.append(f"{name}={value!r} (implemented: {', '.join(ACTIVATIONS)})")
+            elif not (name in known or name.startswith("_") or value is None):
+                problems.append(f"{name}={value!r} (unknown)")
+        if problems:
+            raise InputError(
+                f"{where}: config attributes that are not implemented: {'; '.join(problems)}; "
+                "without them the numbers could be others. Use another checkpoint, or remove an "
+                "attribute that you know to be without effect"
+            )

@@ -1,6 +1,7 @@
 """Checkpoints from one format to the other, tensor by tensor, verified before they appear."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxllm import models
 from jaxllm.errors import InputError
-from jaxllm.models import apply_fn, module_parts
 from jaxllm.pretrained import FAMILIES, loading, saving
-from jaxllm.pretrained.attributes import make_config, read_config
+from jaxllm.pretrained.configs import make_config, read_config
 from jaxllm.pretrained.formats import read_tensors
 from jaxllm.pretrained.location import resolve
 from jaxllm.pretrained.names import Family
+from jaxllm.sharding import map_params
 
 log = logging.getLogger("jaxllm.pretrained")
 
@@ -23,19 +25,20 @@ log = logging.getLogger("jaxllm.pretrained")
 @dataclass(frozen=True)
 class ConvertReport:
     """`tensors` were written; `dropped` ones are copies of tied tensors, or buffers; the models of
-    `tasks` had equal outputs."""
+    `task` had equal outputs.
+    """
 
     architecture: str
     tensors: int
     dropped: list[str]
-    tasks: list[str]
+    task: str
 
 
 def convert(source: str | Path, target: str | Path, weights: str) -> ConvertReport:
     """Writes the checkpoint at `source` to the new directory `target` in another format.
 
     `weights`: "safetensors" or "flax". Works on tensors, not on a model: dtypes stay, heads that
-    jaxllm has no module for (next sentence, span) are carried over. Verified before `target`
+    the config's class lacks are carried over. Verified before `target`
     appears: every tensor is bit-equal when read again, and the models' outputs on a fixed batch are
     equal. Raises InputError for a tensor or attribute that is not known, or if `target` exists and
     is not empty.
@@ -54,8 +57,9 @@ def convert(source: str | Path, target: str | Path, weights: str) -> ConvertRepo
             f"{directory}: tensors that are in no {config.model_type} model known here: "
             f"{', '.join(unknown)}; they cannot be converted"
         )
-    architecture = (attributes.get("architectures") or [_architecture(sources)])[0]
-    tasks = _tasks(family, architecture)
+    architecture = next(iter(attributes.get("architectures") or ()), None)
+    task = _task(family, config, architecture, sources)
+    architecture = architecture or family.architecture(task)
 
     def fill(temporary: Path) -> None:
         arrays = {
@@ -69,48 +73,48 @@ def convert(source: str | Path, target: str | Path, weights: str) -> ConvertRepo
         saving.write_tokenizer(temporary, directory)
         saving.write_weights(temporary, arrays, weights, saving.MAX_SHARD_BYTES)
         _verify_tensors(family, sources, temporary)
-        for task in tasks:
-            _verify_outputs(family, config, task, directory, temporary)
+        _verify_outputs(family, config, task, directory, temporary)
 
     saving.write_directory(Path(target), fill, replace=False)
     kept = {source.name for source in sources.values()}
     dropped = sorted(tensors.keys() - kept)
     log.info(
-        "%s: %s, %d tensors, bit-equal when read again; outputs equal for %s; left out, being "
+        "%s: %s, %d tensors, bit-equal when read again; outputs equal (%s); left out, being "
         "copies or buffers: %s",
         target,
         architecture,
         len(sources),
-        " and ".join(tasks),
+        task,
         ", ".join(dropped) or "nothing",
     )
-    return ConvertReport(architecture, len(sources), dropped, tasks)
+    return ConvertReport(architecture, len(sources), dropped, task)
 
 
-def _architecture(sources: dict[str, loading.Source]) -> str:
-    """transformers' class for a checkpoint whose config does not say."""
-    for prefix, name in (
-        ("cls.seq_relationship.", "BertForPreTraining"),
-        ("cls.predictions.", "BertForMaskedLM"),
-        ("classifier.", "BertForSequenceClassification"),
-        ("qa_outputs.", "BertForQuestionAnswering"),
-    ):
-        if any(source.startswith(prefix) for source in sources):
-            return name
-    return "BertModel"
+def _task(family: Family, config: Any, architecture: str | None, names: Iterable[str]) -> str:
+    """The task of transformers' class `architecture`; where the config names none, of the tensors.
 
+    "base", which every checkpoint has the tensors of, for a class that there is no module for.
+    """
+    tasks = models.FAMILIES[config.model_type]
+    if architecture is not None:
+        return next((task for task in tasks if family.architecture(task) == architecture), "base")
+    leaves = (family.leaf_of(name) for name in names)
+    paths = {leaf.path for leaf in leaves if leaf is not None}
 
-def _tasks(family: Family, architecture: str) -> list[str]:
-    """The models that together compute all of the architecture that there are modules for."""
-    for task, (name, _) in family.architectures.items():
-        if name == architecture:
-            return [task]
-    return ["masked-lm", "base"] if architecture == "BertForPreTraining" else ["base"]
+    def is_whole(task: str) -> bool:
+        needed: set[str] = set()
+        try:
+            map_params(lambda path, _: needed.add(path), models.module_parts(config, task)[1])
+        except InputError:  # a config that this head cannot have
+            return False
+        return needed == paths
+
+    return next(filter(is_whole, tasks), "base")
 
 
 def _stored_name(family: Family, name: str, weights: str, architecture: str) -> str:
     stored = family.flax_name(name) if weights == "flax" else name
-    return family.bare(stored) if architecture == family.architectures["base"][0] else stored
+    return family.bare(stored) if architecture == family.architecture("base") else stored
 
 
 def _stored_array(family: Family, name: str, source: loading.Source, weights: str) -> np.ndarray:
@@ -135,11 +139,11 @@ def _verify_tensors(family: Family, sources: dict[str, loading.Source], written:
 
 
 def _verify_outputs(family: Family, config: Any, task: str, source: Path, written: Path) -> None:
-    graphdef, abstract = module_parts(config, task)
+    graphdef, abstract = models.module_parts(config, task)
     rng = np.random.default_rng(0)
-    T = min(16, config.max_position_embeddings)
+    T = min(16, models.max_tokens(config))
     input_ids = jnp.asarray(rng.integers(0, config.vocab_size, (2, T)), jnp.int32)
-    run = jax.jit(apply_fn(graphdef))
+    run = jax.jit(models.apply_fn(graphdef))
 
     def outputs(directory: Path) -> list[np.ndarray]:
         params, _ = loading.load(family, read_tensors(directory), abstract, directory, init)

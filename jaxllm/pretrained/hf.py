@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from jaxllm.errors import InputError
-from jaxllm.pretrained import FAMILIES, attributes, loading, saving
+from jaxllm.models import module_parts
+from jaxllm.pretrained import FAMILIES, configs, loading, saving
 from jaxllm.pretrained.converting import ConvertReport, convert
 from jaxllm.pretrained.formats import read_tensors
 from jaxllm.pretrained.loading import LoadReport
@@ -36,10 +37,10 @@ def load_config(path: str | Path | None, **overrides: Any) -> Any:
     is not implemented, or that is not known.
     """
     if path is None:
-        return attributes.make_config(overrides, "the model's config")
+        return configs.make_config(overrides, "the model's config")
     directory = resolve(path, weights=False)
-    return attributes.make_config(
-        attributes.read_config(directory), str(directory / "config.json"), **overrides
+    return configs.make_config(
+        configs.read_config(directory), str(directory / "config.json"), **overrides
     )
 
 
@@ -67,6 +68,7 @@ def save_pretrained(
     directory: str | Path,
     params: dict[str, Any],
     config: Any,
+    task: str,
     *,
     weights: str = "safetensors",
     tokenizer: Any = None,
@@ -74,28 +76,25 @@ def save_pretrained(
 ) -> None:
     """Writes what transformers' from_pretrained reads: config.json, weights, tokenizer files.
 
-    `weights`: "safetensors" with PyTorch's names, or "flax" for the flax_model.msgpack of
-    transformers 4's Flax classes. `tokenizer`: a transformers tokenizer, or a directory to copy its
-    files from. The directory appears whole or not at all; an earlier model in it is replaced.
-    Raises InputError if it holds anything else or cannot be written.
+    `task`: a key of `models.FAMILIES[config.model_type]`. `weights`: "safetensors" with PyTorch's
+    names, or "flax" for the flax_model.msgpack of transformers 4's Flax classes. `tokenizer`: a
+    transformers tokenizer, or a directory to copy its files from. The directory appears whole or
+    not at all; an earlier model in it is replaced. Raises InputError if it holds anything else or
+    cannot be written.
     """
     saving.check_format(weights)
     family = FAMILIES[config.model_type]
     flax = weights == "flax"
+    architecture = family.architecture(task)
     leaves: dict[str, Any] = {}
+    expected: dict[str, Any] = {}
     map_params(leaves.__setitem__, params)
-    architecture, head = next(
-        (name, head) for name, head in family.architectures.values() if head in params or not head
-    )
-    expected = {
-        leaf.path
-        for leaf in family.by_path.values()
-        if family.head(leaf) is None or family.head(leaf) in params
-    }
-    if leaves.keys() != expected:
+    map_params(expected.__setitem__, module_parts(config, task)[1])
+    if leaves.keys() != expected.keys():
         raise InputError(
-            f"the parameters are no {architecture}: missing {sorted(expected - leaves.keys())}, "
-            f"unexpected {sorted(leaves.keys() - expected)}"
+            f"the parameters are no {architecture}: "
+            f"missing {sorted(expected.keys() - leaves.keys())}, "
+            f"unexpected {sorted(leaves.keys() - expected.keys())}"
         )
     arrays = {}
     for path, array in leaves.items():
@@ -103,7 +102,8 @@ def save_pretrained(
         names = leaf.names(host.shape[0])
         for name, one in zip(names, host if leaf.stacked else [host], strict=True):
             stored = family.flax_name(name) if flax else name
-            arrays[stored if head else family.bare(stored)] = leaf.to_stored(one, flax=flax)
+            stored = family.bare(stored) if task == "base" else stored
+            arrays[stored] = leaf.to_stored(one, flax=flax)
     described = config.to_diff_dict() | {
         "architectures": [architecture],
         "dtype": str(next(iter(arrays.values())).dtype),

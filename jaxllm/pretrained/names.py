@@ -13,6 +13,8 @@ from typing import Literal
 
 import numpy as np
 
+from jaxllm.pretrained.attributes import Attributes
+
 # kind -> (our leaf, PyTorch's, Flax's)
 LEAVES = {
     "dense": (("kernel", "weight", "kernel"), ("bias", "bias", "bias")),
@@ -20,12 +22,23 @@ LEAVES = {
     "embedding": (("embedding", "weight", "embedding"),),
     "bias": (("bias", "bias", "bias"),),
 }
+# task -> how the name of transformers' class ends
+CLASS_SUFFIXES = {
+    "base": "Model",
+    "masked-lm": "ForMaskedLM",
+    "pretraining": "ForPreTraining",
+    "next-sentence": "ForNextSentencePrediction",
+    "sequence-classification": "ForSequenceClassification",
+    "token-classification": "ForTokenClassification",
+    "question-answering": "ForQuestionAnswering",
+    "multiple-choice": "ForMultipleChoice",
+}
 FLAX_LEAVES = {"kernel", "scale", "embedding"}  # as the last part of a name, a sign of Flax
 
 
 @dataclass(frozen=True)
 class Module:
-    """A row: our path ("" where no module has it yet), the checkpoint's with `{}` for the layer.
+    """A row: our path, and the checkpoint's with `{}` for the layer.
 
     `inputs`: how many leading axes of our kernel are summed over; the rest are its outputs. Both
     are flat in checkpoints.
@@ -77,21 +90,20 @@ class Family:
     """One model type's table, and what its checkpoints of all ages need to be read by it."""
 
     modules: tuple[Module, ...]
+    attributes: Attributes  # of its config
     prefix: str  # of every tensor outside the heads; bare models are stored without it
-    architectures: dict[
-        str, tuple[str, str]
-    ]  # task -> (transformers' class, first part of the head's path)
+    class_prefix: str  # of the names of transformers' classes
     old_names: tuple[tuple[str, str], ...] = ()  # (regular expression, replacement)
-    buffers: str = r"(?!)"  # tensors that are no parameters
+    buffers: str = r"embeddings\.(position_ids|token_type_ids)$"  # tensors that are no parameters
     tied: dict[str, str] = field(default_factory=dict)  # duplicate -> the tensor it repeats
-    tied_head: str = ""  # the head that uses them
-    trunk: tuple[str, ...] = ()  # first parts of our paths that every checkpoint has
+    tied_head: str = "mlm"  # the head that uses them
+    trunk: tuple[str, ...] = ("embeddings", "blocks")  # first parts that every checkpoint has
 
     @cached_property
     def leaves(self) -> tuple[Leaf, ...]:
         return tuple(
             Leaf(
-                f"{module.path}/{ours}" if module.path else "",
+                f"{module.path}/{ours}",
                 f"{module.name}.{torch}",
                 f"{module.name}.{flax}".replace(".", "/"),
                 module.inputs if ours == "kernel" else None,
@@ -102,11 +114,19 @@ class Family:
 
     @cached_property
     def by_path(self) -> dict[str, Leaf]:
-        return {leaf.path: leaf for leaf in self.leaves if leaf.path}
+        return {leaf.path: leaf for leaf in self.leaves}
 
     @cached_property
     def by_name(self) -> dict[str, Leaf]:
         return {leaf.name: leaf for leaf in self.leaves}
+
+    def architecture(self, task: str) -> str:
+        """The name of transformers' class."""
+        return self.class_prefix + CLASS_SUFFIXES[task]
+
+    def is_class(self, name: str) -> bool:
+        """Whether it is the name of a class of transformers for this model type."""
+        return name == f"{self.class_prefix}Model" or name.startswith(f"{self.class_prefix}For")
 
     def leaf_of(self, name: str) -> Leaf | None:
         """The row of a canonical name; None for a tensor that is not in the table."""

@@ -91,7 +91,7 @@ def build(config: Config) -> Job:
         if jax.process_count() > 1:  # shards of other hosts; all of them take part
             params = multihost_utils.process_allgather(params, tiled=True)
         if jax.process_index() == 0:
-            hf.save_pretrained(directory, params, task.model_config, tokenizer=tokenizer)
+            hf.save_pretrained(directory, params, task.model_config, task.head, tokenizer=tokenizer)
             task.save_extras(directory)
 
     def report(params: Any, directory: Path) -> None:

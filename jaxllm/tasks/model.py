@@ -108,7 +108,7 @@ class SavedModel:
         config = hf.load_config(directory)
         tokenizer = load_tokenizer(directory)
         check_tokenizer(tokenizer, config)
-        longest = min(config.max_position_embeddings, tokenizer.model_max_length)
+        longest = min(models.max_tokens(config), tokenizer.model_max_length)
         form = InputFormat.load(directory, max_length=longest)
         head = HEADS.get(form.task, form.task)
         _, graphdef, params = load_saved(path, head, config, mesh)
@@ -170,14 +170,15 @@ def check_tokenizer(tokenizer: Any, model_config: Any) -> None:
 def check_fit(config: Config, model_config: Any, tokenizer: Any) -> None:
     """Refuses data that the model has no place for, with the key to change."""
     check_tokenizer(tokenizer, model_config)
-    if config.data.max_length > model_config.max_position_embeddings:
+    longest = models.max_tokens(model_config)
+    if config.data.max_length > longest:
         raise InputError(
             f"data.max_length: found {config.data.max_length}, expected at most the model's "
-            f"{model_config.max_position_embeddings} positions (max_position_embeddings)"
+            f"{longest} positions (max_position_embeddings)"
         )
     if config.data.text_pair is not None:
         types = max(tokenizer("a", "a", return_token_type_ids=True)["token_type_ids"]) + 1
-        if types > getattr(model_config, "type_vocab_size", 1):
+        if types > getattr(model_config, "type_vocab_size", types):
             raise InputError(
                 "data.text_pair: the tokenizer marks the second text as of another type, but the "
                 "model has one token type (type_vocab_size), not two"

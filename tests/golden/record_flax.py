@@ -9,10 +9,24 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from example import CONFIG, batch
+import transformers
+from example import CONFIG, SMALL, batch
 from transformers import BertConfig, FlaxBertForMaskedLM, FlaxBertForSequenceClassification
 
 HERE = Path(__file__).parent
+# directory -> (Flax class, attributes of its config beside those of all)
+FAMILIES = {
+    "flax_bert_pretraining": ("FlaxBertForPreTraining", {}),
+    "flax_roberta_sequence_classification": (
+        "FlaxRobertaForSequenceClassification",
+        {"num_labels": 3},
+    ),
+    "flax_xlm_roberta_masked_lm": ("FlaxXLMRobertaForMaskedLM", {}),
+    "flax_distilbert_masked_lm": ("FlaxDistilBertForMaskedLM", {}),
+    "flax_distilbert_question_answering": ("FlaxDistilBertForQuestionAnswering", {}),
+    "flax_electra_pretraining": ("FlaxElectraForPreTraining", {"embedding_size": 8}),
+    "flax_electra_multiple_choice": ("FlaxElectraForMultipleChoice", {"embedding_size": 8}),
+}
 
 
 def random_params(params: dict, seed: int) -> dict:
@@ -38,6 +52,21 @@ def record(name: str, cls: type, **options: object) -> None:
     )
 
 
+def record_family(directory: Path, name: str, options: dict) -> None:
+    cls = getattr(transformers, name)
+    sizes, inputs = dict(SMALL), batch()
+    if "DistilBert" in name:
+        sizes["hidden_dim"] = sizes.pop("intermediate_size")
+        del inputs["token_type_ids"]
+    if name.endswith("MultipleChoice"):
+        inputs = {key: x[None] for key, x in inputs.items()}
+    model = cls(cls.config_class(**sizes, **options))
+    params = random_params(model.params, seed=len(name))
+    model.save_pretrained(directory, params=params)
+    outputs = {key: np.asarray(x) for key, x in model(**inputs, params=params).items()}
+    np.savez_compressed(directory / "expected.npz", **outputs, **inputs)
+
+
 def record_variants() -> None:
     """The classification golden again: index-sharded msgpack, and safetensors with Flax names."""
     source = HERE / "flax_sequence_classification"
@@ -50,3 +79,5 @@ if __name__ == "__main__":
     record("flax_sequence_classification", FlaxBertForSequenceClassification, num_labels=3)
     record("flax_masked_lm", FlaxBertForMaskedLM)
     record_variants()
+    for directory, (name, options) in FAMILIES.items():
+        record_family(HERE / directory, name, options)

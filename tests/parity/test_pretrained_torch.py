@@ -93,7 +93,9 @@ def test_there_and_back(ours, theirs, outputs, activation, tiny_bert_config, tmp
 
 def test_sharded_weights_written_here(tiny_bert_config, tmp_path, batch):
     model = jaxllm.AutoModelForMaskedLM.from_config(tiny_bert_config)
-    hf.save_pretrained(tmp_path / "ours", model.params, model.config, max_shard_bytes=20_000)
+    hf.save_pretrained(
+        tmp_path / "ours", model.params, model.config, "masked-lm", max_shard_bytes=20_000
+    )
     again = load_torch(transformers.BertForMaskedLM, tmp_path / "ours")
     compare(model, again, batch, ["logits"])
 
@@ -137,7 +139,7 @@ def test_pickle_that_runs_code_or_is_damaged(tiny_bert_config, tmp_path):
     "name",
     ["BertForPreTraining", "BertForTokenClassification", "BertForQuestionAnswering", "BertModel"],
 )
-def test_converted_heads_without_a_module_here(name, tiny_bert_config, tmp_path, batch):
+def test_converted_to_flax_and_back(name, tiny_bert_config, tmp_path, batch):
     """Safetensors to msgpack and back: every tensor is what it was, in PyTorch's own class."""
     cls = getattr(transformers, name)
     original = random_torch(cls, tiny_bert_config)

@@ -1,0 +1,36 @@
+"""RoBERTa (Liu et al., 2019) and XLM-RoBERTa (Conneau et al., 2020): BERT with other positions.
+
+Equal in numbers to transformers' PyTorch classes. `config` is a transformers RobertaConfig or
+XLMRobertaConfig. Token types are one, as a rule: leave `token_type_ids` out.
+"""
+
+from typing import Any
+
+from jaxllm.errors import InputError
+from jaxllm.models import heads
+from jaxllm.models.spec import EncoderSpec, head_dropout
+
+
+def spec(config: Any, **options: Any) -> EncoderSpec:
+    if config.pad_token_id is None:
+        raise InputError("pad_token_id is not set; positions count from it (1 in published models)")
+    rate = head_dropout(config)
+    return EncoderSpec.of(
+        config,
+        padding_idx=config.pad_token_id,
+        classifier_dropout=rate,
+        token_dropout=rate,
+        choice_dropout=config.hidden_dropout_prob,
+        mlm_act="gelu",
+        **options,
+    )
+
+
+HEADS = {
+    "base": heads.PooledModel,
+    "masked-lm": heads.MaskedLM,
+    "sequence-classification": heads.Classification,
+    "token-classification": heads.TokenClassification,
+    "question-answering": heads.QuestionAnswering,
+    "multiple-choice": heads.MultipleChoice,
+}

@@ -1,0 +1,127 @@
+"""Several processes that train together: how they find each other, and how they agree."""
+
+import contextlib
+import os
+import re
+import threading
+import zlib
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxllm.errors import InputError
+from jaxllm.interrupt import Interrupted
+
+ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+_BY_HAND = f"{ADDRESS}=HOST:PORT of the first process, {COUNT} and {INDEX} (from 0)"
+_LINGER = 10  # seconds
+
+
+@contextlib.contextmanager
+def joined(processes: int) -> Iterator[None]:
+    """`join`; and a process that fails inside ends, whatever the others wait for."""
+    join(processes)
+    try:
+        yield
+    except Interrupted:  # all of them, after the same step
+        raise
+    except BaseException as error:
+        if jax.process_count() > 1:
+            # At exit JAX waits 300 s for all, who may be waiting for this one in a step.
+            status = 2 if isinstance(error, InputError) else 1
+            timer = threading.Timer(_LINGER, os._exit, [status])
+            timer.daemon = True
+            timer.start()
+        raise
+
+
+def join(processes: int, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Joins the other processes of a run; before JAX's first computation.
+
+    They are those that the three variables of the environment name, else those that a TPU pod,
+    Slurm, Open MPI or Kubernetes has started (`jax.distributed.initialize` finds them).
+
+    Args:
+        processes: how many there must be, this one included; -1 = any number.
+
+    Raises:
+        InputError: they are not found, or are not so many.
+    """
+    named = _named(environ)
+    if named:
+        _check_count(processes, named["num_processes"])
+    if named or processes != 1:
+        try:
+            jax.distributed.initialize(**named)
+        except (ValueError, RuntimeError) as error:
+            raise InputError(
+                f"mesh.processes: found {processes}, but the other processes were not found "
+                f"({error}). Start all of them on a TPU pod, by Slurm, Open MPI or Kubernetes, or "
+                f"each with {_BY_HAND} in its environment"
+            ) from error
+    _check_count(processes, jax.process_count())
+
+
+def _named(environ: MutableMapping[str, str]) -> dict[str, Any]:
+    """The arguments of `jax.distributed.initialize` that are in the environment: all, or none."""
+    given = {name: environ[name] for name in (ADDRESS, COUNT, INDEX) if name in environ}
+    if not given:
+        return {}
+    try:
+        count, index = int(given[COUNT]), int(given[INDEX])
+        if not (0 <= index < count and re.fullmatch(r".+:\d+", given[ADDRESS])):
+            raise ValueError
+    except (KeyError, ValueError):
+        found = ", ".join(f"{name}={value}" for name, value in given.items())
+        raise InputError(f"the environment has {found}; expected {_BY_HAND}") from None
+    return {"coordinator_address": given[ADDRESS], "num_processes": count, "process_id": index}
+
+
+def _check_count(wanted: int, found: int) -> None:
+    if wanted not in (found, -1):
+        raise InputError(
+            f"mesh.processes: found {wanted}, but {found} processes were started; set it to "
+            f"{found}, or to -1 for as many as there are"
+        )
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """What stops one process inside stops them all here; else the others would wait for it.
+
+    Inside, no process may wait for another.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    failed = np.ravel(_gather(np.int32(failure is not None)))
+    if failure is not None:
+        raise failure
+    if failed.any():
+        raise InputError(f"process {failed.argmax()} stopped; it says why")
+
+
+def check_same(what: str, value: Callable[[], object]) -> None:
+    """Raises InputError where processes have another `value`: they would compute nonsense."""
+    if jax.process_count() == 1:
+        return
+    sums = np.ravel(_gather(np.uint32(zlib.crc32(repr(value()).encode()))))
+    others = np.flatnonzero(sums != sums[0]).tolist()
+    if others:
+        raise InputError(
+            f"{what}: differ between process 0 and processes {others}. Give all of them the same "
+            "command and the same files"
+        )
+
+
+def _gather(value: Any) -> np.ndarray:
+    from jax.experimental.multihost_utils import process_allgather
+
+    return np.asarray(process_allgather(value))

@@ -1,0 +1,90 @@
+"""What the tests of encoder families share: every (family, task), tiny configs, random inputs."""
+
+import numpy as np
+
+from jaxllm import models
+from jaxllm.sharding import map_params
+
+PAIRS = [(family, task) for family in models.ENCODERS for task in models.FAMILIES[family]]
+LONGEST = 24  # tokens of a row
+# An activation that no head has, so that a head which takes the wrong one shows.
+SIZES = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": LONGEST,
+    "type_vocab_size": 2,
+    "hidden_act": "silu",
+    "initializer_range": 0.3,  # weights large enough that a wrong term shows
+}
+DISTILBERT_SIZES = {
+    "vocab_size": 99,
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "hidden_dim": 64,
+    "max_position_embeddings": LONGEST,
+    "activation": "silu",
+    "initializer_range": 0.3,
+}
+PAD = {"roberta": 1, "xlm-roberta": 1}  # id of padding, where it is not 0
+
+
+def tiny_config(family, task="base", **changes):
+    """A transformers config of two layers, with three labels where the task has labels."""
+    from transformers import CONFIG_MAPPING
+
+    sizes = DISTILBERT_SIZES if family == "distilbert" else SIZES
+    own = {
+        "roberta": {"max_position_embeddings": LONGEST + 2},
+        "xlm-roberta": {"max_position_embeddings": LONGEST + 2},
+        "electra": {"embedding_size": 16},
+    }.get(family, {})
+    labels = 2 if task == "question-answering" else 3
+    return CONFIG_MAPPING[family](**{**sizes, **own, "num_labels": labels, **changes})
+
+
+def random_inputs(family, task, length, rng):
+    """Two rows, or two times three choices, of which the last has a third of padding."""
+    shape = (2, 3, length) if task == "multiple-choice" else (2, length)
+    mask = np.ones(shape, np.int32)
+    mask[-1, ..., length - length // 3 :] = 0
+    ids = np.where(mask > 0, rng.integers(2, 99, shape), PAD.get(family, 0))
+    inputs = {"input_ids": ids.astype(np.int32), "attention_mask": mask}
+    if family != "distilbert":
+        types = (np.arange(length) >= length // 2).astype(np.int32)
+        inputs["token_type_ids"] = np.broadcast_to(types, shape).copy()
+    return inputs
+
+
+def outputs_of(out):
+    """{name: array} of what a head gives, hidden states and attentions left out."""
+    names = (name for name in vars(out) if name not in ("hidden_states", "attentions"))
+    return {name: getattr(out, name) for name in names if getattr(out, name) is not None}
+
+
+def cotangents(outputs, mask, seed=0):
+    """Random weights of a loss that is linear in the outputs; none on padding."""
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name, x in outputs.items():
+        weight = rng.standard_normal(x.shape).astype(np.float32) / np.prod(x.shape)
+        if x.shape[:2] == mask.shape:
+            weight *= mask.reshape(*mask.shape, *[1] * (x.ndim - 2))
+        weights[name] = weight
+    return weights
+
+
+def weighted(out, weights):
+    return sum((x * weights[name]).sum() for name, x in outputs_of(out).items())
+
+
+def random_params(config, task, seed=0):
+    """Weights, biases and scales all drawn, on the host: compiling the initialisers is slow."""
+    rng = np.random.default_rng(seed)
+    return map_params(
+        lambda path, x: rng.normal(path.endswith("scale"), 0.3, x.shape).astype(np.float32),
+        models.module_parts(config, task)[1],
+    )
