@@ -37,6 +37,7 @@ class Variant:
     worker: str  # module
     dtype: Dtype
     fused: bool = False  # PyTorch's fused AdamW instead of its default
+    packed: bool = True  # jaxllm: several texts in a row
 
 
 VARIANTS = {
@@ -72,8 +73,10 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_session_options(parser: argparse.ArgumentParser, variants: list[str]) -> None:
-    """What `session` reads of the arguments; `variants` run unless others are asked for."""
+def add_session_options(
+    parser: argparse.ArgumentParser, variants: list[str], default: list[str] | None = None
+) -> None:
+    """What `runs` reads of the arguments; of `variants` those of `default` run (None: all)."""
     add = parser.add_argument
     add(
         "--model",
@@ -84,10 +87,10 @@ def add_session_options(parser: argparse.ArgumentParser, variants: list[str]) ->
     add(
         "--only",
         nargs="+",
-        choices=list(VARIANTS),
-        default=variants,
+        choices=variants,
+        default=default or variants,
         metavar="VARIANT",
-        help=f"run these variants alone (default: {', '.join(variants)})",
+        help=f"run these variants alone (default: {', '.join(default or variants)})",
     )
     add(
         "--output",
@@ -143,10 +146,7 @@ def session(
     facts: Row,
     regression: bool = False,
 ) -> list[Row]:
-    """All runs on one data set, after the gate. Each row, `facts` in it, is in the output file as
-    soon as its run has ended.
-    """
-    variants = [name for name in VARIANTS if name in arguments.only]
+    """All runs on one data set; `facts` are added to each row."""
     with tempfile.TemporaryDirectory(prefix="jaxllm-finetune-") as name:
         work = Path(name)
         write_json_lines(work / "train.jsonl", train)
@@ -158,42 +158,54 @@ def session(
             dev=str(work / "dev.jsonl"),
             labels=[] if regression else sorted({label for *_, label in train}),
             directory=str(work),
+            metric="pearson" if regression else "accuracy",
             recipe=recipe,
         )
-        say("writing the model that every run starts from")
-        job = replace(job, model=worker(JAXLLM, job, work)["model"])
-        gate = None
-        if len({VARIANTS[variant].worker for variant in variants}) == 2:
-            gate = check_gate(job, work)
-        common = {
-            **facts,
-            "machine": machine.description(),
-            "model": arguments.model,
-            "metric": job.metric,
-            "train_examples": len(train),
-            "dev_examples": len(dev),
-            "recipe": asdict(recipe),
-            "gate": gate,
-        }
-        rows = []
-        for seed in range(arguments.seeds):
-            for variant in variants:
-                rows.append({**measure(variant, seed, job, work), **common})
-                with open(arguments.output, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
+        facts = {**facts, "train_examples": len(train), "dev_examples": len(dev)}
+        return runs(job, VARIANTS, (JAXLLM, TORCH), arguments, work, facts)
+
+
+def runs(
+    job: Job,
+    variants: dict[str, Variant],
+    sides: tuple[str, str],
+    arguments: argparse.Namespace,
+    work: Path,
+    facts: Row,
+) -> list[Row]:
+    """Writes the model to start from, passes the gate, and lets the variants take turns. A row is
+    in the output file as soon as its run has ended.
+
+    sides: jaxllm's worker and the baseline's.
+    """
+    variants = {name: variant for name, variant in variants.items() if name in arguments.only}
+    say("writing the model that every run starts from")
+    job = replace(job, model=worker(sides[0], job, work)["model"])
+    both = {variant.worker for variant in variants.values()} == set(sides)
+    common = {
+        **facts,
+        "machine": machine.description(),
+        "model": arguments.model,
+        "metric": job.metric,
+        "recipe": asdict(job.recipe),
+        "gate": check_gate(job, work, sides) if both else None,
+    }
+    rows = []
+    for seed in range(arguments.seeds):
+        for name, variant in variants.items():
+            rows.append({**measure(name, variant, seed, job, work), **common})
+            with open(arguments.output, "a", encoding="utf-8") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
     return rows
 
 
-def measure(name: str, seed: int, job: Job, work: Path) -> Row:
+def measure(name: str, variant: Variant, seed: int, job: Job, work: Path) -> Row:
     """One run in a process of its own."""
-    variant, before = VARIANTS[name], machine.Load.now()
+    before = machine.Load.now()
     average = os.getloadavg()
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    figures = worker(
-        variant.worker,
-        replace(job, action="run", seed=seed, dtype=variant.dtype, fused=variant.fused),
-        work,
-    )
+    settings = {key: getattr(variant, key) for key in ("dtype", "fused", "packed")}
+    figures = worker(variant.worker, replace(job, action="run", seed=seed, **settings), work)
     after = machine.Load.now()
     row = {
         "variant": name,
@@ -213,11 +225,11 @@ def measure(name: str, seed: int, job: Job, work: Path) -> Row:
     return row
 
 
-def check_gate(job: Job, work: Path) -> dict[str, Any]:
+def check_gate(job: Job, work: Path, sides: tuple[str, str]) -> dict[str, Any]:
     """Runs one step on each side; see `compare`."""
     say("checking that both sides compute the same loss")
-    ours = worker(JAXLLM, replace(job, action="gate"), work)
-    theirs = worker(TORCH, replace(job, action="gate", rows=ours["rows"]), work)
+    ours = worker(sides[0], replace(job, action="gate"), work)
+    theirs = worker(sides[1], replace(job, action="gate", rows=ours["rows"]), work)
     return compare(ours, theirs)
 
 

@@ -38,14 +38,11 @@ class Job:
     directory: str  # empty, for whatever the worker writes
     dtype: Dtype = "float32"
     fused: bool = False
+    packed: bool = True
     seed: int = 0
+    metric: str = "accuracy"  # the figure that says how good the outcome is
     rows: list[int] = field(default_factory=list)  # gate: 0-based examples of `train` in the batch
     recipe: Recipe = field(default_factory=Recipe)
-
-    @property
-    def metric(self) -> str:
-        """What the dev rows are judged by; also the name of that figure."""
-        return "accuracy" if self.labels else "pearson"
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")

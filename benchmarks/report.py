@@ -18,7 +18,8 @@ def table(rows: list[Row]) -> str:
     Speeds are medians over the seeds with the lowest and the highest; a ratio is one of medians.
     """
     variants = by_variant(rows)
-    head = ["", "real tokens/s", "padded tokens/s", "real tokens", "accuracy", "peak memory"]
+    metric = rows[0]["metric"]
+    head = ["", "real tokens/s", "padded tokens/s", "real tokens", metric, "peak memory"]
     head += ["compile", "steps", "whole run", *(f"speed / {b}" for b in BASELINES)]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     lines += [[name, *_cells(runs, variants)] for name, runs in variants.items()]
@@ -88,7 +89,7 @@ def _cells(runs: list[Row], variants: dict[str, list[Row]]) -> list[str]:
         _spread(row["real_tokens_per_second"] for row in runs),
         _spread(row["padded_tokens_per_second"] for row in runs),
         f"{real / padded:.0%}",
-        mean_and_deviation(runs, "accuracy"),
+        mean_and_deviation(runs, runs[0]["metric"]),
         f"{median(runs, 'peak_memory') / 2**20:,.0f} MiB",
         f"{median(runs, 'compile_seconds'):.1f} s",
         f"{median(runs, 'steps'):.0f}",

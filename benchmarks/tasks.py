@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.examples import select
-from benchmarks.finetune import add_session_options, run, session, warn_of_load
+from benchmarks.finetune import VARIANTS, add_session_options, run, session, warn_of_load
 from benchmarks.recipe import Recipe
 from benchmarks.report import Row, task_table
 
@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--examples", type=int, help="training rows of each task (default: the task's own number)"
     )
-    add_session_options(parser, ["jaxllm-float32", "torch-float32"])
+    add_session_options(parser, list(VARIANTS), ["jaxllm-float32", "torch-float32"])
     return parser
 
 

@@ -27,6 +27,7 @@ def row(variant: str, seed: int, real: float, padded: float, accuracy: float, **
         "dev_examples": 100,
         "real_tokens_per_second": real,
         "padded_tokens_per_second": padded,
+        "metric": "accuracy",
         "accuracy": accuracy,
         "peak_memory": 512 * 2**20,
         "compile_seconds": 4.0,

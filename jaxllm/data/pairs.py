@@ -1,6 +1,7 @@
 """Texts that belong together: an anchor, its positive and perhaps a negative, in one row."""
 
 import functools
+import logging
 import math
 import zlib
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from jaxllm.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,7 @@ def load_pairs(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizerFast
     if not kept:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in dropped.items())
         raise InputError(f"data.{split}: no row is left of {read}: {reasons}")
+    _LOG.info("data.%s: %d of %d rows are pairs to use", split, len(kept), read)
     return Pairs(
         *_concatenated([text for group in kept for text in group.texts]),
         np.array([group.score for group in kept], np.float32) if scored else None,

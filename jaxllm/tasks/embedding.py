@@ -19,11 +19,10 @@ from jaxllm.pooling import Pooling
 from jaxllm.pretrained import hf, sentence_transformers
 from jaxllm.tasks.evaluation import EvalStep, outputs_of, read_summary
 from jaxllm.tasks.inputs import InputFormat
-from jaxllm.tasks.model import check_fit
+from jaxllm.tasks.model import HEADS, check_fit
 from jaxllm.tasks.task import Evaluator, Task
 from jaxllm.train import make_eval_step
 
-HEAD = "base"
 BLOCK = 1024  # anchors that are compared with all positives at a time
 
 
@@ -57,7 +56,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         )
 
     return Task(
-        head=HEAD,
+        head=HEADS["sentence-embedding"],
         model_config=model_config,
         train=train,
         objective=lambda apply: contrastive(apply, pooling, config.train.temperature),
