@@ -70,7 +70,7 @@ def config(tmp_path_factory, tiny_bert_config, tiny_tokenizer_dir):
             cache_dir=str(directory / "cache"),
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3),
-        train=TrainConfig(batch_size=8, eval_batch_size=8, steps=20),
+        train=TrainConfig(batch_size=8, eval_batch_size=8, steps=20, eval_every=10),
         run=RunConfig(dir=str(directory / "run"), tensorboard=False, progress=False),
     )
 
@@ -84,6 +84,10 @@ def change(config, **sections):
 @pytest.fixture(scope="module")
 def tokenizer(tiny_tokenizer_dir):
     return load_tokenizer(tiny_tokenizer_dir)
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def texts_of(pairs, tokenizer):
@@ -286,14 +290,16 @@ def test_train_evaluate_and_predict(config, tmp_path):
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["train/steps"] == 20
     assert {"eval/spearman", "eval/retrieval_accuracy", "eval/loss"} <= set(summary)
-    assert summary["eval/retrieval_accuracy"] == 1.0  # the training pairs among themselves
+    lines = read_lines(directory / "metrics.jsonl")
+    early, late = [line["eval/loss"] for line in lines if "eval/loss" in line]
+    assert late < early  # judged on the pairs that it is trained on
 
     model = str(directory / "model")
     again = change(config, model={"path": model, "config": {}}, run={"dir": str(tmp_path / "e")})
     values = build.evaluate(again)
     for name, value in values.items():
         assert summary[f"eval/{name}"] == pytest.approx(value, abs=1e-5)
-    rows = [json.loads(x) for x in (tmp_path / "e/evaluate/predictions.jsonl").open()]
+    rows = read_lines(tmp_path / "e/evaluate/predictions.jsonl")
     assert [row["row"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert rows[0].keys() == {"row", "cosine", "score"}
 
@@ -302,7 +308,7 @@ def test_train_evaluate_and_predict(config, tmp_path):
     (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
     counts = predict(model, str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
     assert counts == {"rows": 4, "errors": 1, "truncated": 0}
-    answers = [json.loads(x) for x in (tmp_path / "out.jsonl").open()]
+    answers = read_lines(tmp_path / "out.jsonl")
     trained, tokenizer = AutoModel.from_pretrained(model), load_tokenizer(model)
     for text, answer in zip(texts, answers, strict=False):
         x_TD = np.asarray(trained(np.array([tokenizer(text)["input_ids"]])).last_hidden_state[0])
@@ -323,7 +329,7 @@ def test_pooling_is_kept_beside_the_model(config, tiny_tokenizer_dir, tmp_path):
     # Without jaxllm.json the model is known by those files, and so is its length.
     (tmp_path / "in.jsonl").write_text('"good"\n"so very good a film that it was bad"\n')
     predict(str(tmp_path / "m"), str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
-    short, long = [json.loads(x) for x in (tmp_path / "out.jsonl").open()]
+    short, long = read_lines(tmp_path / "out.jsonl")
     assert long["truncated"]
     ids = np.array([load_tokenizer(tmp_path / "m")("good")["input_ids"]])
     x_TD = np.asarray(model(ids).last_hidden_state[0])

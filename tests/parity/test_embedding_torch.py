@@ -27,7 +27,7 @@ def ours(model, tmp_path):
     """The vectors that `jaxllm predict` writes."""
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(text) + "\n" for text in TEXTS))
     predict(str(model), str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
-    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").open()]
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert ["truncated" in answer for answer in answers] == [False, False, True, False]
     return np.array([answer["embedding"] for answer in answers])
 
