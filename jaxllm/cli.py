@@ -1,4 +1,4 @@
-"""The command line: ``jaxllm train | evaluate | predict | convert``.
+"""The command line: ``jaxllm train | glue | evaluate | predict | convert | train-tokenizer``.
 
 Exit status: 0 = done, 2 = a user's mistake (one message, no traceback), 130 or 143 = stopped by
 Ctrl-C or SIGTERM.
@@ -10,12 +10,16 @@ import errno
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from jaxllm import __version__, cpu_guard, huge_pages
 from jaxllm.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxllm.config import Config
 
 logger = logging.getLogger("jaxllm")
 
@@ -28,15 +32,31 @@ def train(argv: list[str]) -> int | None:
     if not options.data.train and options.data.dataset is None:
         raise InputError("data.train: found no file, expected training files, or data.dataset")
     with _work_on(options.run.dir):
-        from jaxllm import loop, processes
+        from jaxllm import loop
 
-        try:
-            with processes.joined(options.mesh.processes):
-                loop.train(options)
-        except loop.Interrupted as stop:  # saved; the message says how to go on
-            print(f"jaxllm: {stop}", file=sys.stderr)
-            return stop.exit_status
-    return None
+        return _stoppable(options, lambda: loop.train(options))
+
+
+def glue(argv: list[str]) -> int | None:
+    """fine-tune on tasks of GLUE, one after the other"""
+    from jaxllm import config
+
+    parser = _Parser("jaxllm glue", glue.__doc__)
+    parser.usage = "jaxllm glue --config FILE [--tasks TASK ...] [--section.field value ...]"
+    parser.epilog = (
+        "The other options are those of `jaxllm train`; columns and labels come by task."
+    )
+    parser.add_argument("--tasks", nargs="+", help="rte, stsb, ... (default: all nine)")
+    own, others = parser.parse_known_args(argv)
+    options = config.load(others, "jaxllm glue")
+    with _work_on(options.run.dir):
+        from jaxllm.data.glue import TASKS
+        from jaxllm.tasks import glue as task
+
+        tasks = (
+            list(TASKS) if own.tasks is None else re.findall(r"[^\s\[\],]+", " ".join(own.tasks))
+        )
+        return _stoppable(options, lambda: task.run(options, tasks))
 
 
 def evaluate(argv: list[str]) -> None:
@@ -87,11 +107,31 @@ def convert(argv: list[str]) -> None:
         hf.convert(options.src, options.dst, options.weights)
 
 
+def train_tokenizer(argv: list[str]) -> None:
+    """make a tokenizer from text"""
+    parser = _Parser("jaxllm train-tokenizer", train_tokenizer.__doc__)
+    parser.add_argument(
+        "--files", required=True, nargs="+", metavar="FILE", help="txt, jsonl, csv, tsv, also .gz"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="directory to write")
+    parser.add_argument("--kind", default="wordpiece", choices=["wordpiece", "bpe", "unigram"])
+    parser.add_argument("--vocab_size", type=int, default=30522, help="entries (default 30522)")
+    parser.add_argument("--cased", action="store_true", help="keep capitals and accents")
+    parser.add_argument("--text", default="text", help="column of the text, where there are any")
+    options = parser.parse_args(argv)
+    with _work_on(options.output):
+        from jaxllm.data import train_tokenizer as trainer
+
+        trainer.train_tokenizer(**vars(options))
+
+
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
+    "glue": glue,
     "evaluate": evaluate,
     "predict": predict,
     "convert": convert,
+    "train-tokenizer": train_tokenizer,
 }
 
 
@@ -132,7 +172,7 @@ def _top_parser() -> _Parser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.usage = "jaxllm COMMAND [options]"
     parser.epilog = "commands:\n" + "\n".join(
-        f"  {name:<10} {command.__doc__}" for name, command in COMMANDS.items()
+        f"  {name:<16} {command.__doc__}" for name, command in COMMANDS.items()
     )
     parser.epilog += "\n\n`jaxllm COMMAND --help` shows the options of a command."
     parser.add_argument("--version", action="version", version=f"jaxllm {__version__}")
@@ -140,6 +180,19 @@ def _top_parser() -> _Parser:
     rest = parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     rest.required = False  # or a missing COMMAND is reported as a missing COMMAND and arguments
     return parser
+
+
+def _stoppable(options: "Config", run: Callable[[], object]) -> int | None:
+    """Runs it in all processes; the exit status, if it was stopped."""
+    from jaxllm import loop, processes
+
+    try:
+        with processes.joined(options.mesh.processes):
+            run()
+    except loop.Interrupted as stop:  # saved; the message says how to go on
+        print(f"jaxllm: {stop}", file=sys.stderr)
+        return stop.exit_status
+    return None
 
 
 def _complain(message: str) -> int:

@@ -5,7 +5,14 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from jaxllm.config_fields import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from jaxllm.config_fields import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    QAConfig,
+    TrainConfig,
+)
 from jaxllm.errors import InputError
 
 
@@ -13,6 +20,8 @@ def check(config: Config) -> None:
     """Raises InputError, naming the key, for a value out of range or at odds with another."""
     _model(config.model)
     _data(config.data, config.model)
+    _qa(config.qa)
+    _choices(config)
     _optimizer(config.optimizer)
     _train(config.train, config.model.problem_type, config.data.labels)
     if config.model.task == "sentence-embedding":
@@ -109,6 +118,16 @@ def _data(data: DataConfig, model: ModelConfig) -> None:
         "data.max_dev_examples": data.max_dev_examples,
     }.items():
         _require(key, limit, limit is None or limit >= 1, "at least 1, or null")
+    if data.weights is not None:
+        positive = len(data.weights) == len(data.train) and all(w > 0 for w in data.weights)
+        _require("data.weights", data.weights, positive, "a weight above 0 for each of data.train")
+    words = data.words
+    _require("data.words", words, not words or data.dataset is None, "null beside data.dataset")
+    rate = data.mask_rate
+    _require("data.mask_rate", rate, 0 < rate < 1, "above 0 and below 1")
+    slots = data.mask_slots
+    fits = slots is None or 1 <= slots <= data.max_length
+    _require("data.mask_slots", slots, fits, f"1 to data.max_length={data.max_length}, or null")
     rising = data.buckets == sorted(set(data.buckets)) and min(data.buckets, default=0) >= 1
     _require("data.buckets", data.buckets, rising, "rising lengths of at least 1")
     if not data.packing:
@@ -132,6 +151,35 @@ def _columns(data: DataConfig, task: str) -> dict[str, str]:
         for key, value in {**own, "data.positive_from": threshold}.items():
             _require(key, value, value is None, f"null, as model.task is {task}")
     return {key: column for key, column in roles.items() if column is not None}
+
+
+def _qa(qa: QAConfig) -> None:
+    for name in ("max_question_length", "max_answer_length", "n_best"):
+        _at_least(1, {f"qa.{name}": getattr(qa, name)})
+    _at_least(0, {"qa.doc_stride": qa.doc_stride})
+    _require("qa.null_threshold", qa.null_threshold, math.isfinite(qa.null_threshold), "a number")
+
+
+def _choices(config: Config) -> None:
+    """The label is the place of the right choice, from 0."""
+    data, task = config.data, config.model.task
+    choices = data.choices
+    if task != "multiple-choice":
+        _require("data.choices", choices, choices is None, f"null, as model.task is {task}")
+        return
+    others = {data.text, data.label, data.text_pair}
+    names = choices or []
+    fits = bool(names) and len(set(names)) == len(names) and not others & set(names)
+    _require(
+        "data.choices", choices, fits, "columns of their own, as model.task is multiple-choice"
+    )
+    for key, value, expected in (
+        ("model.problem_type", config.model.problem_type, "single_label_classification"),
+        ("data.labels", data.labels, None),
+        ("train.class_weights", config.train.class_weights, None),
+    ):
+        shown = "null" if expected is None else expected
+        _require(key, value, value == expected, f"{shown}, as model.task is multiple-choice")
 
 
 def _optimizer(optimizer: OptimizerConfig) -> None:

@@ -28,7 +28,14 @@ class ModelConfig:
     """
 
     path: str | None = None
-    task: Literal["sequence-classification", "sentence-embedding"] = "sequence-classification"
+    task: Literal[
+        "sequence-classification",
+        "sentence-embedding",
+        "multiple-choice",
+        "question-answering",
+        "masked-lm",
+        "pretraining",
+    ] = "sequence-classification"
     tokenizer: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     problem_type: Literal[
@@ -56,7 +63,8 @@ class DataConfig:
             begins once these are tokenized, and they are in memory, 5 bytes a token, not on disk
         format: format of the files; auto = by their names
         text: column of the text
-        text_pair: column of a second text
+        text_pair: column of a second text; of choices: of how each of them begins
+        choices: columns of the choices to tell the right one from, or one column with a list
         label: column of the label
         text_negative: sentence-embedding: column of a text unlike the pair, to train on
         score: sentence-embedding: column of how alike a pair is; null = there is none
@@ -72,6 +80,14 @@ class DataConfig:
         buckets: row lengths of padded batches, rising
         max_train_examples: use the first so many training rows only
         max_dev_examples: use the first so many dev rows only
+        documents: what ends a document of a text file: a blank line, as between the articles of
+            BERT's corpora, or every line; a row of another file is a document
+        weights: share of each entry of `train` in the tokens of an epoch; null = by their sizes
+        words: ending of the files with the words of each text file, separated by spaces, as a
+            segmenter writes them: .seg is train.txt.seg for train.txt; null = the tokenizer's words
+        mask_unit: what is masked as one: a token, a whole word, or a span of words
+        mask_rate: share of the tokens that a masked language model is asked for
+        mask_slots: tokens of a row that the head computes; null = mask_rate of max_length
         workers: processes or threads that tokenize; 0 = one a core
         cache_dir: where tokenized text is kept; null = jaxllm in the user's cache directory
     """
@@ -86,6 +102,7 @@ class DataConfig:
     format: Literal["auto", "csv", "tsv", "jsonl", "text"] = "auto"
     text: str = "text"
     text_pair: str | None = None
+    choices: list[str] | None = None
     label: str = "label"
     text_negative: str | None = None
     score: str | None = None
@@ -100,6 +117,12 @@ class DataConfig:
     buckets: list[int] = field(default_factory=lambda: [32, 64, 128, 256, 512])
     max_train_examples: int | None = None
     max_dev_examples: int | None = None
+    documents: Literal["blank_line", "line"] = "blank_line"
+    weights: list[float] | None = None
+    words: str | None = None
+    mask_unit: Literal["token", "word", "span"] = "token"
+    mask_rate: float = 0.15
+    mask_slots: int | None = None
     workers: int = 0
     cache_dir: str | None = None
 
@@ -226,8 +249,32 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class QAConfig:
+    """Question answering: how contexts are cut, and how answers are chosen and scored.
+
+    Attributes:
+        max_question_length: tokens of a question; a longer one is cut there and counted
+        doc_stride: tokens that a window of a long context shares with the one before it
+        max_answer_length: tokens of an answer at most
+        n_best: answers of each question in nbest_predictions.json
+        null_threshold: a question is left unanswered where the score of no answer is above that of
+            the best answer by more than this; the best value on the dev part is
+            eval/best_f1_thresh
+        scoring: how EM and F1 compare answers, by the official script of SQuAD (words) or of
+            CMRC 2018 (Chinese characters)
+    """
+
+    max_question_length: int = 64
+    doc_stride: int = 128
+    max_answer_length: int = 30
+    n_best: int = 20
+    null_threshold: float = 0.0
+    scoring: Literal["squad", "cmrc"] = "squad"
+
+
+@dataclass(frozen=True)
 class Config:
-    """Everything that a run depends on, in six sections."""
+    """Everything that a run depends on, in sections."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -235,3 +282,4 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    qa: QAConfig = field(default_factory=QAConfig)

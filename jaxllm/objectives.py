@@ -9,8 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxllm import losses
-from jaxllm.losses import LossFn
+from jaxllm.losses import LossFn, cross_entropy, info_nce
 from jaxllm.pooling import Pooling, unit
 
 Batch = dict[str, jax.Array]
@@ -75,7 +74,7 @@ def contrastive(apply: Apply, pooling: Pooling, temperature: float) -> Objective
         candidate_ids_M = ids_GN[1:].reshape(-1)
         same_GNM = ids_GN[:2, :, None] == candidate_ids_M[None, None]
         real_M = jnp.tile(weights_N > 0, G - 1)
-        loss_sum, weight, hits = losses.info_nce(
+        loss_sum, weight, hits = info_nce(
             e_GND[0],
             e_GND[1:].reshape(len(candidate_ids_M), -1),
             real_M[None] & ~jnp.any(same_GNM, axis=0),
@@ -84,5 +83,35 @@ def contrastive(apply: Apply, pooling: Pooling, temperature: float) -> Objective
         )
         metrics = {"loss": (loss_sum, weight), "retrieval_accuracy": (hits, weight)}
         return loss_sum, (metrics, e_BSD)
+
+    return objective
+
+
+def spans(apply: Apply) -> Objective:
+    """A first and a last token for each text: `labels` [B, P, 2], within the text; -1 is unknown.
+
+    The scores of a text's own tokens compete, so a packed row gives what padded rows give; the loss
+    is the mean of both cross entropies, as BERT's (Devlin et al., 2018, section 4.2).
+
+    Outputs: (start_logits, end_logits) [B, T].
+    """
+
+    def objective(params: Any, batch: Batch, key: jax.Array | None) -> tuple:
+        inputs = {name: batch[name] for name in INPUTS}
+        out = apply(params, **inputs, key=key)
+        labels_BP2 = batch["labels"] + batch["head_positions"][..., None]
+        weights = batch["label_weights"] * (batch["labels"][..., 0] >= 0)
+        texts = 1 + jnp.arange(weights.shape[1])
+        own_BPT = batch["segment_ids"][:, None, :] == texts[None, :, None]
+        loss_sum = jnp.zeros(())
+        for logits_BT, labels_BP in (
+            (out.start_logits, labels_BP2[..., 0]),
+            (out.end_logits, labels_BP2[..., 1]),
+        ):
+            # Far below any logit, yet finite: in an empty slot minus infinity would give NaN.
+            logits_BPT = jnp.where(own_BPT, logits_BT.astype(jnp.float32)[:, None, :], -1e30)
+            loss_sum += cross_entropy(logits_BPT, labels_BP, weights)[0] / 2
+        metrics = {"loss": (loss_sum, jnp.sum(weights))}
+        return loss_sum, (metrics, (out.start_logits, out.end_logits))
 
     return objective

@@ -7,7 +7,7 @@ state.
 
 import fnmatch
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,29 +30,61 @@ def learning_rate_schedule(
     (Vaswani et al., 2017).
     `warmup` below 1 is a share of all steps, else a number of steps.
     """
+    warmup = _warmup_steps(config, total_steps)
+    return lambda step: _rate(config, step, warmup, total_steps)
+
+
+def _warmup_steps(config: "OptimizerConfig", total_steps: int) -> int:
     warmup = round(config.warmup * total_steps) if config.warmup < 1 else round(config.warmup)
     if warmup > total_steps:
         raise InputError(
             f"optimizer.warmup={config.warmup:g} is longer than the run of {total_steps} steps; "
             "choose a smaller one"
         )
-    peak, decay_steps = config.learning_rate, max(total_steps - warmup, 1)
+    return warmup
 
-    def schedule(step: Any) -> jax.Array:
-        step = jnp.asarray(step, jnp.float32)
-        rising = peak * step / max(warmup, 1)
-        done = jnp.clip((step - warmup) / decay_steps, 0.0, 1.0)
-        if config.schedule == "linear":
-            falling = peak * (1 - done)
-        elif config.schedule == "cosine":
-            falling = peak * 0.5 * (1 + jnp.cos(jnp.pi * done))
-        elif config.schedule == "inverse_sqrt":
-            falling = peak * jnp.sqrt(max(warmup, 1) / jnp.maximum(step, max(warmup, 1)))
-        else:
-            falling = jnp.full_like(step, peak)
-        return jnp.where(step < warmup, rising, falling)
 
-    return schedule
+def _rate(config: "OptimizerConfig", step: Any, warmup: Any, total_steps: Any) -> jax.Array:
+    step, peak = jnp.asarray(step, jnp.float32), config.learning_rate
+    rise = jnp.maximum(warmup, 1)
+    rising = peak * step / rise
+    done = jnp.clip((step - warmup) / jnp.maximum(total_steps - warmup, 1), 0.0, 1.0)
+    if config.schedule == "linear":
+        falling = peak * (1 - done)
+    elif config.schedule == "cosine":
+        falling = peak * 0.5 * (1 + jnp.cos(jnp.pi * done))
+    elif config.schedule == "inverse_sqrt":
+        falling = peak * jnp.sqrt(rise / jnp.maximum(step, rise))
+    else:
+        falling = jnp.full_like(step, peak)
+    return jnp.where(step < warmup, rising, falling)
+
+
+class ScheduleState(NamedTuple):
+    """Steps done, steps of the warmup, steps of the run; int32 scalars."""
+
+    step: jax.Array
+    warmup: jax.Array
+    total_steps: jax.Array
+
+
+def scale_by_schedule(config: "OptimizerConfig", total_steps: int) -> optax.GradientTransformation:
+    """Scales by minus the learning rate.
+
+    The run's length is in the state, not in the program: runs that differ in it alone, as those of
+    several seeds do, have one program.
+    """
+    warmup = _warmup_steps(config, total_steps)
+
+    def init(params: FlatParams) -> ScheduleState:
+        return ScheduleState(*(jnp.asarray(n, jnp.int32) for n in (0, warmup, total_steps)))
+
+    def update(updates: FlatParams, state: ScheduleState, params: Any = None) -> tuple:
+        scale = -_rate(config, state.step, state.warmup, state.total_steps)
+        scaled = {path: scale.astype(u.dtype) * u for path, u in updates.items()}
+        return scaled, state._replace(step=state.step + 1)
+
+    return optax.GradientTransformation(init, update)
 
 
 def is_decayed(path: str) -> bool:
@@ -92,7 +124,7 @@ def make_optimizer(config: "OptimizerConfig", total_steps: int) -> optax.Gradien
         )
     if config.layer_decay != 1.0:
         parts.append(scale_by_layer(config.layer_decay))
-    parts.append(optax.scale_by_learning_rate(learning_rate_schedule(config, total_steps)))
+    parts.append(scale_by_schedule(config, total_steps))
     return optax.chain(*parts)
 
 

@@ -99,6 +99,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def letters_of(path: str) -> str | None:
     """The letters of the first matching row of PARAMETER_LETTERS."""
+    path = path.removeprefix("generator/")  # an encoder within ELECTRA's, with paths of its own
     rows = (letters for pattern, letters in PARAMETER_LETTERS if fnmatch.fnmatchcase(path, pattern))
     return next(rows, None)
 

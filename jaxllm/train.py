@@ -87,12 +87,15 @@ def make_train_step(
     clip_norm: float,
     accumulation: int,
     frozen: list[str],
+    whole_batch: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted step, its state donated.
 
     `clip_norm` bounds the global norm of the gradient (0 = off), `accumulation` splits the batch's
     rows into that many micro-batches, `frozen` are patterns of parameter paths that stay as they
     are.
+
+    `whole_batch` adds to the batch what the objective needs to know of all of it.
 
     Metrics: those of the objective, and grad_norm (before clipping).
     """
@@ -127,7 +130,7 @@ def make_train_step(
             key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
             trained, kept = split_frozen(state.params, frozen)
             sums = grad_sums if accumulation == 1 else accumulated
-            grads, metrics = sums(trained, kept, batch, key)
+            grads, metrics = sums(trained, kept, whole_batch(batch), key)
             # Mean and clipping are one factor, multiplied in where the optimizer reads the
             # gradient: on CPU a
             # division of its own is one more pass over all parameters, and so is a square that is

@@ -11,12 +11,12 @@ where weight decay would shrink them all alike.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxllm.data.corpus import Examples
 from jaxllm.models import Params
 from jaxllm.sharding import parameter_sharding
 
@@ -46,8 +46,8 @@ class Vocabulary:
         reached[np.flatnonzero(~reached)[:missing]] = True
         return cls(np.flatnonzero(reached).astype(np.int32), size)
 
-    def renumber(self, examples: Any) -> Any:
-        """The examples, a dataclass with `tokens`, with token ids 0 to W - 1."""
+    def renumber(self, examples: Examples) -> Examples:
+        """The examples with token ids 0 to W - 1."""
         number = np.zeros(self.size, np.int32)
         number[self.ids] = np.arange(len(self.ids), dtype=np.int32)
         return replace(examples, tokens=number[examples.tokens])

@@ -1,5 +1,6 @@
 """The environment of every test: 8 virtual CPU devices, no network, caches of their own."""
 
+import copy
 import importlib.util
 import os
 import shutil
@@ -94,4 +95,25 @@ def tiny_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pieces = [*characters, *(f"##{c}" for c in characters), *string.punctuation]
     vocabulary = [*SPECIALS, *pieces, *(w for w in WORDS.split() if len(w) > 1)]
     (directory / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_bert_dir(tiny_bert_config, tiny_tokenizer_dir, tmp_path_factory) -> Path:
+    """A saved BERT without a head, random, and its tokenizer. Starting from it is quicker than from
+    random weights, whose initialisers have to be compiled.
+    """
+    from jaxllm.data.tokenizer import load_tokenizer
+    from jaxllm.models import module_parts
+    from jaxllm.pretrained import hf
+    from jaxllm.sharding import map_params
+
+    tokenizer = load_tokenizer(tiny_tokenizer_dir)
+    config = copy.copy(tiny_bert_config)
+    config.vocab_size = len(tokenizer)
+    rng = np.random.default_rng(0)
+    _, abstract = module_parts(config, "base")
+    params = map_params(lambda path, x: 0.2 * rng.standard_normal(x.shape, np.float32), abstract)
+    directory = tmp_path_factory.mktemp("tiny_bert") / "model"
+    hf.save_pretrained(directory, params, config, "base", tokenizer=tokenizer)
     return directory

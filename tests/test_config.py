@@ -285,6 +285,11 @@ BAD_VALUES = [
     ("run", {"seeds": [-1]}, "run.seeds"),
     ("run", {"keep": 0}, "run.keep"),
     ("run", {"log_every": 0}, "run.log_every"),
+    ("qa", {"max_question_length": 0}, "qa.max_question_length"),
+    ("qa", {"max_answer_length": 0}, "qa.max_answer_length"),
+    ("qa", {"n_best": 0}, "qa.n_best"),
+    ("qa", {"doc_stride": -1}, "qa.doc_stride"),
+    ("qa", {"null_threshold": float("inf")}, "qa.null_threshold"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -55,6 +56,14 @@ def test_schedules(schedule, warmup, expected):
 def test_a_warmup_longer_than_the_run_is_refused():
     with pytest.raises(InputError, match="warmup=11 is longer than the run of 10 steps"):
         optim.learning_rate_schedule(replace(PLAIN, warmup=11), 10)
+
+
+def test_runs_of_any_length_have_one_program():
+    def program(total_steps):
+        tx = optim.make_optimizer(replace(PLAIN, name="adamw", schedule="linear"), total_steps)
+        return jax.jit(tx.update).lower(PARAMS, tx.init(PARAMS), PARAMS).as_text()
+
+    assert program(10) == program(700)
 
 
 def test_decay_spares_biases_and_norms():

@@ -48,9 +48,7 @@ def test_config_needs_no_jsonargparse():
     python(code)
 
 
-@pytest.mark.parametrize(
-    "name", ["AutoModel", "AutoModelForMaskedLM", "AutoModelForSequenceClassification"]
-)
+@pytest.mark.parametrize("name", [name for name in jaxllm.__all__ if name.startswith("Auto")])
 def test_model_classes_come_from_auto(name):
     from jaxllm import auto
 

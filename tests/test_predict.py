@@ -19,6 +19,7 @@ from jaxllm.errors import InputError
 from jaxllm.metrics import sigmoid, softmax
 from jaxllm.pretrained import hf
 from jaxllm.sharding import map_params
+from jaxllm.tasks import classifier
 from jaxllm.tasks import predict as task
 from jaxllm.tasks.inputs import InputFormat, RowError, parse_line
 from jaxllm.tasks.predict import predict
@@ -309,7 +310,7 @@ def test_wrong_files_and_models_are_refused(model, save_model, tmp_path):
         predict(model, str(source), output, 0)
     with pytest.raises(InputError, match=r"no_model"):
         predict(str(tmp_path / "no_model"), str(source), output)
-    with pytest.raises(InputError, match="no classification head, classifier/"):
+    with pytest.raises(InputError, match="no sequence-classification head, classifier/"):
         predict(str(save_model(task="base")), str(source), output)
     assert not Path(output).exists()
 
@@ -321,7 +322,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(save_model, tmp_path):
 
 
 def test_input_format_round_trip_and_damage(tmp_path):
-    form = InputFormat("文本", "second", False, 64, "left")
+    form = InputFormat(text="文本", text_pair="second", max_length=64, truncation="left")
     form.save(tmp_path)
     assert InputFormat.load(tmp_path, max_length=8) == form
     (tmp_path / "jaxllm.json").write_text('{"text": "x", "colour": 3}')
@@ -344,8 +345,8 @@ def test_lines_are_parsed_by_the_format():
 
 
 def test_answers_are_rounded_to_six_digits():
-    answer = task.answer("single_label_classification", ["a", "b"], np.array([0.0, 1.0]))
+    answer = classifier.answer("single_label_classification", ["a", "b"], np.array([0.0, 1.0]))
     assert answer["score"] == 0.731059
-    answer = task.answer("multi_label_classification", ["a", "b"], np.array([0.0, -30.0]))
+    answer = classifier.answer("multi_label_classification", ["a", "b"], np.array([0.0, -30.0]))
     assert answer["labels"] == []  # exactly one half is not above it
     assert answer["probabilities"]["b"] == float(f"{sigmoid(-30.0):.6g}") > 0

@@ -22,8 +22,8 @@ _SHOWN = 5  # row numbers of each kind in a message
 
 class _Good(NamedTuple):
     number: int
-    text: str
-    pair: str
+    texts: list[str]
+    pairs: list[str]  # as many as there are texts; none: single texts
     label: Any
 
 
@@ -68,6 +68,7 @@ class Builder:
         data: columns, lengths, and what to do with bad rows.
         split: "train" or "dev", for messages.
         labels: reads the label column, and learns the names if they are not given.
+        choices: texts of a row, each with one of its choices; 0 = rows have no choices.
         limit: at most so many examples; None = all. Names are learned from the rows behind it too,
             so that ids do not depend on it, except from a stream.
     """
@@ -80,9 +81,11 @@ class Builder:
         encoder: Encoder,
         labels: Labels,
         limit: int | None,
+        choices: int = 0,
     ):
         self._data, self._split, self._sources = data, split, sources
         self._encoder, self._labels, self._limit = encoder, labels, limit
+        self._choices = choices
         self._lengths = [np.zeros(1, np.int64)]
         self._read = self._kept = self._truncated = 0
         self._bad: dict[str, _Reason] = {}
@@ -101,7 +104,7 @@ class Builder:
         # JAX has started its threads can deadlock.
         workers = self._data.workers or os.cpu_count() or 1
         pending: deque[_Chunk] = deque()
-        with _one_thread_a_call(), ThreadPoolExecutor(workers, "tokenize") as pool:
+        with one_thread_a_call(), ThreadPoolExecutor(workers, "tokenize") as pool:
             try:
                 for chunk in self._chunks():
                     texts = [row for row in chunk.rows if isinstance(row, _Good)]
@@ -156,23 +159,33 @@ class Builder:
                 yield chunk
 
     def _checked(self, row: Row) -> _Good | _Bad:
-        fault = row.fault or _text_fault(row.text, "text")
-        if fault is None and self._data.text_pair is not None:
-            fault = _text_fault(row.pair, "second text")
+        fault = row.fault or text_fault(row.text, "text")
+        if fault is None and self._choices:
+            fault = _choices_fault(row, self._choices)
+        elif fault is None and self._data.text_pair is not None:
+            fault = text_fault(row.pair, "second text")
         if fault is not None:
             return _Bad(row.number, fault)
         label, fault = self._labels.read(row.label)
         if fault is not None:
             return _Bad(row.number, fault)
-        return _Good(row.number, row.text, row.pair, label)
+        if self._choices:
+            pairs = [second_text(row.pair, choice) for choice in row.choices]
+            return _Good(row.number, [row.text] * self._choices, pairs, label)
+        pairs = [] if self._data.text_pair is None else [row.pair]
+        return _Good(row.number, [row.text], pairs, label)
 
     def _encode(self, rows: list[_Good]) -> Encoded:
-        pairs = None if self._data.text_pair is None else [row.pair for row in rows]
-        return self._encoder.encode([row.text for row in rows], pairs)
+        pairs = [pair for row in rows for pair in row.pairs]
+        return self._encoder.encode([text for row in rows for text in row.texts], pairs or None)
 
     def _take(self, chunk: _Chunk, store: Store) -> None:
         """Adds a chunk's examples; once there are enough of them, only learns its labels."""
         encoded = chunk.encoded.result() if chunk.encoded is not None else None
+        if encoded is not None:
+            shape = (-1, self._choices or 1)
+            full_lengths = encoded.full_lengths.reshape(shape)
+            lengths = encoded.lengths.reshape(shape)
         kept: list[int] = []  # positions among the good rows
         numbers: list[int] = []
         good = -1
@@ -187,25 +200,26 @@ class Builder:
                 self._leave_out(chunk, row, self._data.on_bad_row == "error")
             elif encoded is None:  # the run stops; only the bad rows still count
                 continue
-            elif encoded.full_lengths[good] == 0:
+            elif not full_lengths[good].all():
                 bad = _Bad(row.number, "text without a token")
                 self._leave_out(chunk, bad, self._data.on_bad_row == "error")
-            elif encoded.lengths[good] == 0:
+            elif not lengths[good].all():
                 bad = _Bad(row.number, f"longer than data.max_length={self._data.max_length}")
                 self._leave_out(chunk, bad, self._data.truncation == "error")
             else:
                 self._kept += 1
-                self._truncated += bool(encoded.full_lengths[good] > encoded.lengths[good])
+                self._truncated += bool((full_lengths[good] > lengths[good]).any())
                 self._labels.append(row.label)
                 kept.append(good)
                 numbers.append(row.number)
         if encoded is not None and kept:
-            # What is left out among them has no tokens, so the tokens of those kept have no gap.
-            end = int(encoded.lengths[: kept[-1] + 1].sum())
-            store.append("tokens", encoded.tokens[:end])
-            store.append("type_ids", encoded.type_ids[:end])
+            stays = np.zeros(lengths.shape, bool)
+            stays[kept] = True
+            stays_token = np.repeat(stays.ravel(), encoded.lengths)
+            store.append("tokens", encoded.tokens[stays_token])
+            store.append("type_ids", encoded.type_ids[stays_token])
             store.append("rows", np.array(numbers, np.int64))
-            self._lengths.append(encoded.lengths[kept])
+            self._lengths.append(lengths[kept].ravel())
         if self._data.streaming:  # a stream may have no end to wait for
             self._raise_if_stopped()
 
@@ -242,7 +256,8 @@ class Builder:
             )
 
 
-def _text_fault(text: Any, column: str) -> str | None:
+def text_fault(text: Any, column: str) -> str | None:
+    """Why `text` cannot be tokenized; None where it can."""
     if text is None or text == "":
         return f"missing {column}"
     if not isinstance(text, str):
@@ -256,8 +271,22 @@ def _text_fault(text: Any, column: str) -> str | None:
     return None
 
 
+def _choices_fault(row: Row, count: int) -> str | None:
+    if not isinstance(row.choices, list) or len(row.choices) != count:
+        found = len(row.choices) if isinstance(row.choices, list) else "no list of"
+        return f"{found} choices, not {count}"
+    if row.pair not in (None, "") and (fault := text_fault(row.pair, "second text")):
+        return fault
+    return next((f for choice in row.choices if (f := text_fault(choice, "choice"))), None)
+
+
+def second_text(start: str | None, choice: str) -> str:
+    """A choice as it stands behind the first text; `start` is how all choices of a row begin."""
+    return f"{start} {choice}" if start else choice
+
+
 @contextmanager
-def _one_thread_a_call() -> Iterator[None]:
+def one_thread_a_call() -> Iterator[None]:
     """Keeps the tokenizer from starting threads of its own under each of ours."""
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)

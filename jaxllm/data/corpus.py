@@ -73,6 +73,10 @@ class Examples:
         """int64[n]: tokens of each example."""
         return np.diff(self.offsets)
 
+    def at(self, epoch: int) -> "Examples":
+        """The examples of an epoch: the same in each."""
+        return self
+
     @functools.cached_property
     def fingerprint(self) -> int:
         """A checksum of what is trained on: tokens, where examples begin, labels."""
@@ -91,9 +95,9 @@ class Examples:
         return slots(row_length) if packing else 1
 
     def fill(
-        self, rows: Rows, *, row_length: int, height: int, packing: bool, epoch: int
+        self, rows: Rows, *, row_length: int, height: int, packing: bool
     ) -> dict[str, np.ndarray]:
-        """The arrays of a batch of `rows`, as `fill_packed` says; the same in every epoch."""
+        """The arrays of a batch of `rows`, as `fill_packed` says."""
         per_row = self.slots(row_length, packing=packing)
         return fill_packed(self, rows, row_length=row_length, max_per_row=per_row, height=height)
 
@@ -130,24 +134,56 @@ def _load(
     problem_type: str | None,
     labels: list[str] | None,
 ) -> tuple[Examples, list[str]]:
+    sources = sources_of(data, split, labelled=problem_type is not None)
+    arrays, names, report = load_arrays(
+        data, split, sources, tokenizer, problem_type=problem_type, labels=labels
+    )
+    return Examples(
+        arrays["tokens"],
+        arrays["type_ids"],
+        arrays["offsets"],
+        arrays.get("labels"),
+        arrays["rows"],
+        report,
+    ), names
+
+
+def load_arrays(
+    data: DataConfig,
+    split: str,
+    sources: list[Source],
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    problem_type: str | None,
+    labels: list[str] | None,
+    choices: int = 0,
+) -> tuple[dict[str, np.ndarray], list[str], ReadReport]:
+    """What `load_examples` makes its examples of: arrays by name, label names, report.
+
+    `choices`: a row has so many, and a text for each; the texts of a row share data.max_length.
+    """
     names = labels if labels is not None else data.labels
     if problem_type in (None, "regression"):
         names = None
     elif names is None and split != "train":
         raise ValueError(f"labels of the {split} part must be those of the training part")
     limit = data.max_train_examples if split == "train" else data.max_dev_examples
-    sources = _sources(data, split, problem_type is not None)
     if names is None and problem_type not in (None, "regression"):
         names = sources[0].label_names
-    encoder = Encoder(tokenizer, data.max_length, data.truncation, pair=data.text_pair is not None)
-    builder = Builder(data, split, sources, encoder, Labels(problem_type, names), limit)
+    encoder = Encoder(
+        tokenizer,
+        data.max_length // (choices or 1),
+        data.truncation,
+        pair=bool(choices) or data.text_pair is not None,
+    )
+    builder = Builder(data, split, sources, encoder, Labels(problem_type, names), limit, choices)
     if data.streaming:
         store = cache.Store()
         about = builder.run(store)
         arrays = store.arrays()
     else:
         entry = cache.directory(data.cache_dir) / _key(
-            data, sources, encoder, problem_type, names, limit
+            data, sources, encoder, problem_type, names, limit, choices
         )
         found = cache.read(entry)
         if found is None:
@@ -156,17 +192,11 @@ def _load(
         arrays, about = found
     report = ReadReport(**about["report"])
     _log(split, sources, report)
-    return Examples(
-        arrays["tokens"],
-        arrays["type_ids"],
-        arrays["offsets"],
-        arrays.get("labels"),
-        arrays["rows"],
-        report,
-    ), about["names"]
+    return arrays, about["names"], report
 
 
-def _sources(data: DataConfig, split: str, labelled: bool) -> list[Source]:
+def sources_of(data: DataConfig, split: str, *, labelled: bool) -> list[Source]:
+    """The files, or the part of a Hub data set, of a split."""
     if data.dataset is not None:
         return [hub_source(data, split, labelled=labelled)]
     files = data.train if split == "train" else data.dev
@@ -176,12 +206,12 @@ def _sources(data: DataConfig, split: str, labelled: bool) -> list[Source]:
 
 
 def _key(data: DataConfig, sources: list[Source], encoder: Encoder, *settings: object) -> str:
-    used = ("format", "text", "text_pair", "label", "columns", "on_bad_row", "max_length")
+    used = ("format", "text", "text_pair", "choices", "label", "columns", "on_bad_row")
     content = {
         "version": _CACHE_VERSION,
         "sources": [source.fingerprint() for source in sources],
         "tokenizer": encoder.fingerprint(),
-        "data": {name: getattr(data, name) for name in (*used, "truncation")},
+        "data": {name: getattr(data, name) for name in (*used, "max_length", "truncation")},
         "settings": settings,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -54,19 +54,26 @@ class EpochExamples(Protocol):
     """n examples, and how they become batches; `corpus.Examples` says what each of these is."""
 
     @property
-    def tokens(self) -> np.ndarray: ...
-    @property
     def lengths(self) -> np.ndarray: ...
     @property
     def rows(self) -> np.ndarray: ...
-    @property
-    def fingerprint(self) -> int: ...
     def __len__(self) -> int: ...
     def lengths_of(self, members: np.ndarray) -> np.ndarray: ...
     def slots(self, row_length: int, *, packing: bool) -> int: ...
     def fill(
-        self, rows: Rows, *, row_length: int, height: int, packing: bool, epoch: int
+        self, rows: Rows, *, row_length: int, height: int, packing: bool
     ) -> dict[str, np.ndarray]: ...
+
+
+class TrainExamples(Protocol):
+    """What to train on, which may be other examples in each epoch."""
+
+    @property
+    def fingerprint(self) -> int:
+        """A checksum of all of it."""
+
+    def at(self, epoch: int) -> EpochExamples:
+        """The examples of an epoch; asked for often, so kept where it takes time to make them."""
 
 
 class TrainLoader:
@@ -90,7 +97,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        examples: EpochExamples,
+        examples: TrainExamples,
         *,
         data: DataConfig,
         batch_size: int,
@@ -104,7 +111,7 @@ class TrainLoader:
         self._examples, self._data, self._seed = examples, data, seed
         self.rows_per_batch = batch_size
         if data.packing:
-            tokens = batch_size * float(examples.lengths.mean())
+            tokens = batch_size * float(examples.at(0).lengths.mean())
             rows = tokens / data.max_length / _FILL
             self.rows_per_batch = shards * max(1, round(rows / shards))
             if self.rows_per_batch > 1.25 * max(rows, 1):
@@ -154,15 +161,16 @@ class TrainLoader:
     def _load(self, state: LoaderState) -> LoadedBatch:
         first = state.step * self.rows_per_batch
         rows = self._plan(state.epoch).between(first, first + self.rows_per_batch)
-        lengths = self._examples.lengths_of(rows.members)
+        examples = self._examples.at(state.epoch)
+        lengths = examples.lengths_of(rows.members)
         row_length = _row_length(self._data, lengths)
         last = state.step + 1 == self.steps_in_epoch(state.epoch)
         return LoadedBatch(
-            self._place.put(self._examples, rows, row_length, self._data.packing, state.epoch),
+            self._place.put(examples, rows, row_length, self._data.packing),
             real_tokens=int(lengths.sum()),
             padded_tokens=self.rows_per_batch * row_length,
             examples=len(rows.members),
-            example_rows=np.asarray(self._examples.rows[rows.members]),
+            example_rows=np.asarray(examples.rows[rows.members]),
             next_state=LoaderState(state.epoch + 1, 0)
             if last
             else LoaderState(state.epoch, state.step + 1),
@@ -170,16 +178,16 @@ class TrainLoader:
 
     def _plan_epoch(self, epoch: int) -> Rows:
         """All rows of an epoch in order: shuffled examples to rows, and these shuffled again."""
-        data, count = self._data, len(self._examples)
+        data, examples = self._data, self._examples.at(epoch)
+        count, lengths = len(examples), examples.lengths
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self._seed, epoch))))
         order = rng.permutation(count)
-        lengths = self._examples.lengths
         if data.packing:
             rows = first_fit(
                 lengths,
                 order,
                 row_length=data.max_length,
-                max_per_row=self._examples.slots(data.max_length, packing=True),
+                max_per_row=examples.slots(data.max_length, packing=True),
                 window=data.pack_window,
             )
             return rows.permuted(rng.permutation(rows.height))
@@ -230,7 +238,7 @@ def eval_batches(
         counts = np.diff(part.starts)
         slot = np.arange(len(part.members)) - np.repeat(part.starts[:-1], counts)
         indices[np.repeat(np.arange(part.height), counts), slot] = part.members
-        yield place.put(examples, part, row_length, data.packing, epoch=0), indices
+        yield place.put(examples, part, row_length, data.packing), indices
 
 
 def check_divisible(key: str, rows: int, shards: int) -> None:
@@ -274,14 +282,13 @@ class _Place:
         self._first, self._last = (height // count * (index + i) for i in (0, 1))
 
     def put(
-        self, examples: EpochExamples, rows: Rows, row_length: int, packing: bool, epoch: int
+        self, examples: EpochExamples, rows: Rows, row_length: int, packing: bool
     ) -> dict[str, jax.Array]:
         local = examples.fill(
             rows.between(self._first, self._last),
             row_length=row_length,
             height=self._last - self._first,
             packing=packing,
-            epoch=epoch,
         )
         if self._sharding is None:
             return jax.device_put(local)

@@ -1,12 +1,22 @@
 """Examples to rows of a fixed length, and rows to the arrays of a batch."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from jaxllm.data.corpus import Examples
+
+class TokenArrays(Protocol):
+    """What `fill_packed` needs of examples: `corpus.Examples` has it, and more."""
+
+    @property
+    def tokens(self) -> np.ndarray: ...
+    @property
+    def type_ids(self) -> np.ndarray: ...
+    @property
+    def offsets(self) -> np.ndarray: ...
+    @property
+    def labels(self) -> np.ndarray | None: ...
 
 
 class Rows(NamedTuple):
@@ -33,8 +43,8 @@ class Rows(NamedTuple):
     def permuted(self, order: np.ndarray) -> "Rows":
         """The rows in another order."""
         counts = np.diff(self.starts)[order]
-        starts = _starts(counts)
-        return Rows(self.members[_ranges(self.starts[order], counts, starts)], starts)
+        starts = starts_of(counts)
+        return Rows(self.members[ranges(self.starts[order], counts, starts)], starts)
 
 
 def first_fit(
@@ -69,7 +79,7 @@ def first_fit(
         members[start : start + window] = block
         row_of[start : start + window] = assigned
     by_row = np.argsort(row_of, kind="stable")
-    return Rows(members[by_row], _starts(np.bincount(row_of, minlength=height)))
+    return Rows(members[by_row], starts_of(np.bincount(row_of, minlength=height)))
 
 
 def _place(
@@ -107,7 +117,7 @@ def slots(row_length: int) -> int:
 
 
 def fill_packed(
-    examples: "Examples", rows: Rows, *, row_length: int, max_per_row: int, height: int
+    examples: TokenArrays, rows: Rows, *, row_length: int, max_per_row: int, height: int
 ) -> dict[str, np.ndarray]:
     """The batch of `rows`, with empty rows below them up to `height`. B = height, T = row_length.
 
@@ -121,9 +131,9 @@ def fill_packed(
     counts = np.diff(rows.starts)
     row = np.repeat(np.arange(rows.height), counts)
     slot = np.arange(len(members)) - np.repeat(rows.starts[:-1], counts)
-    ends = _starts(lengths)
+    ends = starts_of(lengths)
     column = ends[:-1] - ends[rows.starts[:-1]][row]  # where in its row an example begins
-    position = _ranges(np.zeros_like(begins), lengths, ends)
+    position = ranges(np.zeros_like(begins), lengths, ends)
     source = np.repeat(begins, lengths) + position
     target = np.repeat(row * row_length + column, lengths) + position
 
@@ -150,7 +160,7 @@ def fill_packed(
 
 
 def fill_padded(
-    examples: "Examples", members: np.ndarray, *, row_length: int, height: int
+    examples: TokenArrays, members: np.ndarray, *, row_length: int, height: int
 ) -> dict[str, np.ndarray]:
     """The batch of `members`, one a row: as `fill_packed` with P = 1."""
     rows = one_per_row(members)
@@ -162,10 +172,10 @@ def bucket(longest: int, buckets: Sequence[int], max_length: int) -> int:
     return min((b for b in buckets if longest <= b < max_length), default=max_length)
 
 
-def _starts(counts: np.ndarray) -> np.ndarray:
+def starts_of(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
 
 
-def _ranges(firsts: np.ndarray, counts: np.ndarray, starts: np.ndarray) -> np.ndarray:
+def ranges(firsts: np.ndarray, counts: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """``firsts[i], firsts[i] + 1, …`` of ``counts[i]`` numbers each, one after the other."""
     return np.arange(starts[-1]) + np.repeat(firsts - starts[:-1], counts)

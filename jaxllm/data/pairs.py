@@ -1,18 +1,18 @@
-"""Texts that belong together: an anchor, its positive and perhaps a negative, in one row."""
+"""Texts that are alike: an anchor, its positive, and perhaps a negative."""
 
 import functools
 import logging
 import math
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from jaxllm.config_fields import DataConfig
 from jaxllm.data.corpus import Examples, ReadReport, load_examples
-from jaxllm.data.packing import Rows, fill_packed, slots
+from jaxllm.data.groups import Groups
+from jaxllm.data.packing import Rows
 from jaxllm.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,82 +22,28 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """n groups of G tokenized texts; with what a loader asks of them (see `corpus.Examples`).
-
-    A group stays in one row, where each of its texts is a segment of its own.
+class Pairs(Groups):
+    """n groups of 2 or 3 texts: anchor, positive and, in third place, a negative.
 
     Attributes:
-        tokens: int32[total], of the n * G texts, group after group: anchor, positive and, where
-            G = 3, a negative.
-        offsets: int64[n * G + 1]; text i is ``tokens[offsets[i]:offsets[i + 1]]``.
+        labels: float32[n], how alike anchor and positive are; None where there are no scores.
         text_ids: int32[n * G], a number for the content of each text: equal for equal texts.
-        scores: float32[n], how alike anchor and positive are; None where there are no scores.
-        rows: int64[n], number of the row in its file: from 1, header not counted.
-        report: what became of the rows that were read.
     """
 
-    tokens: np.ndarray
-    offsets: np.ndarray
-    text_ids: np.ndarray
-    scores: np.ndarray | None
-    rows: np.ndarray
-    report: ReadReport
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def width(self) -> int:
-        """G, the texts of a group."""
-        return len(self.text_ids) // len(self)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """int64[n]: tokens of each group."""
-        return np.diff(self.offsets[:: self.width])
-
-    def lengths_of(self, members: np.ndarray) -> np.ndarray:
-        """int64[m]: tokens of the groups `members`, without going through all."""
-        first = members * self.width
-        return self.offsets[first + self.width] - self.offsets[first]
-
-    @functools.cached_property
-    def fingerprint(self) -> int:
-        """A checksum of what is trained on."""
-        return zlib.crc32(bytes([self.width]), self._texts.fingerprint)
-
-    @functools.cached_property
-    def _texts(self) -> Examples:
-        """All texts, each an example, with its id as label."""
-        types, rows = np.zeros(len(self.tokens), np.uint8), np.arange(1, len(self.text_ids) + 1)
-        return Examples(self.tokens, types, self.offsets, self.text_ids, rows, self.report)
-
-    def slots(self, row_length: int, *, packing: bool) -> int:
-        """P, the groups that a row holds at most."""
-        return max(1, slots(row_length) // self.width) if packing else 1
+    text_ids: np.ndarray = field(kw_only=True)
 
     def fill(
-        self, rows: Rows, *, row_length: int, height: int, packing: bool, epoch: int
+        self, rows: Rows, *, row_length: int, height: int, packing: bool
     ) -> dict[str, np.ndarray]:
         """The arrays of a batch of `rows`.
 
-        ``input_ids``, ``segment_ids``, … as `packing.fill_packed` gives them for the texts, so that
-        text g of the row's group p has segment number p * G + g + 1 and that place in
-        ``head_positions`` [B, P * G]; ``text_ids`` int32 [B, P * G]; ``label_weights`` float32
-        [B, P], 0 where there is no group.
+        ``input_ids``, ``segment_ids``, ``token_type_ids`` int32 [B, T], ``head_positions`` and
+        ``text_ids`` int32 [B, P * G], ``label_weights`` float32 [B, P], 0 for no group.
         """
-        G = self.width
-        members = (rows.members[:, None] * G + np.arange(G)).ravel()
-        batch = fill_packed(
-            self._texts,
-            Rows(members, rows.starts * G),
-            row_length=row_length,
-            max_per_row=self.slots(row_length, packing=packing) * G,
-            height=height,
+        batch = self.fill_texts(
+            rows, self.text_ids, row_length=row_length, height=height, packing=packing
         )
         batch["text_ids"] = batch.pop("labels")
-        batch["label_weights"] = batch["label_weights"][:, ::G]
         return batch
 
 
@@ -150,11 +96,20 @@ def load_pairs(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizerFast
         reasons = ", ".join(f"{count} × {reason}" for reason, count in dropped.items())
         raise InputError(f"data.{split}: no row is left of {read}: {reasons}")
     _LOG.info("data.%s: %d of %d rows are pairs to use", split, len(kept), read)
+    texts = [text for group in kept for text in group.texts]
+    tokens = np.concatenate(texts)
+    numbers: dict[bytes, int] = {}
     return Pairs(
-        *_concatenated([text for group in kept for text in group.texts]),
-        np.array([group.score for group in kept], np.float32) if scored else None,
-        np.array([group.row for group in kept], np.int64),
-        ReadReport(read, len(kept), {r: n for r, n in dropped.items() if n}, truncated),
+        tokens=tokens,
+        type_ids=np.zeros(len(tokens), np.uint8),
+        offsets=np.cumsum([0, *map(len, texts)], dtype=np.int64),
+        labels=np.array([group.score for group in kept], np.float32) if scored else None,
+        rows=np.array([group.row for group in kept], np.int64),
+        report=ReadReport(read, len(kept), {r: n for r, n in dropped.items() if n}, truncated),
+        width=len(columns),
+        text_ids=np.array(
+            [numbers.setdefault(text.tobytes(), len(numbers)) for text in texts], np.int32
+        ),
     )
 
 
@@ -186,11 +141,3 @@ def _joined(columns: list[Examples]) -> Iterator[_Group]:
             for texts, i in zip(columns, at, strict=True)
         )
         yield _Group(tuple(tokens), math.nan if scores is None else float(scores[at[0]]), int(row))
-
-
-def _concatenated(texts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(tokens, offsets, text_ids) of `Pairs`."""
-    numbers: dict[bytes, int] = {}
-    ids = [numbers.setdefault(text.tobytes(), len(numbers)) for text in texts]
-    offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
-    return np.concatenate(texts), offsets, np.array(ids, np.int32)

@@ -13,11 +13,12 @@ import json
 import sys
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from jaxllm.config_fields import DataConfig
-from jaxllm.data.rows import CHUNK, Row, Source, columns_of, rows_of
+from jaxllm.data.rows import CHUNK, Row, Source, columns_of, row_of, rows_of
 from jaxllm.errors import InputError
 
 _FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".txt": "text"}
@@ -45,6 +46,33 @@ def file_source(path: Path, data: DataConfig, *, labelled: bool) -> Source:
     return Source(
         str(path), lambda: _sha256(path), lambda: _guarded(path, read(path, data, labelled, name))
     )
+
+
+def document_source(path: Path, data: DataConfig) -> Source:
+    """A file whose rows are whole documents; `data.documents` says what ends one of a text file.
+
+    Lines of a document end with a line feed. An empty document is a row without text.
+
+    Raises:
+        InputError: as `file_source`.
+    """
+    source = file_source(path, data, labelled=False)
+    if _format(path, data) != "text":
+        return source
+    read = _paragraphs if data.documents == "blank_line" else _document_lines
+    return replace(source, rows=lambda: _guarded(path, read(path)))
+
+
+def words_source(path: Path, data: DataConfig) -> Source:
+    """The words of the documents of `path`: a text file with the same lines, or one for each row.
+
+    Raises:
+        InputError: as `file_source`.
+    """
+    assert data.words is not None
+    documents = data.documents if _format(path, data) == "text" else "line"
+    beside = replace(data, format="text", documents=documents)
+    return document_source(path.with_name(path.name + data.words), beside)
 
 
 def _format(path: Path, data: DataConfig) -> str:
@@ -116,6 +144,25 @@ def _plain(path: Path, data: DataConfig, labelled: bool, name: str) -> Iterator[
             yield Row(number, line.rstrip("\n"))
 
 
+def _document_lines(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(_texts(path, "line"), 1):
+        yield Row(number, line)
+
+
+def _paragraphs(path: Path) -> Iterator[Row]:
+    lines: list[str] = []
+    begin = 0
+    for number, line in enumerate(_texts(path, "line"), 1):
+        if line.strip():
+            begin = begin if lines else number
+            lines.append(line)
+        elif lines:
+            yield Row(begin, "".join(lines))
+            lines = []
+    if lines:
+        yield Row(begin, "".join(lines))
+
+
 def _table(path: Path, data: DataConfig, labelled: bool, name: str) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)  # the default refuses texts over 131,072 characters
     lines = _texts(path, "line")
@@ -132,12 +179,10 @@ def _table(path: Path, data: DataConfig, labelled: bool, name: str) -> Iterator[
         for number, fields in enumerate(reader, 1):
             if not fields:
                 continue
-            text, pair, label = (
-                fields[i] if i is not None and i < len(fields) else None for i in at
-            )
+            values = [fields[i] if i is not None and i < len(fields) else None for i in at]
             surplus = len(fields) > len(columns) and any(fields[len(columns) :])
             fault = f"more than {len(columns)} fields" if surplus else None
-            yield Row(number, text, pair, label, fault)
+            yield row_of(number, values, data, fault)
     except csv.Error as error:
         raise InputError(
             f"{path}, row {number + 1} (up to line {reader.line_num}): not valid {name}: {error}; "

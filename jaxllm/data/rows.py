@@ -18,6 +18,7 @@ class Row(NamedTuple):
         number: from 1, header not counted; blank lines of a file are left out but counted.
         text, pair, label: what the columns hold; None where there is nothing.
         fault: why the row cannot be used, where its columns could not be told apart.
+        choices: what ``data.choices`` hold, in a list, where there are such columns.
     """
 
     number: int
@@ -25,6 +26,7 @@ class Row(NamedTuple):
     pair: Any = None
     label: Any = None
     fault: str | None = None
+    choices: Any = None
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,18 @@ class Source:
 
 def columns_of(
     where: str, columns: Iterable[str], data: DataConfig, labelled: bool
-) -> tuple[str, str | None, str | None]:
-    """The columns of text, pair and label, after a check that each is there once."""
-    keys = {"text": data.text, "text_pair": data.text_pair, "label": data.label}
+) -> list[str | None]:
+    """The columns of text, pair, label and choices, after a check that each is there once."""
+    keys: dict[str, str | None] = {
+        "text": data.text,
+        "text_pair": data.text_pair,
+        "label": data.label,
+    }
     if not labelled:
         keys["label"] = None
+    choices = data.choices or []
     there = list(columns)
-    for key, column in keys.items():
+    for key, column in [*keys.items(), *(("choices", column) for column in choices)]:
         if column is not None and there.count(column) != 1:
             found = "no column" if column not in there else f"{there.count(column)} columns"
             raise InputError(
@@ -60,7 +67,16 @@ def columns_of(
                 f"{', '.join(map(repr, there))}; name one of them, or give data.columns if the "
                 "file has no header row"
             )
-    return data.text, keys["text_pair"], keys["label"]
+    return [*keys.values(), *choices]
+
+
+def row_of(number: int, values: list[Any], data: DataConfig, fault: str | None = None) -> Row:
+    """A row of what the columns of `columns_of` hold."""
+    text, pair, label, *choices = values
+    if data.choices is None:
+        return Row(number, text, pair, label, fault)
+    # One column holds the list of them, several hold one each.
+    return Row(number, text, pair, label, fault, choices[0] if len(choices) == 1 else choices)
 
 
 def rows_of(
@@ -70,12 +86,7 @@ def rows_of(
     head = list(itertools.islice(records, CHUNK))
     if not head:
         return
-    columns = dict.fromkeys(itertools.chain.from_iterable(record for _, record in head))
-    text, pair, label = columns_of(where, columns, data, labelled)
+    there = dict.fromkeys(itertools.chain.from_iterable(record for _, record in head))
+    columns = columns_of(where, there, data, labelled)
     for number, record in itertools.chain(head, records):
-        yield Row(
-            number,
-            record.get(text),
-            record.get(pair) if pair else None,
-            record.get(label) if label else None,
-        )
+        yield row_of(number, [record.get(column) if column else None for column in columns], data)

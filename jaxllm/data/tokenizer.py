@@ -51,6 +51,11 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
+def vocabulary_size(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """One more than the highest token id: where ids have gaps, more than ``len(tokenizer)``."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
 def _missing(directory: Path) -> str:
     return (
         f"{directory}: there is no tokenizer that can be read; expected tokenizer.json or "

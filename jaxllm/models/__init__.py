@@ -1,6 +1,6 @@
 """Model families: which module a transformers config and a task name, and its parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -25,16 +25,20 @@ ENCODERS = {
 }
 
 
-def _heads(family: ModuleType) -> Heads:
+def _heads(family: ModuleType, heads: Mapping[str, type[Encoder]]) -> Heads:
     def make(head: type[Encoder]) -> Callable[..., nnx.Module]:
         return lambda config, *, rngs, **options: head(family.spec(config, **options), rngs)
 
-    return {task: make(head) for task, head in family.HEADS.items()}
+    return {task: make(head) for task, head in heads.items()}
 
 
 # transformers' model_type -> task -> what makes the module, from a transformers config, `rngs`,
 # `dtype`, `remat` and `unroll`. "base" is the model without a head.
-FAMILIES: dict[str, Heads] = {name: _heads(family) for name, family in ENCODERS.items()}
+FAMILIES: dict[str, Heads] = {
+    name: _heads(family, family.HEADS) for name, family in ENCODERS.items()
+}
+# Likewise, modules that there are in training only.
+JOINT: dict[str, Heads] = {"electra": _heads(electra, electra.JOINT_HEADS)}
 
 
 def build(
@@ -53,6 +57,7 @@ def build(
             f"model_type={config.model_type!r} is not implemented; "
             f"expected one of {sorted(FAMILIES)}"
         )
+    heads = heads | JOINT.get(config.model_type, {})
     if task not in heads:
         raise InputError(
             f"{config.model_type} has no head for task {task!r}; expected one of {sorted(heads)}"

@@ -54,3 +54,15 @@ class PretrainingOutput:
     seq_relationship_logits: jax.Array
     hidden_states: tuple[jax.Array, ...] | None = None
     attentions: tuple[jax.Array, ...] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ReplacedTokenOutput:
+    """prediction_logits [B, P, V] of the generator, logits [B, T] of the discriminator, and which
+    tokens it saw that are not the original ones: is_replaced, bool [B, T].
+    """
+
+    prediction_logits: jax.Array
+    logits: jax.Array
+    is_replaced: jax.Array

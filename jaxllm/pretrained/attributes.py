@@ -89,8 +89,8 @@ class Attributes:
     """What one model type's config may say.
 
     Attributes:
-        implemented: what the modules read.
-        activations: those of them that name an activation.
+        implemented: what the modules read, activations apart.
+        activations: what they read that names an activation.
         required: attributes with one value that is implemented, and the value.
         harmless: what transformers' model never read, beside BOOKKEEPING and GENERATION.
     """

@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 
 from jaxllm import models
 from jaxllm.config_fields import Config
+from jaxllm.data.corpus import Examples
 from jaxllm.data.loader import TrainLoader
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
@@ -20,8 +21,14 @@ from jaxllm.job import Job
 from jaxllm.optim import check_frozen, learning_rate_schedule, make_optimizer
 from jaxllm.pretrained import hf
 from jaxllm.sharding import batch_sharding, batch_shards, make_mesh
-from jaxllm.tasks import classification, embedding
-from jaxllm.tasks.model import initial_params, load_saved, place
+from jaxllm.tasks import (
+    classification,
+    embedding,
+    multiple_choice,
+    pretraining,
+    question_answering,
+)
+from jaxllm.tasks.model import check_head, initial_params, load_saved, place
 from jaxllm.tasks.task import SMALLER_IS_BETTER, Prepare
 from jaxllm.train import flatten, init_state, make_train_step, state_shapes
 from jaxllm.vocabulary import Vocabulary
@@ -31,6 +38,10 @@ logger = logging.getLogger("jaxllm")
 TASKS: dict[str, Prepare] = {  # model.task -> what reads its data and fits its head
     "sequence-classification": classification.prepare,
     "sentence-embedding": embedding.prepare,
+    "masked-lm": pretraining.prepare,
+    "pretraining": pretraining.prepare,
+    "question-answering": question_answering.prepare,
+    "multiple-choice": multiple_choice.prepare,
 }
 
 
@@ -52,6 +63,7 @@ def build(config: Config) -> Job:
     examples, vocabulary = task.train, None
     # Adafactor's statistics are over whole arrays, so a smaller one would change its steps.
     if task.reads_word_table_only and config.optimizer.name != "adafactor":
+        assert isinstance(examples, Examples)
         vocabulary = Vocabulary.of(examples.tokens, task.model_config.vocab_size)
         examples = vocabulary.renumber(examples)
     loader = TrainLoader(
@@ -80,6 +92,7 @@ def build(config: Config) -> Job:
         clip_norm=config.optimizer.clip_norm,
         accumulation=config.train.accumulation,
         frozen=frozen,
+        whole_batch=task.whole_batch,
     )
     evaluator = None if task.evaluator is None else task.evaluator(apply, mesh)
 
@@ -91,7 +104,10 @@ def build(config: Config) -> Job:
         if jax.process_count() > 1:  # shards of other hosts; all of them take part
             params = multihost_utils.process_allgather(params, tiled=True)
         if jax.process_index() == 0:
-            hf.save_pretrained(directory, params, task.model_config, task.head, tokenizer=tokenizer)
+            head, part = task.exported or (task.head, lambda params: params)
+            hf.save_pretrained(
+                directory, part(params), task.model_config, head, tokenizer=tokenizer
+            )
             task.save_extras(directory)
 
     def report(params: Any, directory: Path) -> None:
@@ -134,6 +150,7 @@ def evaluate(config: Config) -> dict[str, float]:
                 f"model.config: found {name}={value!r}, but the model at {config.model.path} has "
                 f"{getattr(saved, name, None)!r}; evaluation takes the model as it is"
             )
+    check_head(config, saved)
     tokenizer = load_tokenizer(_tokenizer_path(config))
     task = TASKS[config.model.task](config, tokenizer, saved=saved)
     if task.evaluator is None:

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from jaxllm import losses, metrics
 from jaxllm.config_fields import Config
-from jaxllm.data.corpus import load_examples
+from jaxllm.data.corpus import Examples, load_examples
 from jaxllm.errors import InputError
 from jaxllm.objectives import Apply, labelled
 from jaxllm.tasks.evaluation import Evaluator
@@ -45,7 +45,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         dev, _ = load_examples(config.data, "dev", tokenizer, problem_type=problem, labels=names)
     metric = _metric(config, names)
     model_config = head_config(config, names) if saved is None else saved
-    check_fit(config, model_config, tokenizer)
+    check_fit(config, model_config, tokenizer, pair=config.data.text_pair is not None)
     if problem == SINGLE and len(names) < 2:
         raise InputError(
             f"data.label: found {len(names)} labels {names}, expected two or more; name all of "
@@ -53,28 +53,32 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         )
     loss_fn = _loss(config, names)
 
-    def evaluator(apply: Apply, mesh: Mesh) -> Evaluator:
-        assert dev is not None
-        # Plain: losses of runs with other smoothing or class weights stay comparable.
-        objective = labelled(apply, _plain_loss(problem))
-        return Evaluator(
-            examples=dev,
-            data=config.data,
-            problem_type=problem,
-            label_names=names,
-            batch_size=config.train.eval_batch_size,
-            mesh=mesh,
-            eval_step=make_eval_step(objective, mesh),
-        )
-
     return Task(
         head=HEAD,
         model_config=model_config,
         train=train,
         objective=lambda apply: labelled(apply, loss_fn),
-        evaluator=None if dev is None else evaluator,
+        evaluator=None if dev is None else partial(evaluator, config, dev, names),
         metric=metric,
         save_extras=InputFormat.of(config).save,
+    )
+
+
+def evaluator(
+    config: Config, examples: Examples, names: list[str], apply: Apply, mesh: Mesh
+) -> Evaluator:
+    """Judges a model's pure function on labelled examples."""
+    problem = config.model.problem_type
+    # Plain: losses of runs with other smoothing or class weights stay comparable.
+    objective = labelled(apply, _plain_loss(problem))
+    return Evaluator(
+        examples=examples,
+        data=config.data,
+        problem_type=problem,
+        label_names=names,
+        batch_size=config.train.eval_batch_size,
+        mesh=mesh,
+        eval_step=make_eval_step(objective, mesh),
     )
 
 

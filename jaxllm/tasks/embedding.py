@@ -1,6 +1,7 @@
 """Sentence embeddings: contrastive training on pairs, and how well cosines order the dev pairs."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from jaxllm.files import write_atomic
 from jaxllm.objectives import Apply, contrastive, embedded
 from jaxllm.pooling import Pooling
 from jaxllm.pretrained import hf, sentence_transformers
-from jaxllm.tasks.evaluation import EvalStep, outputs_of, read_summary
+from jaxllm.tasks.evaluation import outputs_of, read_summary
 from jaxllm.tasks.inputs import InputFormat
 from jaxllm.tasks.model import HEADS, check_fit
 from jaxllm.tasks.task import Evaluator, Task
@@ -32,7 +33,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     single = replace(config.data, text_pair=None, max_length=text_length(config.data))
     as_single = replace(config, data=single)
     model_config = saved or hf.load_config(config.model.path, **config.model.config)
-    check_fit(as_single, model_config, tokenizer)
+    check_fit(as_single, model_config, tokenizer, pair=False)
     pooling = pooling_of(config)
     train = None if saved is not None else load_pairs(config.data, "train", tokenizer)
     dev = load_pairs(config.data, "dev", tokenizer) if config.data.has_dev else None
@@ -96,7 +97,7 @@ class PairsEvaluator:
     pairs: Pairs
     config: Config
     mesh: Mesh
-    eval_step: EvalStep
+    eval_step: Callable[[Any, dict[str, jax.Array]], tuple[dict[str, Any], Any]]
 
     def metrics(self, params: Any) -> dict[str, float]:
         """`spearman` and `pearson` of cosines and scores, where the pairs have scores. Of the
@@ -110,7 +111,7 @@ class PairsEvaluator:
         anchors_ND, positives_ND = self._unit_vectors(params)
         values = self._metrics(anchors_ND, positives_ND)
         lines = [
-            read_summary(self.pairs.report),
+            read_summary(self.pairs),
             *(f"{name} {x:.4f}" for name, x in values.items()),
         ]
         text = "\n".join(lines) + "\n"
@@ -120,8 +121,8 @@ class PairsEvaluator:
                 {"row": row, "cosine": round(cosine, 6)}
                 for row, cosine in zip(self.pairs.rows.tolist(), cosine_N.tolist(), strict=True)
             ]
-            if self.pairs.scores is not None:
-                for row, score in zip(rows, self.pairs.scores.tolist(), strict=True):
+            if self.pairs.labels is not None:
+                for row, score in zip(rows, self.pairs.labels.tolist(), strict=True):
                     row["score"] = score
             write_atomic(
                 directory / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
@@ -133,9 +134,8 @@ class PairsEvaluator:
         """float64 [N, D] of the anchors and of the positives, each of length 1."""
         vectors: np.ndarray | None = None
         for _, e_BSD, index_BP in outputs_of(
-            self.eval_step,
-            params,
             self.pairs,
+            lambda batch: self.eval_step(params, batch),
             data=self.config.data,
             batch_size=self.config.train.eval_batch_size,
             mesh=self.mesh,
@@ -154,7 +154,7 @@ class PairsEvaluator:
         return vectors[:, 0], vectors[:, 1]
 
     def _metrics(self, anchors_ND: np.ndarray, positives_ND: np.ndarray) -> dict[str, float]:
-        values, scores = {}, self.pairs.scores
+        values, scores = {}, self.pairs.labels
         kept = np.ones(len(self.pairs), bool)
         if scores is not None:
             cosine_N = np.sum(anchors_ND * positives_ND, axis=1)

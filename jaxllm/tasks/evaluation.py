@@ -1,6 +1,5 @@
 """Judging parameters on a labelled part: every row once; metrics, report, predictions on disk."""
 
-import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,12 +11,10 @@ import numpy as np
 
 from jaxllm import metrics
 from jaxllm.config_fields import DataConfig
-from jaxllm.data.corpus import Examples, ReadReport
-from jaxllm.data.loader import EpochExamples, eval_batches
+from jaxllm.data.corpus import Examples
+from jaxllm.data.loader import eval_batches
 from jaxllm.files import write_atomic
 from jaxllm.sharding import batch_sharding, batch_shards
-
-EvalStep = Callable[[Any, dict[str, jax.Array]], tuple[dict[str, Any], jax.Array]]
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Evaluator:
     label_names: list[str]
     batch_size: int
     mesh: jax.sharding.Mesh
-    eval_step: EvalStep
+    eval_step: Callable[[Any, dict[str, jax.Array]], tuple[dict[str, Any], jax.Array]]
 
     def logits(self, params: Any) -> tuple[np.ndarray, float]:
         """(float32 [N, C] in the order of the examples, mean loss).
@@ -44,13 +41,11 @@ class Evaluator:
             RuntimeError: an example did not come up exactly once.
         """
         count = len(self.examples)
-        columns = len(self.label_names) or 1
-        logits_NC = np.full((count, columns), np.nan, np.float32)
+        logits_NC = np.full((count, len(self.label_names) or 1), np.nan, np.float32)
         sums = metrics.Sums()
         for values, logits_BPC, index_BP in outputs_of(
-            self.eval_step,
-            params,
             self.examples,
+            lambda batch: self.eval_step(params, batch),
             data=self.data,
             batch_size=self.batch_size,
             mesh=self.mesh,
@@ -89,7 +84,7 @@ class Evaluator:
         """
         logits_NC, loss = self.logits(params)
         text = metrics.text_report(self.problem_type, logits_NC, self._labels, self.label_names)
-        text = f"{read_summary(self.examples.report)}\nloss {loss:.4f}\n{text}"
+        text = f"{read_summary(self.examples)}\nloss {loss:.4f}\n{text}"
         if jax.process_index() == 0:
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows(logits_NC))
             write_atomic(directory / "predictions.jsonl", "".join(lines))
@@ -132,22 +127,24 @@ class Evaluator:
 
 
 def outputs_of(
-    eval_step: EvalStep,
-    params: Any,
-    examples: EpochExamples,
+    examples: Examples,
+    step: Callable[[dict[str, jax.Array]], tuple[dict[str, Any], Any]],
     *,
     data: DataConfig,
     batch_size: int,
     mesh: jax.sharding.Mesh,
-) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
-    """(metrics, outputs [B, …], int64 [B, P]: the example in each slot, -1 for none) of each batch.
+) -> Iterator[tuple[dict[str, Any], Any, np.ndarray]]:
+    """Every example once: (metrics, outputs, index of the example in each slot) of each batch.
 
-    The next batch is dispatched before one is read. `batch_size`: examples (packed: on average).
+    `step` gives a batch's metrics and a tree of device arrays; outputs are that tree in numpy. The
+    index is int64 [B, P], -1 for an empty slot. The device computes the next batch meanwhile.
 
     Raises:
         RuntimeError: at the end, if an example did not come up exactly once.
     """
-    shards, rows = batch_shards(mesh), float(batch_size)
+    seen_N = np.zeros(len(examples), np.int64)
+    shards = batch_shards(mesh)
+    rows: float = batch_size
     if data.packing:
         rows = batch_size * examples.lengths.mean() / data.max_length
     batches = eval_batches(
@@ -157,17 +154,15 @@ def outputs_of(
         shards=shards,
         sharding=batch_sharding(mesh),
     )
-
-    def dispatched() -> Iterator[tuple[dict[str, Any], Any, np.ndarray]]:
-        for arrays, index_BP in batches:
-            yield (*eval_step(params, arrays), index_BP)
-
-    seen_N = np.zeros(len(examples), np.int64)
-    end: tuple[dict[str, Any], Any, np.ndarray] = ({}, None, np.empty(0))
-    # In pairs: a batch is read while the device computes the next one.
-    for (values, outputs, index_BP), _ in itertools.pairwise(itertools.chain(dispatched(), [end])):
+    pending: list[tuple[dict[str, Any], Any, np.ndarray]] = []
+    for arrays, index_BP in batches:
         np.add.at(seen_N, index_BP[index_BP >= 0], 1)
-        yield values, np.asarray(outputs), index_BP
+        pending.append((*step(arrays), index_BP))
+        if len(pending) == 2:
+            values, outputs, index = pending.pop(0)
+            yield values, jax.device_get(outputs), index
+    for values, outputs, index in pending:
+        yield values, jax.device_get(outputs), index
     if not (seen_N == 1).all():
         wrong = np.flatnonzero(seen_N != 1)
         raise RuntimeError(
@@ -176,8 +171,9 @@ def outputs_of(
         )
 
 
-def read_summary(report: ReadReport) -> str:
+def read_summary(examples: Examples) -> str:
     """A line that says how many rows were read, and what became of those that were not kept."""
+    report = examples.report
     dropped = [f"{count} dropped ({reason})" for reason, count in report.dropped.items() if count]
     cut = [f"{report.truncated} truncated"] if report.truncated else []
     return ", ".join([f"{report.read} rows read", f"{report.kept} kept", *dropped, *cut])

@@ -20,9 +20,12 @@ class InputFormat:
 
     task: what answers; model.task of the run that wrote it.
     text, text_pair: names of the row's text columns; text_pair null = single texts.
+    choices: names of the columns of choices, or of one with a list.
     pair_optional: a row may lack its second text.
     max_length: tokens of a row, special tokens included.
     truncation: `right` or `left` cuts a longer row there; with `error` or `drop` it is an error.
+    qa: of question answering: the fields of QAConfig, and `nullable`, whether a question may have
+        no answer.
     """
 
     task: str = "sequence-classification"
@@ -31,12 +34,21 @@ class InputFormat:
     pair_optional: bool = False
     max_length: int = 512
     truncation: str = "right"
+    qa: dict[str, Any] | None = None
+    choices: list[str] | None = None
 
     @classmethod
     def of(cls, config: Config) -> "InputFormat":
         """The format of a run's rows."""
         data, task = config.data, config.model.task
-        return cls(task, data.text, data.text_pair, False, data.max_length, data.truncation)
+        return cls(
+            task=task,
+            text=data.text,
+            text_pair=data.text_pair,
+            max_length=data.max_length,
+            truncation=data.truncation,
+            choices=data.choices,
+        )
 
     def save(self, directory: Path) -> None:
         """Writes `jaxllm.json` into a model directory."""
@@ -80,6 +92,19 @@ def parse_line(line: bytes, form: InputFormat) -> tuple[str, str | None]:
     Raises:
         RowError: what is wrong with the line.
     """
+    row = parse_object(line, form.text)
+    text = column(row, form.text)
+    if form.text_pair is None or (form.pair_optional and form.text_pair not in row):
+        return text, None
+    return text, column(row, form.text_pair)
+
+
+def parse_object(line: bytes, text: str) -> dict[str, Any]:
+    """The object of a JSON line; a bare string is one with that `text` column.
+
+    Raises:
+        RowError: what is wrong with the line.
+    """
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -89,16 +114,14 @@ def parse_line(line: bytes, form: InputFormat) -> tuple[str, str | None]:
     except ValueError as error:
         raise RowError(f"not JSON: {error}" if line.strip() else "the line is empty") from None
     if isinstance(row, str):
-        row = {form.text: row}
+        row = {text: row}
     if not isinstance(row, dict):
-        raise RowError(f"expected an object with the column {form.text!r}, found {_kind(row)}")
-    text = _column(row, form.text)
-    if form.text_pair is None or (form.pair_optional and form.text_pair not in row):
-        return text, None
-    return text, _column(row, form.text_pair)
+        raise RowError(f"expected an object with the column {text!r}, found {_kind(row)}")
+    return row
 
 
-def _column(row: dict[str, Any], name: str) -> str:
+def column(row: dict[str, Any], name: str) -> str:
+    """The text in a column of a row; RowError where there is none."""
     if name not in row:
         found = ", ".join(repr(key[:40]) for key in islice(row, 10)) or "none"
         raise RowError(f"the column {name!r} is missing, found {found}")

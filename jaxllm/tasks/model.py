@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 
 from jaxllm import models
 from jaxllm.config_fields import Config
-from jaxllm.data.tokenizer import load_tokenizer
+from jaxllm.data.tokenizer import load_tokenizer, vocabulary_size
 from jaxllm.errors import InputError
 from jaxllm.objectives import Apply
-from jaxllm.pretrained import hf
+from jaxllm.pretrained import FAMILIES, hf
 from jaxllm.sharding import batch_sharding, map_params, parameter_sharding
 from jaxllm.tasks.inputs import InputFormat
 from jaxllm.train import flatten
@@ -158,17 +158,29 @@ def place(mesh: Mesh, abstract: Any) -> Any:
     return map_params(leaf, abstract)
 
 
+def check_head(config: Config, saved: Any) -> None:
+    """Refuses a bare model before its missing labels are taken for the mistake."""
+    bare = FAMILIES[saved.model_type].architecture("base")
+    task = config.model.task
+    if task in models.FAMILIES[saved.model_type] and saved.architectures == [bare]:
+        raise InputError(
+            f"{config.model.path}: the model has no {task} head, it is a {bare}; expected a model "
+            "that `jaxllm train` wrote, or another with such a head"
+        )
+
+
 def check_tokenizer(tokenizer: Any, model_config: Any) -> None:
     """Refuses ids outside of the word embedding, which XLA would answer with wrong numbers."""
-    if len(tokenizer) > model_config.vocab_size:
+    size = vocabulary_size(tokenizer)
+    if size > model_config.vocab_size:
         raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens, but the model {model_config.vocab_size} "
+            f"the tokenizer has {size} tokens, but the model {model_config.vocab_size} "
             "(vocab_size); give the tokenizer that belongs to it"
         )
 
 
-def check_fit(config: Config, model_config: Any, tokenizer: Any) -> None:
-    """Refuses data that the model has no place for, with the key to change."""
+def check_fit(config: Config, model_config: Any, tokenizer: Any, *, pair: bool) -> None:
+    """Refuses data, a `pair` of texts or one, that the model has no place for."""
     check_tokenizer(tokenizer, model_config)
     longest = models.max_tokens(model_config)
     if config.data.max_length > longest:
@@ -176,10 +188,10 @@ def check_fit(config: Config, model_config: Any, tokenizer: Any) -> None:
             f"data.max_length: found {config.data.max_length}, expected at most the model's "
             f"{longest} positions (max_position_embeddings)"
         )
-    if config.data.text_pair is not None:
+    if pair:
         types = max(tokenizer("a", "a", return_token_type_ids=True)["token_type_ids"]) + 1
         if types > getattr(model_config, "type_vocab_size", types):
             raise InputError(
-                "data.text_pair: the tokenizer marks the second text as of another type, but the "
-                "model has one token type (type_vocab_size), not two"
+                "the tokenizer marks the second text as of another type, but the model has one "
+                "token type (type_vocab_size), not two; take a model with two"
             )

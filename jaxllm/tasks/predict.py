@@ -133,13 +133,17 @@ def load_predictor(model: str, batch_size: int) -> Predictor:
     import jax
 
     from jaxllm.sharding import batch_shards, make_mesh
+    from jaxllm.tasks.answerer import Answerer
     from jaxllm.tasks.classifier import classifier
     from jaxllm.tasks.embedder import embedder
     from jaxllm.tasks.model import SavedModel
+    from jaxllm.tasks.multiple_choice import ChoicePredictor
 
     predictors: dict[str, Callable[[SavedModel, int], Predictor]] = {
         "sequence-classification": classifier,
         "sentence-embedding": embedder,
+        "question-answering": Answerer.of,
+        "multiple-choice": ChoicePredictor.of,
     }
     mesh = make_mesh(devices=jax.local_devices())
     shards = batch_shards(mesh)

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from jax.sharding import Mesh
 
-from jaxllm.data.loader import EpochExamples
-from jaxllm.objectives import Apply, Objective
+from jaxllm.data.loader import TrainExamples
+from jaxllm.objectives import Apply, Batch, Objective
 
 SMALLER_IS_BETTER = {"loss", "mse", "mae", "perplexity"}
 
@@ -37,16 +37,20 @@ class Task:
         save_extras: writes beside the exported weights what prediction needs.
         reads_word_table_only: the word embedding is used for nothing but to look up the tokens of
             `train`, so rows of other tokens have no gradient (not so with a tied decoder).
+        whole_batch: see `train.make_train_step`.
+        exported: the head that is saved, and its part of the parameters, where that is not all.
     """
 
     head: str
     model_config: Any
-    train: EpochExamples | None
+    train: TrainExamples | None
     objective: Callable[[Apply], Objective]
     evaluator: Callable[[Apply, Mesh], Evaluator] | None
     metric: str
     save_extras: Callable[[Path], None]
     reads_word_table_only: bool = True
+    whole_batch: Callable[[Batch], Batch] = lambda batch: batch
+    exported: tuple[str, Callable[[Any], Any]] | None = None
 
 
 class Prepare(Protocol):

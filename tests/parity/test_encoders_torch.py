@@ -100,7 +100,8 @@ def test_gradients(family, task, rng, tmp_path):
     theirs.zero_grad()
     expected = theirs(**to_torch(inputs))
     sum((expected[name] * torch.tensor(w)).sum() for name, w in weights.items()).backward()
-    grads = jax.grad(lambda params: weighted(ours(**inputs, params=params), weights))(ours.params)
+    gradient = jax.jit(jax.grad(lambda p: weighted(ours(**inputs, params=p), weights)))
+    grads = gradient(ours.params)
     # Written out as a PyTorch checkpoint, a gradient tree has PyTorch's names and layout.
     type(ours)(ours.config, grads, None).save_pretrained(tmp_path)
     written = load_file(tmp_path / "model.safetensors")

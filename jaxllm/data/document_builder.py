@@ -1,0 +1,310 @@
+"""One pass over the documents of a file: cut, tokenize in parallel, store."""
+
+import json
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jaxllm.config_fields import DataConfig
+from jaxllm.data.builder import one_thread_a_call, text_fault
+from jaxllm.data.cache import Store
+from jaxllm.data.rows import Row, Source
+from jaxllm.data.tokenizer import vocabulary_size
+from jaxllm.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# Characters tokenized in one piece, and in one call. The library keeps tens of bytes for each
+# character of a text, so a line of 50 MB is not given to it whole.
+_PIECE, _CALL = 1 << 16, 1 << 20
+
+_GOES_ON, _LINE, _DOCUMENT = range(3)  # what a piece begins
+
+_SPACES = np.array([chr(c).isspace() for c in range(0x3001)])  # none has a higher number
+
+
+class DocumentSource(NamedTuple):
+    """Documents, and the same documents with spaces between their words, as a segmenter wrote."""
+
+    text: Source
+    words: Source | None = None
+
+
+class Piece(NamedTuple):
+    text: str
+    begins: int
+    words: np.ndarray | None  # int64[characters], the number of each one's word
+
+
+def word_starts(tokenizer: "PreTrainedTokenizerFast") -> np.ndarray | None:
+    """bool[V]: tokens that begin a word, as their spelling says; None where it does not.
+
+    WordPiece marks the other pieces (##); byte-level BPE and SentencePiece mark the first one with
+    the space before it, so that punctuation belongs to the word which it follows, as in fairseq.
+    """
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    table = np.ones(vocabulary_size(tokenizer), bool)
+    pieces = tokenizer.get_vocab()
+    if model["type"] == "WordPiece":
+        goes_on = [i for p, i in pieces.items() if p.startswith(model["continuing_subword_prefix"])]
+    else:
+        goes_on = [i for piece, i in pieces.items() if not piece.startswith(("Ġ", "▁"))]
+        if len(goes_on) == len(pieces):
+            return None
+    table[goes_on] = False
+    return table
+
+
+class DocumentBuilder:
+    """Documents of one source to a shard.
+
+    Args:
+        data: what to do with bad rows, and how many threads.
+        source: the documents.
+        starts: as `word_starts` gives it.
+        limit: stop after so many documents when streaming; None = all.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        source: DocumentSource,
+        tokenizer: "PreTrainedTokenizerFast",
+        starts: np.ndarray | None,
+        limit: int | None,
+    ):
+        from tokenizers import Tokenizer
+
+        self._data, self._source, self._starts = data, source, starts
+        self._limit = limit if data.streaming else None
+        self._backend: Any = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._empty = 0
+        self._dropped: dict[str, int] = {}
+
+    def fingerprint(self) -> str:
+        """Another string for every tokenizer that can give other tokens."""
+        from tokenizers import __version__
+
+        return json.dumps([__version__, json.loads(self._backend.to_str())], sort_keys=True)
+
+    def run(self, store: Store) -> dict[str, Any]:
+        """Appends ``tokens``, ``starts``, ``lines`` and ``documents`` to `store`; gives a report.
+
+        In memory are the document that is read and the few calls that are under way.
+
+        Raises:
+            InputError: a row that cannot be used where that stops the run, words that are not
+                those of the text, or no document.
+        """
+        workers = self._data.workers or os.cpu_count() or 1
+        pending: deque[tuple[list[Piece], Future[tuple[np.ndarray, ...]]]] = deque()
+        writer = _Writer(store)
+        # Threads: see builder.Builder.run.
+        with one_thread_a_call(), ThreadPoolExecutor(workers, "tokenize") as pool:
+            try:
+                for pieces in self._calls():
+                    pending.append((pieces, pool.submit(self._encode, pieces)))
+                    if len(pending) > 2 * workers:
+                        writer.add(*_result(pending.popleft()))
+                while pending:
+                    writer.add(*_result(pending.popleft()))
+            finally:
+                pool.shutdown(cancel_futures=True)
+        writer.close()
+        if not writer.documents:
+            raise InputError(
+                f"{self._source.text.name}: there is no document with a token "
+                f"({self._empty + writer.empty} are empty, {sum(self._dropped.values())} dropped)"
+            )
+        return {
+            "kept": writer.documents,
+            "empty": self._empty + writer.empty,
+            "tokens": writer.tokens,
+            "dropped": self._dropped,
+        }
+
+    def _calls(self) -> Iterator[list[Piece]]:
+        pieces: list[Piece] = []
+        size = 0
+        for text, words in self._documents():
+            for piece in pieces_of(text, words):
+                pieces.append(piece)
+                size += len(piece.text) + 1
+                if size >= _CALL:
+                    yield pieces
+                    pieces, size = [], 0
+        if pieces:
+            yield pieces
+
+    def _documents(self) -> Iterator[tuple[str, np.ndarray | None]]:
+        count = 0
+        for row, words in self._rows():
+            if row.fault is None and _blank(row.text):
+                self._empty += 1
+                continue
+            fault = row.fault or text_fault(row.text, "text")
+            where = f"{self._source.text.name}: row {row.number}"
+            if fault is None:
+                yield (
+                    row.text,
+                    None if words is None else _word_of(where, row.text, words.text or ""),
+                )
+                count += 1
+                if count == self._limit:
+                    return
+            elif self._data.on_bad_row == "error":
+                raise InputError(f"{where}: {fault}; correct it, or set data.on_bad_row: drop")
+            else:
+                self._dropped[fault] = self._dropped.get(fault, 0) + 1
+
+    def _rows(self) -> Iterator[tuple[Row, Row | None]]:
+        text, words = self._source
+        if words is None:
+            yield from ((row, None) for row in text.rows())
+            return
+        for row, segmented in zip_longest(text.rows(), words.rows()):
+            if row is None or segmented is None:
+                longer, shorter = (text, words) if segmented is None else (words, text)
+                raise InputError(
+                    f"{shorter.name}: ends before {longer.name} (row {(row or segmented).number}); "
+                    "expected the same documents in both"
+                )
+            yield row, segmented
+
+    def _encode(self, pieces: list[Piece]) -> tuple[np.ndarray, ...]:
+        """(tokens, whether they begin a word, tokens of each piece)."""
+        texts = [piece.text for piece in pieces]
+        segmented = self._source.words is not None
+        encode = self._backend.encode_batch if segmented else self._backend.encode_batch_fast
+        encodings = encode(texts, add_special_tokens=False)
+        counts = np.fromiter(map(len, encodings), np.int64, len(encodings))
+        ids = chain.from_iterable(encoding.ids for encoding in encodings)
+        tokens = np.fromiter(ids, np.int32, int(counts.sum()))
+        if segmented:
+            pairs = zip(pieces, encodings, strict=True)
+            starts = np.concatenate([_starts_of(piece.words, e.offsets) for piece, e in pairs])
+        elif self._starts is None:
+            starts = np.ones(len(tokens), bool)
+        else:
+            starts = self._starts[tokens]
+        ends = np.cumsum(counts)
+        starts[(ends - counts)[counts > 0]] = True  # pieces are cut between words
+        return tokens, starts, counts
+
+
+def _result(
+    call: tuple[list[Piece], "Future[tuple[np.ndarray, ...]]"],
+) -> tuple[list[Piece], np.ndarray, np.ndarray, np.ndarray]:
+    tokens, starts, counts = call[1].result()
+    return call[0], tokens, starts, counts
+
+
+@dataclass
+class _Writer:
+    """Puts tokens into a store, and notes where lines and documents end."""
+
+    store: Store
+    tokens: int = 0
+    lines: int = 0
+    documents: int = 0
+    empty: int = -1  # the end of what is before the first document counts as one
+    _line_begin: int = 0
+    _document_begin: int = 0
+
+    def __post_init__(self) -> None:
+        for name, dtype in (("tokens", np.int32), ("starts", bool)):
+            self.store.append(name, np.zeros(0, dtype))
+        for name in ("lines", "documents"):
+            self.store.append(name, np.zeros(1, np.int64))
+
+    def add(
+        self, pieces: list[Piece], tokens: np.ndarray, starts: np.ndarray, counts: np.ndarray
+    ) -> None:
+        lines: list[int] = []
+        documents: list[int] = []
+        for piece, count in zip(pieces, counts.tolist(), strict=True):
+            if piece.begins != _GOES_ON:
+                self._end(piece.begins == _DOCUMENT, lines, documents)
+            self.tokens += count
+        self.store.append("tokens", tokens)
+        self.store.append("starts", starts)
+        self._append(lines, documents)
+
+    def close(self) -> None:
+        lines: list[int] = []
+        documents: list[int] = []
+        self._end(True, lines, documents)
+        self._append(lines, documents)
+
+    def _end(self, document: bool, lines: list[int], documents: list[int]) -> None:
+        """Ends the line, and the document, unless they have no token."""
+        if self.tokens > self._line_begin:
+            self._line_begin = self.tokens
+            self.lines += 1
+            lines.append(self.tokens)
+        if document and self.lines > self._document_begin:
+            self._document_begin = self.lines
+            self.documents += 1
+            documents.append(self.lines)
+        elif document:
+            self.empty += 1
+
+    def _append(self, lines: list[int], documents: list[int]) -> None:
+        self.store.append("lines", np.array(lines, np.int64))
+        self.store.append("documents", np.array(documents, np.int64))
+
+
+def _blank(text: Any) -> bool:
+    return text is None or (isinstance(text, str) and not text.strip())
+
+
+def pieces_of(text: str, words: np.ndarray | None) -> Iterator[Piece]:
+    """The lines of a document, those that are very long cut in front of a space."""
+    begins = _DOCUMENT
+    begin = 0
+    while begin < len(text):
+        end = text.find("\n", begin)
+        end = len(text) if end < 0 else end
+        while begin < end:
+            cut = end
+            if end - begin > _PIECE:
+                space = text.rfind(" ", begin + 1, begin + _PIECE)
+                cut = begin + _PIECE if space < 0 else space
+            yield Piece(text[begin:cut], begins, None if words is None else words[begin:cut])
+            begin, begins = cut, _GOES_ON
+        begin, begins = end + 1, max(begins, _LINE)
+
+
+def _word_of(where: str, text: str, segmented: str) -> np.ndarray:
+    """int64[characters]: the number of the word that each character of `text` belongs to."""
+    words = segmented.split()
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    spaces = _SPACES[np.minimum(codes, len(_SPACES) - 1)] & (codes < len(_SPACES))
+    found, expected = "".join(words), "".join(text.split())
+    if found != expected:
+        shorter = min(len(found), len(expected))
+        same = next((i for i in range(shorter) if found[i] != expected[i]), shorter)
+        raise InputError(
+            f"{where}: the words are not those of the text, from {found[same : same + 20]!r} in "
+            f"place of {expected[same : same + 20]!r} on; expected the same characters, with "
+            "spaces between the words"
+        )
+    numbers = np.zeros(len(codes), np.int64)
+    numbers[~spaces] = np.repeat(np.arange(len(words)), [len(word) for word in words])
+    return numbers
+
+
+def _starts_of(words: np.ndarray | None, offsets: list[tuple[int, int]]) -> np.ndarray:
+    """bool[n]: tokens whose last character is of another word than that of the token before."""
+    assert words is not None
+    ends = np.array([end for _, end in offsets], np.int64)
+    return np.diff(words[np.maximum(ends - 1, 0)], prepend=-1) != 0

@@ -1,0 +1,166 @@
+"""Documents as tokens on disk: what language models are pretrained on."""
+
+import glob
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jaxllm import processes
+from jaxllm.config_fields import DataConfig
+from jaxllm.data import cache
+from jaxllm.data.document_builder import DocumentBuilder, DocumentSource, word_starts
+from jaxllm.data.hub import hub_source
+from jaxllm.data.readers import document_source, words_source
+from jaxllm.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_LOG = logging.getLogger(__name__)
+_CACHE_VERSION = 1  # raise when the same input comes to give other arrays
+
+
+class Shard(NamedTuple):
+    """The documents of one file, without special tokens.
+
+    Attributes:
+        tokens: int32[total].
+        starts: bool[total], tokens that begin a word.
+        lines: int64[m + 1]; line j is ``tokens[lines[j]:lines[j + 1]]``, of at least one token.
+        documents: int64[n + 1]; document i is lines ``documents[i]`` to ``documents[i + 1]``.
+        key: another string whenever the arrays are others.
+    """
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    lines: np.ndarray
+    documents: np.ndarray
+    key: str
+
+    def first(self, count: int) -> "Shard":
+        """The first `count` documents."""
+        return self._replace(documents=self.documents[: count + 1], key=f"{self.key} {count}")
+
+
+@dataclass(frozen=True)
+class Documents:
+    """All documents of a part. Its tokens count from 0 over all shards.
+
+    Attributes:
+        shards: one for each file; memory-mapped.
+        corpora: int64[S], which entry of ``data.train`` or ``data.dev`` each shard belongs to.
+        begins: int64[S], the number of each shard's first token.
+    """
+
+    shards: list[Shard]
+    corpora: np.ndarray
+    begins: np.ndarray
+
+    def take(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(int32[n] tokens, bool[n] whether they begin a word) at int64[n] numbers of tokens."""
+        tokens, starts = np.empty(len(index), np.int32), np.empty(len(index), bool)
+        shard_of = np.searchsorted(self.begins, index, "right") - 1
+        for number in np.unique(shard_of):
+            at = np.flatnonzero(shard_of == number)
+            shard, local = self.shards[number], index[at] - self.begins[number]
+            tokens[at], starts[at] = shard.tokens[local], shard.starts[local]
+        return tokens, starts
+
+    @property
+    def fingerprint(self) -> int:
+        """A checksum of what these documents are."""
+        digest = hashlib.sha256("\n".join(shard.key for shard in self.shards).encode())
+        return int.from_bytes(digest.digest()[:4], "big")
+
+
+def load_documents(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizerFast") -> Documents:
+    """The documents of ``split`` "train" or "dev", tokenized once.
+
+    Each file is a shard of its own in the cache, so that another file or other settings of rows and
+    masks leave the rest as it is. With ``data.streaming`` nothing is kept on disk, and reading
+    stops at ``data.max_*_examples`` documents.
+
+    Raises:
+        InputError: a file, column or row is not as it should be, there is no document, the Hub is
+            out of reach, or the processes of a run do not read the same.
+    """
+    with processes.together():
+        documents = _load(data, split, tokenizer)
+    processes.check_same(f"the documents of data.{split}", lambda: documents.fingerprint)
+    return documents
+
+
+def _load(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizerFast") -> Documents:
+    limit = data.max_train_examples if split == "train" else data.max_dev_examples
+    starts = word_starts(tokenizer)
+    shards: list[Shard] = []
+    corpora: list[int] = []
+    left = limit
+    for corpus, source in _sources(data, split):
+        builder = DocumentBuilder(data, source, tokenizer, starts, left)
+        shard = _shard(data, split, source, builder)
+        if left is not None:
+            shard = shard.first(left)
+            left -= len(shard.documents) - 1
+        shards.append(shard)
+        corpora.append(corpus)
+        if left == 0:
+            break
+    totals = [int(shard.lines[shard.documents[-1]]) for shard in shards]
+    begins = np.cumsum([0, *totals[:-1]])
+    return Documents(shards, np.array(corpora), begins)
+
+
+def _sources(data: DataConfig, split: str) -> Iterator[tuple[int, DocumentSource]]:
+    if data.dataset is not None:
+        yield 0, DocumentSource(hub_source(data, split, labelled=False))
+        return
+    entries = data.train if split == "train" else data.dev
+    if not entries:
+        raise InputError(f"data.{split} is empty; expected at least one file, or data.dataset")
+    for corpus, entry in enumerate(entries):
+        for file in [entry] if Path(entry).exists() else sorted(glob.glob(entry)) or [entry]:
+            words = None
+            if data.words is not None:
+                words = words_source(Path(file), data)
+            yield corpus, DocumentSource(document_source(Path(file), data), words)
+
+
+def _shard(data: DataConfig, split: str, source: DocumentSource, builder: DocumentBuilder) -> Shard:
+    if data.streaming:
+        store = cache.Store()
+        report = builder.run(store)
+        arrays = store.arrays()
+        key = hashlib.sha256(arrays["tokens"].data).hexdigest()
+    else:
+        key = _key(data, source, builder)
+        entry = cache.directory(data.cache_dir) / key
+        found = cache.read(entry)
+        if found is None:
+            with cache.writing_entry(entry) as store:
+                found = store.seal(builder.run(store))
+        arrays, report = found
+    dropped = "".join(f", {n} dropped: {why}" for why, n in report["dropped"].items())
+    _LOG.info(
+        "data.%s: %d documents, %d tokens of %s (%d empty%s)",
+        *(split, report["kept"], report["tokens"], source.text.name, report["empty"], dropped),
+    )
+    return Shard(**{name: arrays[name] for name in Shard._fields[:-1]}, key=key)
+
+
+def _key(data: DataConfig, source: DocumentSource, builder: DocumentBuilder) -> str:
+    content: dict[str, Any] = {
+        "version": f"documents {_CACHE_VERSION}",
+        "text": source.text.fingerprint(),
+        "words": source.words and source.words.fingerprint(),
+        "tokenizer": builder.fingerprint(),
+        "data": {n: getattr(data, n) for n in ("format", "text", "columns", "documents")},
+        "on_bad_row": data.on_bad_row,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,180 @@
+"""Questions on contexts out of JSON files in the schema of SQuAD 1.1, SQuAD 2.0 and CMRC 2018."""
+
+import gzip
+import json
+import logging
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxllm.errors import InputError
+
+_LOG = logging.getLogger(__name__)
+_SHOWN = 5  # questions of each kind in a message
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question on a context.
+
+    Attributes:
+        id: of the question, in the file and in the predictions.
+        number: from 1, through all files.
+        context: index of its context.
+        answers: (text, offset of its first character in the context); none = unanswerable.
+    """
+
+    id: str
+    number: int
+    question: str
+    context: int
+    answers: tuple[tuple[str, int], ...]
+
+
+class Questions(NamedTuple):
+    """Questions, and the contexts that they share."""
+
+    questions: list[Question]
+    contexts: list[str]
+
+    @property
+    def unanswerable(self) -> bool:
+        """Whether some question has no answer, as in SQuAD 2.0."""
+        return any(not question.answers for question in self.questions)
+
+
+@dataclass
+class Faults:
+    """Questions that cannot be used, by reason; `finish` refuses or counts them."""
+
+    split: str
+    found: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, where: str) -> None:
+        """Notes the question at `where`."""
+        self.found.setdefault(reason, []).append(where)
+
+    def finish(self, kept: int, on_bad_row: str) -> dict[str, int]:
+        """How many there are of each reason, beside those `kept`.
+
+        Raises:
+            InputError: there is one and `on_bad_row` is "error", or none was kept.
+        """
+        counts = {reason: len(where) for reason, where in self.found.items()}
+        bad = sum(counts.values())
+        told = " | ".join(
+            f"{len(where)} × {reason} ({'; '.join(where[:_SHOWN])}"
+            + (f" and {len(where) - _SHOWN} more)" if len(where) > _SHOWN else ")")
+            for reason, where in self.found.items()
+        )
+        if bad and on_bad_row == "error":
+            raise InputError(
+                f"data.{self.split}: {bad} of {kept + bad} questions cannot be used: {told}. "
+                "Correct them, or set data.on_bad_row: drop"
+            )
+        if not kept:
+            raise InputError(f"data.{self.split}: no question is left: {told or 'found none'}")
+        if bad:
+            _LOG.warning("data.%s: dropped %d questions: %s", self.split, bad, told)
+        return counts
+
+
+def read_squad(
+    files: Sequence[str], *, faults: Faults, limit: int | None, only_aligned: bool
+) -> Questions:
+    """The first `limit` questions of `files` (each also .gz) that are as they should be.
+
+    An answer must stand in its context at its `answer_start`. With `only_aligned` a question none
+    of whose answers does (in CMRC 2018 -1 is one that was never aligned) is a fault; without it is
+    kept, because predictions are compared with texts.
+
+    Raises:
+        InputError: a file that cannot be read or has another schema.
+    """
+    if not files:
+        raise InputError(f"data.{faults.split}: found no files, expected SQuAD's JSON")
+    questions: list[Question] = []
+    contexts: list[str] = []
+    seen: set[str] = set()
+    number = 0
+    for file in files:
+        for context, rows in _paragraphs(file):
+            contexts.append(context)
+            for row in rows:
+                if limit is not None and len(questions) >= limit:
+                    return Questions(questions, contexts)
+                number += 1
+                question = Question(number=number, context=len(contexts) - 1, **row)
+                fault = _fault(question, context, seen, only_aligned)
+                if fault is None:
+                    questions.append(question)
+                    seen.add(question.id)
+                else:
+                    faults.add(fault, f"{file}: question {question.id!r}")
+    return Questions(questions, contexts)
+
+
+def aligned(answers: Sequence[tuple[str, int]], context: str) -> tuple[int, int] | None:
+    """Where the first answer stands that is at its offset: its first character, and the end."""
+    for text, start in answers:
+        if start >= 0 and text and context.startswith(text, start):
+            return start, start + len(text)
+    return None
+
+
+def _fault(question: Question, context: str, seen: set[str], only_aligned: bool) -> str | None:
+    if not context.strip():
+        return "empty context"
+    if not question.question.strip():
+        return "empty question"
+    if question.id in seen:
+        return "id that another question has"
+    if only_aligned and question.answers and aligned(question.answers, context) is None:
+        return "answer that does not stand at its answer_start"
+    return None
+
+
+def _paragraphs(file: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Each context with the fields of its questions."""
+    for a, article in enumerate(_get(_load(file), "data", list, file), 1):
+        where = f"{file}, article {a}"
+        for p, paragraph in enumerate(_get(article, "paragraphs", list, where), 1):
+            at = f"{where}, paragraph {p}"
+            context = _get(paragraph, "context", str, at)
+            rows = _get(paragraph, "qas", list, at)
+            yield context, [_row(row, f"{at}, question {q}") for q, row in enumerate(rows, 1)]
+
+
+def _row(row: Any, where: str) -> dict[str, Any]:
+    question, name = (_get(row, key, str, where) for key in ("question", "id"))
+    answers = [] if row.get("is_impossible") else _get(row, "answers", list, where)
+    texts = tuple(
+        (_get(answer, "text", str, where), _get(answer, "answer_start", int, where))
+        for answer in answers
+    )
+    return {"question": question, "id": name, "answers": texts}
+
+
+def _get(parent: Any, key: str, kind: type, where: str) -> Any:
+    value = parent.get(key) if isinstance(parent, dict) else None
+    if not isinstance(value, kind):
+        found = "nothing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
+        raise InputError(
+            f"{where}: found {found} as {key!r}, expected {kind.__name__}: the file must have "
+            "SQuAD's schema, data > paragraphs > context and qas > id, question, answers > text, "
+            "answer_start"
+        )
+    return value
+
+
+def _load(file: str) -> Any:
+    path = Path(file)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            return json.loads(stream.read())
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{file}: cannot be read: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: not JSON in UTF-8: {error}; expected SQuAD's JSON") from None

@@ -1,0 +1,148 @@
+"""`jaxllm train-tokenizer`: a vocabulary out of a corpus, with the `tokenizers` library.
+
+What is written loads in jaxllm and in transformers, and is normalised, split and framed as that of
+the models which made each kind known: BERT (wordpiece), RoBERTa (bpe) and XLM-RoBERTa (unigram).
+"""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxllm.config_fields import DataConfig
+from jaxllm.data.builder import text_fault
+from jaxllm.data.document_builder import pieces_of
+from jaxllm.data.readers import document_source
+from jaxllm.errors import InputError
+from jaxllm.pretrained import saving
+
+logger = logging.getLogger(__name__)
+
+KINDS = ("wordpiece", "bpe", "unigram")
+
+_BERT = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+_ROBERTA = {
+    "cls_token": "<s>",
+    "pad_token": "<pad>",
+    "sep_token": "</s>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}
+
+
+def train_tokenizer(
+    files: list[str],
+    output: str,
+    *,
+    kind: str,
+    vocab_size: int,
+    cased: bool = False,
+    text: str = "text",
+) -> None:
+    """Trains on the text of `files` and writes the new directory `output`.
+
+    Args:
+        files: text, jsonl, csv or tsv, each also .gz; of the latter three the column `text`.
+        output: directory to write.
+        kind: one of KINDS.
+        vocab_size: entries, special tokens and single characters included.
+        cased: keep capitals and accents. Chinese characters are words of their own in wordpiece.
+        text: see `files`.
+
+    Raises:
+        InputError: a file that cannot be read, no text, a vocabulary that does not hold the
+            characters of the text, or a directory that is not empty.
+    """
+    data = DataConfig(train=files, documents="line", text=text)
+    for file in files:
+        document_source(Path(file), data)  # complains before the long work begins
+    backend, trainer, special = _parts(kind, vocab_size, cased)
+    backend.train_from_iterator(_texts(files, data), trainer)
+    size = backend.get_vocab_size()
+    if size > vocab_size:
+        raise InputError(
+            f"--vocab_size: found {vocab_size}, but the special tokens and the characters of the "
+            f"text alone are {size}; expected more"
+        )
+    if size == len(special):
+        raise InputError(f"{', '.join(files)}: there is no text to learn from")
+    tokenizer = _framed(backend, special)
+    saving.write_directory(
+        Path(output),
+        lambda directory: saving.write_tokenizer(directory, tokenizer),
+        replace=False,
+    )
+    logger.info("%s: %d entries, %s, %s", output, size, kind, "cased" if cased else "uncased")
+
+
+def _texts(files: list[str], data: DataConfig) -> Iterator[str]:
+    for file in files:
+        for row in document_source(Path(file), data).rows():
+            if row.fault is None and text_fault(row.text, "text") is None:
+                for piece in pieces_of(row.text, None):
+                    yield piece.text
+
+
+def _parts(kind: str, vocab_size: int, cased: bool) -> tuple[Any, Any, dict[str, str]]:
+    """(tokenizer without a vocabulary, its trainer, its special tokens in the order of ids)."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    special = _BERT if kind == "wordpiece" else _ROBERTA
+    shared: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "special_tokens": [_added(token) for token in special.values()],
+        "show_progress": False,
+    }
+    case = [] if cased else [normalizers.Lowercase(), normalizers.StripAccents()]
+    trainer: Any
+    if kind == "wordpiece":
+        backend = Tokenizer(models.WordPiece(unk_token=special["unk_token"]))
+        backend.normalizer = normalizers.BertNormalizer(lowercase=not cased)
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        backend.decoder = decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(**shared)
+    elif kind == "bpe":
+        backend = Tokenizer(models.BPE())
+        backend.normalizer = normalizers.Sequence([] if cased else [normalizers.NFD(), *case])
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(**shared, initial_alphabet=alphabet)
+    else:
+        backend = Tokenizer(models.Unigram())
+        spaces = normalizers.Replace(Regex(" {2,}"), " ")
+        compatible = normalizers.NFKC() if cased else normalizers.NFKD()
+        backend.normalizer = normalizers.Sequence([compatible, *case, spaces])
+        backend.pre_tokenizer = pre_tokenizers.Metaspace()
+        backend.decoder = decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(**shared, unk_token=special["unk_token"])
+    return backend, trainer, special
+
+
+def _framed(backend: Any, special: dict[str, str]) -> Any:
+    """The transformers tokenizer: it puts the special tokens around one text or two."""
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    cls, sep = special["cls_token"], special["sep_token"]
+    second = f"$B:1 {sep}:1" if special is _BERT else f"{sep} $B {sep}"
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} {second}",
+        special_tokens=[(token, backend.token_to_id(token)) for token in (cls, sep)],
+    )
+    named = {name: _added(token) for name, token in special.items()}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **named)
+
+
+def _added(token: str) -> Any:
+    """In bpe and unigram the space in front of a mask is part of the word that it stands for."""
+    from tokenizers import AddedToken
+
+    return AddedToken(token, lstrip=token == _ROBERTA["mask_token"], normalized=False, special=True)

@@ -1,0 +1,165 @@
+"""Multiple choice: a score for each choice of a question, softmax over those of the same one."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxllm import losses, metrics
+from jaxllm.config_fields import Config
+from jaxllm.data.builder import second_text
+from jaxllm.data.questions import Questions, load_questions
+from jaxllm.data.tokenizer import Encoder
+from jaxllm.errors import InputError
+from jaxllm.objectives import Apply, Objective, labelled
+from jaxllm.pretrained import hf
+from jaxllm.tasks.batched import Row, run
+from jaxllm.tasks.classifier import short
+from jaxllm.tasks.evaluation import Evaluator
+from jaxllm.tasks.inputs import InputFormat, RowError, column, parse_object
+from jaxllm.tasks.model import SINGLE, SavedModel, check_fit
+from jaxllm.tasks.task import Task
+from jaxllm.train import make_eval_step
+
+HEAD = "multiple-choice"
+METRICS = ("accuracy", "loss")  # F1 and the like of places of choices would mean nothing
+
+
+def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
+    """The task on a configuration's data, see `task.Prepare`."""
+    data = config.data
+    train = None if saved is not None else load_questions(data, "train", tokenizer)
+    dev = load_questions(data, "dev", tokenizer) if data.has_dev else None
+    model_config = saved or hf.load_config(config.model.path, **config.model.config)
+    check_fit(config, model_config, tokenizer, pair=True)
+    metric = config.train.metric or METRICS[0]
+    if metric not in METRICS:
+        raise InputError(f"train.metric: found {metric!r}, expected one of {', '.join(METRICS)}")
+    loss_fn = partial(losses.cross_entropy, label_smoothing=config.train.label_smoothing)
+    form = InputFormat.of(config)
+    if train is not None:
+        form = dataclasses.replace(form, max_length=data.max_length // train.choices)
+
+    def objective(apply: Apply) -> Objective:
+        assert train is not None
+        return labelled(by_question(apply, train.choices), loss_fn)
+
+    return Task(
+        head=HEAD,
+        model_config=model_config,
+        train=train,
+        objective=objective,
+        evaluator=None if dev is None else partial(_evaluator, config, dev),
+        metric=metric,
+        save_extras=form.save,
+    )
+
+
+def by_question(apply: Apply, choices: int) -> Apply:
+    """`apply` with the scores [B, P * C] of texts as logits [B, P, C] of questions."""
+
+    def logits(params: Any, **inputs: Any) -> Any:
+        output = apply(params, **inputs)
+        scores = output.logits
+        return dataclasses.replace(output, logits=scores.reshape(scores.shape[0], -1, choices))
+
+    return logits
+
+
+class ChoiceEvaluator(Evaluator):
+    """As for classification into places of choices, but judged by accuracy alone."""
+
+    def _metrics(self, logits_NC: np.ndarray, loss: float) -> dict[str, float]:
+        values = super()._metrics(logits_NC, loss)
+        return {name: values[name] for name in METRICS}
+
+
+def _evaluator(config: Config, dev: Questions, apply: Apply, mesh: Mesh) -> Evaluator:
+    objective = labelled(by_question(apply, dev.choices), losses.cross_entropy)
+    return ChoiceEvaluator(
+        examples=dev,
+        data=config.data,
+        problem_type=SINGLE,
+        label_names=[str(place) for place in range(dev.choices)],
+        batch_size=config.train.eval_batch_size,
+        mesh=mesh,
+        eval_step=make_eval_step(objective, mesh),
+    )
+
+
+@dataclass(frozen=True)
+class ChoicePredictor:
+    """`label`: the place of the likeliest choice from 0; `choice`: its text; `score` and
+    `probabilities` of all, which may be any number; `truncated` is true where text was cut.
+    """
+
+    encoder: Encoder
+    form: InputFormat
+    batch_size: int
+    scores: Callable[[dict[str, np.ndarray]], Any]  # rows [B, T] -> scores [B] on the device
+
+    @classmethod
+    def of(cls, model: SavedModel, batch_size: int) -> "ChoicePredictor":
+        """The predictor of a saved model."""
+        form = model.form
+        encoder = Encoder(model.tokenizer, form.max_length, form.truncation, pair=True)
+        return cls(encoder, form, batch_size, model.forward(lambda output: output.logits))
+
+    def answers(self, lines: list[bytes], first_line: int) -> list[dict[str, Any]]:
+        """One answer for each line; `first_line` is the number of the first, from 1."""
+        result: list[dict[str, Any]] = [{} for _ in lines]
+        asked: dict[int, list[str]] = {}  # line -> its choices
+        rows: list[Row] = []  # a text for each choice
+        for i, line in enumerate(lines):
+            try:
+                choices, texts, truncated = self._texts(line)
+            except RowError as error:
+                result[i] = {"error": str(error), "line": first_line + i}
+                continue
+            asked[i] = choices
+            rows += texts
+            if truncated:
+                result[i]["truncated"] = True
+        limits = {"batch_size": self.batch_size, "max_length": self.form.max_length}
+        scores = iter(run(rows, self.scores, **limits))
+        for i, choices in asked.items():
+            shares = metrics.softmax(np.array([next(scores) for _ in choices]))
+            best = int(np.argmax(shares))
+            result[i] = {
+                "label": best,
+                "choice": choices[best],
+                "score": short(shares[best]),
+                "probabilities": [short(share) for share in shares],
+            } | result[i]
+        return result
+
+    def _texts(self, line: bytes) -> tuple[list[str], list[Row], bool]:
+        """The choices of a line, their tokens, and whether text was cut."""
+        form = self.form
+        row = parse_object(line, form.text)
+        text = column(row, form.text)
+        choices = _choices_of(row, form.choices or ["choices"])
+        pair = form.text_pair
+        start = column(row, pair) if pair is not None and row.get(pair) else None
+        pairs = [second_text(start, choice) for choice in choices]
+        encoded = self.encoder.encode([text] * len(pairs), pairs)
+        if not encoded.lengths.all():
+            longest = encoded.full_lengths.max()
+            raise RowError(f"a choice has {longest} tokens, expected at most {form.max_length}")
+        cuts = np.cumsum(encoded.lengths)[:-1]
+        parts = zip(np.split(encoded.tokens, cuts), np.split(encoded.type_ids, cuts), strict=True)
+        truncated = bool((encoded.full_lengths > encoded.lengths).any())
+        return choices, [Row(*part) for part in parts], truncated
+
+
+def _choices_of(row: dict[str, Any], columns: list[str]) -> list[str]:
+    if len(columns) > 1:
+        return [column(row, name) for name in columns]
+    choices = row.get(columns[0])
+    if not isinstance(choices, list) or not choices:
+        raise RowError(f"the column {columns[0]!r}: expected a list of choices")
+    return [column({f"{columns[0]}[{i}]": x}, f"{columns[0]}[{i}]") for i, x in enumerate(choices)]

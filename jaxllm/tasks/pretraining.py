@@ -1,0 +1,210 @@
+"""Pretraining: masked language modelling, BERT's with next-sentence pairs, and ELECTRA's."""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxllm import pretraining_objectives
+from jaxllm.config_fields import Config
+from jaxllm.data.documents import load_documents
+from jaxllm.data.loader import EpochExamples, eval_batches
+from jaxllm.data.pretraining import PretrainingExamples
+from jaxllm.data.tokenizer import vocabulary_size
+from jaxllm.errors import InputError
+from jaxllm.files import write_atomic
+from jaxllm.metrics import Sums
+from jaxllm.objectives import Apply, Batch, Metrics, Objective
+from jaxllm.pretrained import hf
+from jaxllm.sharding import batch_sharding, batch_shards
+from jaxllm.tasks.inputs import InputFormat
+from jaxllm.tasks.model import check_fit
+from jaxllm.tasks.task import Task
+from jaxllm.train import make_eval_step
+
+logger = logging.getLogger("jaxllm")
+
+METRIC = "masked_accuracy"  # chooses the best model where train.metric is null
+_DEV_SEED = 0  # the dev part has the same masks in all runs
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is pretrained.
+
+    Attributes:
+        head: of the model, see `models.FAMILIES`.
+        objective: the loss.
+        parts: losses that are added as means, and the weights of the batch that each is a mean by;
+            {} where there is one loss only.
+        metrics: what the evaluation gives.
+        pairs: examples are next-sentence pairs.
+        masked, random: see `data.masking.Masking`.
+    """
+
+    head: str
+    objective: Callable[[Apply], Objective]
+    parts: dict[str, str]
+    metrics: tuple[str, ...]
+    pairs: bool = False
+    masked: float = 0.8
+    random: float = 0.1
+
+    def whole_batch(self, batch: Batch) -> Batch:
+        """See `train.make_train_step`."""
+        if not self.parts:
+            return batch
+        tokens = (batch["segment_ids"] > 0).astype(jnp.float32)
+        return pretraining_objectives.whole_batch_weights(
+            {**batch, "token_weights": tokens}, **self.parts
+        )
+
+
+_SHARED = ("loss", "masked_accuracy", "perplexity")
+MASKED_LM = Kind("masked-lm", pretraining_objectives.masked_lm, {}, _SHARED)
+KINDS = {  # model_type -> its "pretraining"
+    "bert": Kind(
+        "pretraining",
+        pretraining_objectives.masked_lm_and_next_sentence,
+        {"masked_loss": "label_weights", "next_sentence_loss": "next_sentence_weights"},
+        (*_SHARED, "masked_loss", "next_sentence_loss", "next_sentence_accuracy"),
+        pairs=True,
+    ),
+    # 85 % and none: google-research/electra, pretrain/pretrain_helpers.py.
+    "electra": Kind(
+        "joint-pretraining",
+        pretraining_objectives.replaced_token_detection,
+        {"masked_loss": "label_weights", "replaced_loss": "token_weights"},
+        (*_SHARED, "masked_loss", "replaced_loss", "replaced_accuracy"),
+        masked=0.85,
+        random=0.0,
+    ),
+}
+
+
+def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
+    """The task on a configuration's data, see `task.Prepare`."""
+    model_config = saved or hf.load_config(config.model.path, **config.model.config)
+    kind = _kind(config, model_config.model_type)
+    check_fit(config, model_config, tokenizer, pair=kind.pairs)
+    if vocabulary_size(tokenizer) < model_config.vocab_size:
+        logger.warning(
+            "the model has %d tokens (vocab_size), the tokenizer %d; the others are never seen",
+            *(model_config.vocab_size, vocabulary_size(tokenizer)),
+        )
+    metric = config.train.metric or METRIC
+    if metric not in kind.metrics:
+        known = ", ".join(kind.metrics)
+        raise InputError(f"train.metric: found {metric!r}, expected one of {known}")
+
+    def examples(split: str, seed: int) -> PretrainingExamples:
+        return PretrainingExamples(
+            load_documents(config.data, split, tokenizer),
+            config.data if split == "train" else replace(config.data, weights=None),
+            tokenizer,
+            seed=seed,
+            pairs=kind.pairs,
+            masked=kind.masked,
+            random=kind.random,
+        )
+
+    train = examples("train", config.train.seed) if saved is None else None
+    dev = examples("dev", _DEV_SEED).at(0) if config.data.has_dev else None
+
+    def evaluator(apply: Apply, mesh: Mesh) -> MaskedEvaluator:
+        assert dev is not None
+        objective = kind.objective(apply)
+
+        def judged(params: Any, batch: Batch, key: jax.Array | None) -> tuple:
+            return objective(params, kind.whole_batch(batch), key)
+
+        return MaskedEvaluator(dev, config, mesh, make_eval_step(judged, mesh), kind)
+
+    return Task(
+        head=kind.head,
+        model_config=model_config,
+        train=train,
+        objective=kind.objective,
+        evaluator=None if dev is None else evaluator,
+        metric=metric,
+        save_extras=InputFormat.of(config).save,
+        reads_word_table_only=False,
+        whole_batch=kind.whole_batch,
+        exported=("pretraining", _discriminator) if kind.head == "joint-pretraining" else None,
+    )
+
+
+def _kind(config: Config, model_type: str) -> Kind:
+    if config.model.task == "masked-lm":
+        return MASKED_LM
+    if model_type not in KINDS:
+        raise InputError(
+            f"model.task: found pretraining, which there is for {' and '.join(KINDS)}, but the "
+            f"model is {model_type}; set model.task: masked-lm"
+        )
+    if model_type == "electra" and config.model.path is not None:
+        raise InputError(
+            f"model.path: found {config.model.path}, but a saved ELECTRA is the discriminator "
+            "alone; generator and discriminator are trained and judged together from random "
+            "weights, so set model.path: null and describe the model in model.config"
+        )
+    return KINDS[model_type]
+
+
+def _discriminator(params: Any) -> Any:
+    return {name: tree for name, tree in params.items() if name != "generator"}
+
+
+@dataclass(frozen=True)
+class MaskedEvaluator:
+    """Judges a model on the dev part, whose masks (and pairs) are always the same."""
+
+    examples: EpochExamples
+    config: Config
+    mesh: Mesh
+    eval_step: Callable[[Any, Batch], tuple[Metrics, Any]]
+    kind: Kind
+
+    def metrics(self, params: Any) -> dict[str, float]:
+        """loss, masked_accuracy, perplexity; of several losses also each, and its accuracy.
+
+        Perplexity is the exponential of the mean loss of masked tokens.
+        """
+        shards = batch_shards(self.mesh)
+        batches = eval_batches(
+            self.examples,
+            data=self.config.data,
+            batch_rows=-(-self.config.train.eval_batch_size // shards) * shards,
+            shards=shards,
+            sharding=batch_sharding(self.mesh),
+        )
+        sums = Sums()
+        pending: dict[str, Any] = {}
+        for arrays, _ in batches:
+            dispatched, _ = self.eval_step(params, arrays)
+            sums.add(pending)  # the previous batch, while the device computes this one
+            pending = dispatched
+        sums.add(pending)
+        means = sums.means()
+        if self.kind.parts:  # of the whole part; means of the batches' means are another thing
+            means["loss"] = pretraining_objectives.total(means, self.kind.parts)
+        means["perplexity"] = math.exp(min(means.get("masked_loss", means["loss"]), 700))
+        return means
+
+    def write(self, params: Any, directory: Path) -> tuple[dict[str, float], str]:
+        """Writes `report.txt`; there are no predictions worth keeping."""
+        values = self.metrics(params)
+        tokens = int(np.sum(self.examples.lengths))
+        lines = [f"{len(self.examples)} examples, {tokens} tokens"]
+        lines += [f"{name} {value:.4f}" for name, value in values.items()]
+        text = "\n".join(lines) + "\n"
+        if jax.process_index() == 0:
+            write_atomic(directory / "report.txt", text)
+        return values, text

@@ -1,0 +1,171 @@
+"""Extractive question answering: windows over contexts, the loss of spans, EM and F1."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxllm.answer_metrics import SCORINGS, answer_metrics
+from jaxllm.config_fields import Config
+from jaxllm.data.windows import Questions, Windows, load_windows
+from jaxllm.errors import InputError
+from jaxllm.files import write_atomic
+from jaxllm.metrics import Sums
+from jaxllm.objectives import Apply, spans
+from jaxllm.pretrained import hf
+from jaxllm.tasks.answers import Answers, best_answers
+from jaxllm.tasks.evaluation import outputs_of, read_summary
+from jaxllm.tasks.inputs import InputFormat
+from jaxllm.tasks.model import check_fit
+from jaxllm.tasks.task import Task
+from jaxllm.train import make_eval_step
+
+HEAD = "question-answering"
+
+
+def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
+    """The task on a configuration's data, see `task.Prepare`."""
+    _refuse(config)
+    data, qa = config.data, config.qa
+    train = load_windows(data, qa, "train", tokenizer) if saved is None else None
+    dev = load_windows(data, qa, "dev", tokenizer) if data.dev else None
+    nullable = any(part[1].unanswerable for part in (train, dev) if part is not None)
+    model_config = saved
+    if saved is None:
+        model_config = hf.load_config(config.model.path, **{"num_labels": 2} | config.model.config)
+    check_fit(config, model_config, tokenizer, pair=True)
+
+    def evaluator(apply: Apply, mesh: Mesh) -> SpanEvaluator:
+        assert dev is not None
+        return SpanEvaluator(*dev, config, nullable, mesh, make_eval_step(spans(apply), mesh))
+
+    return Task(
+        head=HEAD,
+        model_config=model_config,
+        train=None if train is None else train[0],
+        objective=spans,
+        evaluator=None if dev is None else evaluator,
+        metric=_metric(config, nullable),
+        save_extras=InputFormat(
+            task=HEAD,
+            text="question",
+            text_pair="context",
+            max_length=data.max_length,
+            qa=asdict(qa) | {"nullable": nullable},
+        ).save,
+    )
+
+
+def _refuse(config: Config) -> None:
+    """What the other sections offer and this task has no use for."""
+    if config.data.dataset is not None:
+        raise InputError(
+            "data.dataset: question answering reads files in SQuAD's schema; name them in "
+            "data.train and data.dev"
+        )
+    for key in ("label_smoothing", "class_weights"):
+        if getattr(config.train, key):
+            raise InputError(f"train.{key}: expected none, question answering has no labels")
+
+
+def _metric(config: Config, nullable: bool) -> str:
+    odds = np.zeros(2) if nullable else None
+    known = answer_metrics(SCORINGS[config.qa.scoring], [["a"], []], ["", ""], odds)
+    metric = config.train.metric or "f1"
+    if metric not in {*known, "loss"}:
+        raise InputError(
+            f"train.metric: found {metric!r}, expected one of {', '.join(known)}, loss"
+        )
+    return metric
+
+
+@dataclass(frozen=True)
+class SpanEvaluator:
+    """Questions with answers and how to judge a model on them.
+
+    nullable: whether a question can go without an answer.
+    eval_step: `params, batch -> ({"loss": (sum, weight)}, (start_logits, end_logits) [B, T])`.
+    """
+
+    windows: Windows
+    questions: Questions
+    config: Config
+    nullable: bool
+    mesh: Mesh
+    eval_step: Callable[[Any, dict[str, jax.Array]], tuple[dict[str, Any], Any]]
+
+    def answers(self, params: Any) -> tuple[list[Answers], float]:
+        """(answers to each question, mean loss of the windows)."""
+        windows, sums = self.windows, Sums()
+        logits = np.full((2, len(windows.tokens)), np.nan, np.float32)
+        for values, outputs, index_BP in outputs_of(
+            windows,
+            lambda batch: self.eval_step(params, batch),
+            data=self.config.data,
+            batch_size=self.config.train.eval_batch_size,
+            mesh=self.mesh,
+        ):
+            sums.add({"loss": values["loss"]})
+            for index_P, *row in zip(index_BP, *outputs, strict=True):
+                at = 0  # the windows of a row stand one after the other
+                for i in index_P[index_P >= 0]:
+                    begin, end = windows.offsets[i : i + 2]
+                    for k, scores_T in enumerate(row):
+                        logits[k, begin:end] = scores_T[at : at + end - begin]
+                    at += end - begin
+        found = best_answers(
+            windows, self.questions, logits[0], logits[1], self.config.qa, nullable=self.nullable
+        )
+        return found, sums.means()["loss"]
+
+    def metrics(self, params: Any) -> dict[str, float]:
+        """`answer_metrics`, in percent, and `loss`."""
+        return self._metrics(*self.answers(params))
+
+    def _metrics(self, found: list[Answers], loss: float) -> dict[str, float]:
+        qa = self.config.qa
+        values = answer_metrics(
+            SCORINGS[qa.scoring],
+            [[text for text, _ in question.answers] for question in self.questions.questions],
+            [answers.best.text for answers in found],
+            np.array([answers.null_odds for answers in found]) if self.nullable else None,
+            qa.null_threshold,
+        )
+        return values | {"loss": loss}
+
+    def write(self, params: Any, directory: Path) -> tuple[dict[str, float], str]:
+        """Writes report.txt, and in the format of SQuAD's scripts predictions.json,
+        nbest_predictions.json and, where a question may have no answer, null_odds.json.
+        """
+        found, loss = self.answers(params)
+        values = self._metrics(found, loss)
+        lines = [f"{name:<18}{value:>10.4g}" for name, value in values.items()]
+        text = "\n".join([read_summary(self.windows), *lines]) + "\n"
+        if jax.process_index() == 0:
+            ids = [question.id for question in self.questions.questions]
+            files: dict[str, list[Any]] = {
+                "predictions": [self._text(answers) for answers in found],
+                "nbest_predictions": [_n_best(answers) for answers in found],
+            }
+            if self.nullable:
+                files["null_odds"] = [answers.null_odds for answers in found]
+            for name, column in files.items():
+                content = dict(zip(ids, column, strict=True))
+                content_text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+                write_atomic(directory / f"{name}.json", content_text)
+            write_atomic(directory / "report.txt", text)
+        return values, text
+
+    def _text(self, answers: Answers) -> str:
+        silent = self.nullable and answers.null_odds > self.config.qa.null_threshold
+        return "" if silent else answers.best.text
+
+
+def _n_best(answers: Answers) -> list[dict[str, Any]]:
+    names = ("text", "probability", "start_logit", "end_logit")
+    return [{name: getattr(answer, name) for name in names} for answer in answers.n_best]

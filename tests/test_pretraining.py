@@ -1,0 +1,305 @@
+"""Masked language modelling and BERT's pretraining as tasks: losses, the loop, resume, mistakes."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from jaxllm import loop, models, pretraining_objectives
+from jaxllm.config_fields import (
+    Config,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
+from jaxllm.data.loader import LoaderState
+from jaxllm.errors import InputError
+from jaxllm.tasks import build as task_build
+
+SENTENCE = "the film was good and not bad but great with plot music acting story book"
+WORDS = SENTENCE.split()
+
+
+def change(config, **sections):
+    parts = {name: dataclasses.replace(getattr(config, name), **v) for name, v in sections.items()}
+    return dataclasses.replace(config, **parts)
+
+
+@pytest.fixture
+def config(tmp_path, tiny_tokenizer_dir, rng):
+    """A run on documents whose lines count through WORDS, so that a mask can be filled."""
+    lines = []
+    for _ in range(24):
+        begin = rng.integers(len(WORDS))
+        words = [WORDS[(begin + i) % len(WORDS)] for i in range(24)]
+        lines += [" ".join(words[i : i + 6]) for i in range(0, 24, 6)] + [""]
+    for name in ("train.txt", "dev.txt"):
+        (tmp_path / name).write_text("\n".join(lines))
+    vocabulary = (tiny_tokenizer_dir / "vocab.txt").read_text().splitlines()
+    shape = {
+        "model_type": "bert",
+        "vocab_size": len(vocabulary),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 32,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    return Config(
+        model=ModelConfig(task="masked-lm", tokenizer=str(tiny_tokenizer_dir), config=shape),
+        data=DataConfig(
+            train=[str(tmp_path / "train.txt")],
+            dev=[str(tmp_path / "dev.txt")],
+            max_length=32,
+            cache_dir=str(tmp_path / "cache"),
+        ),
+        optimizer=OptimizerConfig(learning_rate=5e-3),
+        train=TrainConfig(batch_size=16, steps=4, eval_batch_size=8),
+        mesh=MeshConfig(data=1),
+        run=RunConfig(dir=str(tmp_path / "run"), progress=False, tensorboard=False, log_every=1),
+    )
+
+
+def pairs(config):
+    return change(config, model={"task": "pretraining"})
+
+
+def electra(config):
+    shape = {**config.model.config, "model_type": "electra", "embedding_size": 16}
+    return change(pairs(config), model={"config": {**shape, "num_attention_heads": 4}})
+
+
+TASKS = {"masked-lm": lambda config: config, "pretraining": pairs}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_run_from_files_to_a_model_that_is_judged_again(config, task, tmp_path):
+    config = TASKS[task](config)
+    summary = loop.train(config)
+    expected = {"loss", "masked_accuracy", "perplexity", "surplus_masks"}
+    if task == "pretraining":
+        expected |= {"masked_loss", "next_sentence_loss", "next_sentence_accuracy"}
+    assert {key[5:] for key in summary if key.startswith("eval/")} >= expected
+    masked = summary["eval/masked_loss" if task == "pretraining" else "eval/loss"]
+    assert summary["eval/perplexity"] == pytest.approx(math.exp(masked))
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    chance = math.log(config.model.config["vocab_size"])
+    assert first["loss"] == pytest.approx(chance + (task == "pretraining") * math.log(2), abs=0.4)
+    saved = change(
+        config, model={"path": str(tmp_path / "run/model"), "tokenizer": None, "config": {}}
+    )
+    again = task_build.evaluate(saved)
+    assert again["loss"] == pytest.approx(summary["eval/loss"], rel=1e-5)
+    report = (tmp_path / "run" / "evaluate" / "report.txt").read_text()
+    assert f"masked_accuracy {again['masked_accuracy']:.4f}" in report
+
+
+def test_a_run_of_electra_leaves_the_discriminator(config, tmp_path):
+    summary = loop.train(electra(config))
+    assert {"eval/replaced_loss", "eval/replaced_accuracy"} <= set(summary)
+    parts = summary["eval/masked_loss"] + 50 * summary["eval/replaced_loss"]
+    assert summary["eval/loss"] == pytest.approx(parts)
+    from jaxllm import AutoModelForPreTraining
+
+    model = AutoModelForPreTraining.from_pretrained(tmp_path / "run/model")
+    assert set(model.params) == {"blocks", "discriminator", "embeddings"}
+    with pytest.raises(InputError, match=r"model\.path: .* a saved ELECTRA is the discriminator"):
+        task_build.evaluate(
+            change(
+                config,
+                model={"task": "pretraining", "path": str(tmp_path / "run/model"), "config": {}},
+            )
+        )
+
+
+def test_electra_replaces_masks_by_samples_and_shares_its_embeddings(config):
+    job, batch = batch_of(electra(config))
+    params = jax.tree.map(np.asarray, job.state.params)
+    assert set(params["generator"]["embeddings"]) == {"project"}
+    task = task_build.TASKS["pretraining"](electra(config), tokenizer(config))
+    apply = models.apply_fn(models.module_parts(task.model_config, task.head)[0])
+    names = ("input_ids", "segment_ids", "token_type_ids", "head_positions", "labels")
+    inputs = {name: batch[name] for name in (*names, "label_weights")}
+    out = apply(params, **inputs, key=jax.random.key(1))
+    asked = np.zeros(batch["input_ids"].shape, bool)
+    row, slot = np.nonzero(batch["label_weights"])
+    asked[row, np.asarray(batch["head_positions"])[row, slot]] = True
+    replaced = np.asarray(out.is_replaced)
+    assert not (replaced & ~asked).any()
+    assert replaced.sum() > 0.9 * asked.sum()  # nothing is learned yet
+    again = apply(params, **inputs, key=jax.random.key(2)).is_replaced
+    assert again.shape == replaced.shape
+    # A generator that is certain of the labels replaces nothing.
+    certain = {**params, "generator": jax.tree.map(np.zeros_like, params["generator"])}
+    label = int(batch["labels"][row[0], slot[0]])
+    certain["generator"]["mlm"]["bias"][label] = 100.0
+    same = np.asarray(apply(certain, **inputs, key=jax.random.key(1)).is_replaced)
+    labels = np.asarray(batch["labels"])[row, slot]
+    assert same.sum() == (labels != label).sum()
+
+    def judged(params):
+        return apply(params, **inputs).logits.sum()
+
+    def generated(params):
+        return (apply(params, **inputs).prediction_logits ** 2).sum()
+
+    grads = jax.grad(judged)(params)["generator"]
+    assert all(not np.any(g) for g in jax.tree.leaves(grads))
+    assert np.any(jax.grad(generated)(params)["embeddings"]["word"]["embedding"])
+
+
+def test_the_loss_of_electra_is_that_of_the_plain_definition(config):
+    job, batch = batch_of(electra(config))
+    params = jax.tree.map(np.asarray, job.state.params)
+    task = task_build.TASKS["pretraining"](electra(config), tokenizer(config))
+    apply = models.apply_fn(models.module_parts(task.model_config, task.head)[0])
+    objective = task.objective(apply)
+    loss, (metrics, _) = objective(params, task.whole_batch(batch), None)
+    names = ("input_ids", "segment_ids", "token_type_ids", "head_positions", "labels")
+    out = apply(params, **{name: batch[name] for name in (*names, "label_weights")})
+    log_p = np.asarray(jax.nn.log_softmax(out.prediction_logits, -1), np.float64)
+    each = -np.take_along_axis(log_p, np.asarray(batch["labels"])[..., None], -1)[..., 0]
+    weights = np.asarray(batch["label_weights"])
+    x, y = np.asarray(out.logits, np.float64), np.asarray(out.is_replaced)
+    real = np.asarray(batch["segment_ids"]) > 0
+    wrong = np.log1p(np.exp(np.where(y, -x, x)))[real].mean()
+    expected = (each * weights).sum() / weights.sum() + 50 * wrong
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert float(metrics["loss"][1]) == pytest.approx(1.0)
+
+
+def test_it_learns_to_fill_masks(config):
+    summary = loop.train(change(config, train={"steps": 150, "eval_every": 150}))
+    assert summary["eval/masked_accuracy"] > 0.5
+
+
+def batch_of(config):
+    job = task_build.build(config)
+    return job, next(job.loader.batches(LoaderState())).arrays
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_loss_is_that_of_the_plain_definition(config, task):
+    job, batch = batch_of(TASKS[task](config))
+    params = jax.tree.map(np.asarray, job.state.params)
+    _, metrics = job.train_step(job.state, batch)
+    model_config = task_build.TASKS[task](TASKS[task](config), tokenizer(config)).model_config
+    apply = models.apply_fn(models.module_parts(model_config, task)[0])
+    names = ("input_ids", "segment_ids", "token_type_ids", "head_positions", "pooled_positions")
+    out = apply(params, **{name: batch[name] for name in names if name in batch})
+
+    def mean(logits, labels, weights):
+        each = -jax.nn.log_softmax(np.asarray(logits, np.float64), -1)
+        each = np.take_along_axis(each, np.asarray(labels)[..., None], -1)[..., 0]
+        return (each * weights).sum() / weights.sum()
+
+    logits = out.logits if task == "masked-lm" else out.prediction_logits
+    expected = mean(logits, batch["labels"], batch["label_weights"])
+    if task == "pretraining":
+        expected += mean(
+            out.seq_relationship_logits,
+            batch["next_sentence_labels"],
+            batch["next_sentence_weights"],
+        )
+    total, weight = metrics["loss"]
+    assert float(total / weight) == pytest.approx(expected, rel=1e-5)
+
+
+def tokenizer(config):
+    from jaxllm.data.tokenizer import load_tokenizer
+
+    return load_tokenizer(config.model.tokenizer)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    "settings",
+    [{"train": {"accumulation": 2}}, {"mesh": {"data": 2, "fsdp": 2, "tensor": 2}}],
+    ids=["accumulated", "sharded"],
+)
+def test_a_step_in_parts_or_over_devices_is_the_same_step(config, task, settings):
+    same_step(TASKS[task](change(config, train={"batch_size": 32})), settings)
+
+
+def test_electras_step_over_devices_is_the_same_step(config):
+    config = electra(change(config, train={"batch_size": 32}))
+    same_step(config, {"mesh": {"data": 2, "fsdp": 2, "tensor": 1}})
+
+
+def same_step(config, settings):
+    results = []
+    for one in (config, change(config, **settings)):
+        job = task_build.build(one)
+        batch = next(job.loader.batches(LoaderState())).arrays
+        state, metrics = job.train_step(job.state, batch)
+        results.append((jax.tree.map(np.asarray, (state.params, metrics)), batch))
+    (whole, batch), (parts, other) = results
+    np.testing.assert_array_equal(batch["input_ids"], other["input_ids"])
+    flat = jax.tree.leaves_with_path
+    for (path, a), (_, b) in zip(flat(whole), flat(parts), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5, err_msg=str(path))
+
+
+def test_stopped_and_taken_up_is_the_same_run(config, tmp_path, monkeypatch):
+    steps = {"steps": 6, "save_every": 2, "epochs": 9.0}
+    config = change(config, train=steps, data={"mask_unit": "span"})
+    whole = loop.train(config)
+
+    class StopError(Exception):
+        pass
+
+    other = change(config, run={"dir": str(tmp_path / "other")})
+    make = task_build.build
+
+    def failing(config):
+        job = make(config)
+        step, calls = job.train_step, []
+
+        def train_step(state, batch):
+            calls.append(1)
+            if len(calls) == 5:
+                raise StopError
+            return step(state, batch)
+
+        job.train_step = train_step
+        return job
+
+    with pytest.raises(StopError):
+        loop.train(other, failing)
+    again = loop.train(other)
+    assert again["eval/loss"] == whole["eval/loss"]
+
+
+def test_every_epoch_has_new_masks(config):
+    job = task_build.build(config)
+    first = next(job.loader.batches(LoaderState(epoch=0))).arrays
+    second = next(job.loader.batches(LoaderState(epoch=1))).arrays
+    assert not np.array_equal(first["head_positions"], second["head_positions"])
+
+
+def test_weights_of_the_whole_batch(rng):
+    batch = {"input_ids": np.zeros((4, 2)), "a": rng.random((4, 3)), "b": np.zeros((4, 3))}
+    scaled = pretraining_objectives.whole_batch_weights(batch, one="a", two="b")
+    np.testing.assert_allclose(scaled["one_scale"], np.full(4, 1 / batch["a"].sum()), rtol=1e-6)
+    assert np.isfinite(scaled["two_scale"]).all()
+
+
+def test_mistakes(config):
+    with pytest.raises(
+        InputError, match=r"train\.metric: found 'f1', expected one of loss, masked"
+    ):
+        task_build.build(change(config, train={"metric": "f1"}))
+    small = {**config.model.config, "vocab_size": 50}
+    with pytest.raises(InputError, match=r"the tokenizer has \d+ tokens, but the model 50"):
+        task_build.build(change(config, model={"config": small}))
+    roberta = {"model_type": "roberta", "vocab_size": 300, "max_position_embeddings": 66}
+    with pytest.raises(InputError, match=r"model\.task: found pretraining, .* model is roberta"):
+        task_build.build(pairs(change(config, model={"config": roberta})))
