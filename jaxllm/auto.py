@@ -102,7 +102,12 @@ class PretrainedModel:
         """
         tokenizer = self._source if tokenizer is None else tokenizer
         hf.save_pretrained(
-            directory, self.params, self.config, weights=weights, tokenizer=tokenizer
+            directory,
+            self.params,
+            self.config,
+            weights=weights,
+            tokenizer=tokenizer,
+            task=self.task,
         )
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.errors import InputError
-from jaxllm.models import bert
+from jaxllm.models import bert, modernbert
 
 Params = dict[str, Any]  # nested dict of arrays
 
@@ -18,6 +18,14 @@ FAMILIES: dict[str, dict[str, Callable[..., nnx.Module]]] = {
         "base": bert.BertModel,
         "masked-lm": bert.BertForMaskedLM,
         "sequence-classification": bert.BertForSequenceClassification,
+    },
+    "modernbert": {
+        "base": modernbert.ModernBertModel,
+        "masked-lm": modernbert.ModernBertForMaskedLM,
+        "sequence-classification": modernbert.ModernBertForSequenceClassification,
+        "token-classification": modernbert.ModernBertForTokenClassification,
+        "question-answering": modernbert.ModernBertForQuestionAnswering,
+        "multiple-choice": modernbert.ModernBertForMultipleChoice,
     },
 }
 

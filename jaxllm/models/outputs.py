@@ -28,3 +28,14 @@ class HeadOutput:
     logits: jax.Array
     hidden_states: tuple[jax.Array, ...] | None = None
     attentions: tuple[jax.Array, ...] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SpanOutput:
+    """start_logits and end_logits [B, T]: how well each token begins and ends the answer."""
+
+    start_logits: jax.Array
+    end_logits: jax.Array
+    hidden_states: tuple[jax.Array, ...] | None = None
+    attentions: tuple[jax.Array, ...] | None = None

@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxllm.errors import InputError
 from jaxllm.layers import ACTIVATIONS
+from jaxllm.pretrained import modernbert
 
 # What the modules read, or what is checked below.
 IMPLEMENTED = {
@@ -103,8 +104,12 @@ GENERATION = {
     "top_k",
     "top_p",
 }
-KNOWN = IMPLEMENTED | HARMLESS | GENERATION
-MODEL_TYPES = ("bert",)
+KNOWN = {
+    "bert": IMPLEMENTED | HARMLESS | GENERATION,
+    "modernbert": modernbert.IMPLEMENTED | modernbert.HARMLESS | HARMLESS | GENERATION,
+}
+VALUES = {"bert": REQUIRED, "modernbert": modernbert.REQUIRED}
+ACTIVATION_NAMES = ("hidden_act", *modernbert.ACTIVATIONS)
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -125,20 +130,22 @@ def check_attributes(attributes: dict[str, Any], where: str) -> None:
     """Raises InputError, naming every attribute, unless the model described is implemented."""
     problems = []
     model_type = attributes.get("model_type")
-    if model_type not in MODEL_TYPES:
+    if model_type not in KNOWN:
         raise InputError(
             f"{where}: model_type={model_type!r}, a checkpoint of another architecture; "
-            f"implemented: {', '.join(MODEL_TYPES)}"
+            f"implemented: {', '.join(KNOWN)}"
         )
+    known, required = KNOWN[model_type], VALUES[model_type]
     for name, value in attributes.items():
-        if name in REQUIRED:
-            if value is not None and value != REQUIRED[name]:
-                problems.append(f"{name}={value!r} (implemented: {REQUIRED[name]!r})")
-        elif name == "hidden_act":
-            if value not in ACTIVATIONS:
-                problems.append(f"hidden_act={value!r} (implemented: {', '.join(ACTIVATIONS)})")
-        elif not (name in KNOWN or name.startswith("_") or value is None):
+        if name in required:
+            if value is not None and value != required[name]:
+                problems.append(f"{name}={value!r} (implemented: {required[name]!r})")
+        elif not (name in known or name.startswith("_") or value is None):
             problems.append(f"{name}={value!r} (unknown)")
+        elif name in ACTIVATION_NAMES and value not in ACTIVATIONS:
+            problems.append(f"{name}={value!r} (implemented: {', '.join(ACTIVATIONS)})")
+    if model_type == "modernbert":
+        problems += modernbert.problems(attributes)
     if problems:
         raise InputError(
             f"{where}: config attributes that are not implemented: {'; '.join(problems)}; without "
@@ -154,7 +161,7 @@ def make_config(attributes: dict[str, Any], where: str, **overrides: Any) -> Any
     are. Raises InputError for what is not implemented, unknown, or of the wrong type.
     """
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import BertConfig
+    from transformers import CONFIG_MAPPING
 
     attributes = {**attributes}
     if "model_type" not in attributes and any(
@@ -175,9 +182,11 @@ def make_config(attributes: dict[str, Any], where: str, **overrides: Any) -> Any
     for name in ("dtype", "torch_dtype"):
         attributes.pop(name, None)
     try:
-        config = BertConfig.from_dict(attributes)
+        config = CONFIG_MAPPING[attributes["model_type"]].from_dict(attributes)
     except (StrictDataclassError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{where}: not a BERT config: {' '.join(str(error).split())}") from error
+        raise InputError(
+            f"{where}: not a config of {attributes['model_type']}: {' '.join(str(error).split())}"
+        ) from error
     if config.hidden_size % config.num_attention_heads:
         raise InputError(
             f"{where}: hidden_size={config.hidden_size} is not divisible by "

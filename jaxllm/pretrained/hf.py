@@ -1,6 +1,7 @@
 """Checkpoints of transformers, in and out: config, weights, tokenizer. No torch is needed."""
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from jaxllm.pretrained.converting import ConvertReport, convert
 from jaxllm.pretrained.formats import read_tensors
 from jaxllm.pretrained.loading import LoadReport
 from jaxllm.pretrained.location import resolve
+from jaxllm.pretrained.names import join
 from jaxllm.sharding import map_params
 
 __all__ = [
@@ -70,40 +72,46 @@ def save_pretrained(
     *,
     weights: str = "safetensors",
     tokenizer: Any = None,
+    task: str | None = None,
     max_shard_bytes: int = saving.MAX_SHARD_BYTES,
 ) -> None:
     """Writes what transformers' from_pretrained reads: config.json, weights, tokenizer files.
 
     `weights`: "safetensors" with PyTorch's names, or "flax" for the flax_model.msgpack of
     transformers 4's Flax classes. `tokenizer`: a transformers tokenizer, or a directory to copy its
-    files from. The directory appears whole or not at all; an earlier model in it is replaced.
-    Raises InputError if it holds anything else or cannot be written.
+    files from. `task`: the head, where the parameters alone do not tell. The directory appears
+    whole or not at all; an earlier model in it is replaced. Raises InputError if it holds anything
+    else or cannot be written.
     """
     saving.check_format(weights)
     family = FAMILIES[config.model_type]
     flax = weights == "flax"
     leaves: dict[str, Any] = {}
     map_params(leaves.__setitem__, params)
+    architectures = family.architectures.values() if task is None else [family.architectures[task]]
     architecture, head = next(
-        (name, head) for name, head in family.architectures.values() if head in params or not head
+        (name, head) for name, head in architectures if task or head in params or not head
     )
     expected = {
         leaf.path
         for leaf in family.by_path.values()
         if family.head(leaf) is None or family.head(leaf) in params
     }
-    if leaves.keys() != expected:
+    missing = {path for path in expected - leaves.keys() if not re.search(family.optional, path)}
+    if missing or leaves.keys() - expected:
         raise InputError(
-            f"the parameters are no {architecture}: missing {sorted(expected - leaves.keys())}, "
+            f"the parameters are no {architecture}: missing {sorted(missing)}, "
             f"unexpected {sorted(leaves.keys() - expected)}"
         )
-    arrays = {}
+    parts: dict[str, dict[int, np.ndarray]] = {}
     for path, array in leaves.items():
         leaf, host = family.by_path[path], np.asarray(array)
         names = leaf.names(host.shape[0])
         for name, one in zip(names, host if leaf.stacked else [host], strict=True):
             stored = family.flax_name(name) if flax else name
-            arrays[stored if head else family.bare(stored)] = leaf.to_stored(one, flax=flax)
+            tensor = parts.setdefault(stored if head else family.bare(stored), {})
+            tensor[leaf.part[0]] = leaf.to_stored(one, flax=flax)
+    arrays = {name: join(tensor, flax=flax) for name, tensor in parts.items()}
     described = config.to_diff_dict() | {
         "architectures": [architecture],
         "dtype": str(next(iter(arrays.values())).dtype),
