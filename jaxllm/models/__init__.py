@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.errors import InputError
-from jaxllm.models import bert, modernbert
+from jaxllm.models import bert, modernbert_heads
 
 Params = dict[str, Any]  # nested dict of arrays
 
@@ -20,12 +20,12 @@ FAMILIES: dict[str, dict[str, Callable[..., nnx.Module]]] = {
         "sequence-classification": bert.BertForSequenceClassification,
     },
     "modernbert": {
-        "base": modernbert.ModernBertModel,
-        "masked-lm": modernbert.ModernBertForMaskedLM,
-        "sequence-classification": modernbert.ModernBertForSequenceClassification,
-        "token-classification": modernbert.ModernBertForTokenClassification,
-        "question-answering": modernbert.ModernBertForQuestionAnswering,
-        "multiple-choice": modernbert.ModernBertForMultipleChoice,
+        "base": modernbert_heads.ModernBertModel,
+        "masked-lm": modernbert_heads.ModernBertForMaskedLM,
+        "sequence-classification": modernbert_heads.ModernBertForSequenceClassification,
+        "token-classification": modernbert_heads.ModernBertForTokenClassification,
+        "question-answering": modernbert_heads.ModernBertForQuestionAnswering,
+        "multiple-choice": modernbert_heads.ModernBertForMultipleChoice,
     },
 }
 
