@@ -34,7 +34,6 @@ PARAMETER_LETTERS = [
     ("blocks/mlp/down/kernel", "LFD"),
     ("blocks/mlp/down/bias", "LD"),
     ("blocks/mlp/norm/*", "LD"),
-    ("attention_norm/*", "LD"),
     ("final_norm/*", "D"),
     ("pooler/kernel", "DE"),
     ("pooler/bias", "E"),

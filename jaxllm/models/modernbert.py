@@ -74,17 +74,20 @@ class ModernBertAttention(nnx.Module):
         self.key = dense((D,), (N, D // N), stddev=config.initializer_range)
         self.value = dense((D,), (N, D // N), stddev=config.initializer_range)
         self.output = dense((N, D // N), (D,), stddev=output_stddev(config))
+        self.norm = make_norm(config, dtype)
         self.dropout_rate = config.attention_dropout
 
     def __call__(
         self,
         x_BTD: jax.Array,
+        is_first: jax.Array,
         mask: jax.Array,
         rotary: jax.Array,
         key: Key,
         queries: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array]:
         weights_key, output_key = split_key(key, 2)
+        x_BTD = jnp.where(is_first, x_BTD, self.norm(x_BTD))
         q_BTD, q_rotary = x_BTD, rotary
         if queries is not None:
             q_BTD = gather_tokens(x_BTD, queries)
@@ -120,8 +123,6 @@ class ModernBertMLP(nnx.Module):
 
 
 class ModernBertBlock(nnx.Module):
-    """Without the norm before attention, which the first block has not."""
-
     def __init__(self, config: Any, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.attention = ModernBertAttention(config, dtype=dtype, rngs=rngs)
         self.mlp = ModernBertMLP(config, dtype=dtype, rngs=rngs)
@@ -129,7 +130,7 @@ class ModernBertBlock(nnx.Module):
     def __call__(
         self,
         x_BTD: jax.Array,
-        normed_BTD: jax.Array,
+        is_first: jax.Array,
         mask: jax.Array,
         rotary: jax.Array,
         key: Key,
@@ -137,7 +138,7 @@ class ModernBertBlock(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """`queries` [B, P]: compute these tokens only, which still look at all; then T is P."""
         attention_key, mlp_key = split_key(key, 2)
-        out_BTD, weights = self.attention(normed_BTD, mask, rotary, attention_key, queries)
+        out_BTD, weights = self.attention(x_BTD, is_first, mask, rotary, attention_key, queries)
         x_BTD = out_BTD + (x_BTD if queries is None else gather_tokens(x_BTD, queries))
         return constrain(x_BTD + self.mlp(x_BTD, mlp_key), "BTD"), weights
 
@@ -148,7 +149,7 @@ class ModernBertEncoder(nnx.Module):
     Blocks differ in two ways, both flags that the scan carries along, so that any pattern of
     config.layer_types is one compiled body and one attention a block: a global block widens the
     window to the row and takes the other rotary table, and the first block has no norm before its
-    attention. `attention_norm` therefore has L - 1 rows, those of the checkpoint.
+    attention. blocks/attention/norm therefore has L - 1 rows, those of the checkpoint.
     `unroll`: blocks in one iteration of the scan, 0 = all.
     `remat`: none, full, or dots (REMAT_POLICIES).
     """
@@ -167,7 +168,7 @@ class ModernBertEncoder(nnx.Module):
         self.blocks = jax.vmap(
             lambda key: ModernBertBlock(config, dtype=dtype, rngs=nnx.Rngs(params=key))
         )(jax.random.split(rngs.params(), L))
-        self.attention_norm = jax.vmap(lambda _: make_norm(config, dtype))(jnp.arange(1, L))
+        self.blocks.attention.norm = jax.vmap(lambda _: make_norm(config, dtype))(jnp.arange(1, L))
         self.final_norm = make_norm(config, dtype)
         self.is_global = tuple(kind == GLOBAL for kind in config.layer_types)
         self.thetas = tuple(config.rope_parameters[kind]["rope_theta"] for kind in (LOCAL, GLOBAL))
@@ -207,19 +208,19 @@ class ModernBertEncoder(nnx.Module):
         embed_key, blocks_key = split_key(key, 2)
         x_BTD = constrain(self.embeddings(input_ids, embed_key), "BTD")
         block_def, blocks = nnx.split(self.blocks)
-        norm_def, norms = nnx.split(self.attention_norm)
-        # A row for the first block, whose norm is not used.
-        norms = jax.tree.map(lambda a: jnp.pad(a, ((1, 0), (0, 0))), norms)
+        # The norm that the first block has not gets a row that is not used.
+        blocks = jax.tree.map(
+            lambda a: a if a.shape[0] == L else jnp.pad(a, ((1, 0), (0, 0))), blocks
+        )
         keys = None if blocks_key is None else jax.random.split(blocks_key, L)
 
         def body(x_BTD: jax.Array, layer: tuple, queries: jax.Array | None = None) -> tuple:
-            params, norm, is_first, is_global, layer_key = layer
-            normed_BTD = jnp.where(is_first, x_BTD, nnx.merge(norm_def, norm)(x_BTD))
+            params, is_first, is_global, layer_key = layer
             mask = window | is_global
             mask = mask if visible is None else mask & visible
             rotary = jnp.where(is_global, glob, local)
             x_BTD, weights = nnx.merge(block_def, params)(
-                x_BTD, normed_BTD, mask, rotary, layer_key, queries
+                x_BTD, is_first, mask, rotary, layer_key, queries
             )
             return x_BTD, (
                 x_BTD if output_hidden_states else None,
@@ -228,7 +229,7 @@ class ModernBertEncoder(nnx.Module):
 
         if self.remat != "none":
             body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat])
-        layers = (blocks, norms, np.arange(L) == 0, np.asarray(self.is_global), keys)
+        layers = (blocks, np.arange(L) == 0, np.asarray(self.is_global), keys)
         embedded, last = x_BTD, None
         if queries is not None:
             last = jax.tree.map(lambda a: a[-1], layers)

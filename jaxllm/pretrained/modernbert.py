@@ -10,7 +10,7 @@ MODERNBERT = Family(
     modules=(
         Module("embeddings/word", "model.embeddings.tok_embeddings", "embedding"),
         Module("embeddings/norm", "model.embeddings.norm", "norm"),
-        Module("attention_norm", f"{_LAYER}.attn_norm", "norm", first=1),
+        Module("blocks/attention/norm", f"{_LAYER}.attn_norm", "norm", first=1),
         Module("blocks/attention/query", f"{_LAYER}.attn.Wqkv", "dense", part=(0, 3)),
         Module("blocks/attention/key", f"{_LAYER}.attn.Wqkv", "dense", part=(1, 3)),
         Module("blocks/attention/value", f"{_LAYER}.attn.Wqkv", "dense", part=(2, 3)),
@@ -36,7 +36,7 @@ MODERNBERT = Family(
     },
     tied={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
     tied_head="decoder",
-    trunk=("embeddings", "attention_norm", "blocks", "final_norm"),
+    trunk=("embeddings", "blocks", "final_norm"),
     optional="/bias$",  # norm_bias, attention_bias, mlp_bias, classifier_bias, decoder_bias
 )
 
@@ -105,6 +105,7 @@ def problems(attributes: dict[str, Any]) -> list[str]:
     for kind, rope in (attributes.get("rope_parameters") or {}).items():
         if (
             kind not in LAYER_TYPES
+            or not isinstance(rope, dict)
             or not rope.keys() <= {"rope_type", "rope_theta"}
             or rope.get("rope_type", "default") != "default"
         ):
