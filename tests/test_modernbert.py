@@ -312,7 +312,7 @@ def test_converted_there_and_back(tmp_path):
     source = GOLDEN / "torch_modernbert"
     hf.convert(source, tmp_path / "flax", "flax")
     report = hf.convert(tmp_path / "flax", tmp_path / "back", "safetensors")
-    assert report.tasks == ["sequence-classification"]
+    assert report.task == "sequence-classification"
     task = "sequence-classification"
     assert_same(load(tmp_path / "back", task).params, load(source, task).params)
 
@@ -376,7 +376,7 @@ def test_attributes_that_change_the_numbers_are_refused(tmp_path, name, value):
 
 
 def test_config_values_that_make_no_model(tmp_path):
-    with pytest.raises(InputError, match=r"not a config of modernbert: .*classifier_pooling"):
+    with pytest.raises(InputError, match=r"not a modernbert config: .*classifier_pooling"):
         hf.load_config(write(tmp_path, classifier_pooling="max"))
     with pytest.raises(InputError, match=r"hidden_size=32 .* num_attention_heads=5"):
         hf.load_config(write(tmp_path, num_attention_heads=5))
