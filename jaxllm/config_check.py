@@ -22,6 +22,7 @@ def check(config: Config) -> None:
     _data(config.data, config.model)
     _qa(config.qa)
     _choices(config)
+    _words(config)
     _optimizer(config.optimizer)
     _train(config.train, config.model.problem_type, config.data.labels)
     if config.model.task == "sentence-embedding":
@@ -180,6 +181,19 @@ def _choices(config: Config) -> None:
     ):
         shown = "null" if expected is None else expected
         _require(key, value, value == expected, f"{shown}, as model.task is multiple-choice")
+
+
+def _words(config: Config) -> None:
+    model, data = config.model, config.data
+    if model.task != "token-classification":
+        expected = "error or drop; repair is for the tags of model.task=token-classification"
+        _require("data.on_bad_row", data.on_bad_row, data.on_bad_row != "repair", expected)
+        return
+    single = "single_label_classification"
+    expected = f"{single}, as each word has one tag"
+    _require("model.problem_type", model.problem_type, model.problem_type == single, expected)
+    _require("data.text_pair", data.text_pair, data.text_pair is None, "null, as words are tagged")
+    _require("data.streaming", data.streaming, not data.streaming, "false, as words are tagged")
 
 
 def _optimizer(optimizer: OptimizerConfig) -> None:

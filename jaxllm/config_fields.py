@@ -31,6 +31,7 @@ class ModelConfig:
     task: Literal[
         "sequence-classification",
         "sentence-embedding",
+        "token-classification",
         "multiple-choice",
         "question-answering",
         "masked-lm",
@@ -53,7 +54,7 @@ class DataConfig:
     """The text and the labels, and how they become batches.
 
     Attributes:
-        train: training files (csv, tsv, jsonl or json, each also .gz)
+        train: training files (csv, tsv, jsonl, json or conll, each also .gz)
         dev: files of the dev part
         dataset: Hub id of a data set, in place of files
         dataset_config: its configuration's name
@@ -62,16 +63,19 @@ class DataConfig:
         streaming: read rows as they arrive, and no further than max_*_examples need; training
             begins once these are tokenized, and they are in memory, 5 bytes a token, not on disk
         format: format of the files; auto = by their names
-        text: column of the text
+        text: column of the text; of tagged words, the column of the words: in jsonl a list; of
+            conll files whose columns have no names, the first
         text_pair: column of a second text; of choices: of how each of them begins
         choices: columns of the choices to tell the right one from, or one column with a list
-        label: column of the label
+        label: column of the label, or of the tags of the words; of conll files whose columns have
+            no names, the last
         text_negative: sentence-embedding: column of a text unlike the pair, to train on
         score: sentence-embedding: column of how alike a pair is; null = there is none
         positive_from: sentence-embedding: train on the pairs of at least this score; null = on all
         columns: names of the columns, for files with no header row
         labels: label names in the order of their ids; null = those of the training part, sorted
-        on_bad_row: stop at a row with a missing text or an unknown label, or drop and count it
+        on_bad_row: stop at a row with a missing text or an unknown label, or drop and count it;
+            repair = make an illegal sequence of tags legal, and stop at other bad rows
         max_length: tokens of a row; sentence-embedding: a row holds whole pairs, and each text gets
             its half, or with text_negative its third
         truncation: where too long a text is cut; or stop at it; or drop and count it
@@ -99,7 +103,7 @@ class DataConfig:
     train_split: str = "train"
     dev_split: str = "validation"
     streaming: bool = False
-    format: Literal["auto", "csv", "tsv", "jsonl", "text"] = "auto"
+    format: Literal["auto", "csv", "tsv", "jsonl", "text", "conll"] = "auto"
     text: str = "text"
     text_pair: str | None = None
     choices: list[str] | None = None
@@ -109,7 +113,7 @@ class DataConfig:
     positive_from: float | None = None
     columns: list[str] | None = None
     labels: list[str] | None = None
-    on_bad_row: Literal["error", "drop"] = "error"
+    on_bad_row: Literal["error", "drop", "repair"] = "error"
     max_length: int = 128
     truncation: Literal["right", "left", "error", "drop"] = "right"
     packing: bool = True

@@ -187,14 +187,19 @@ def _checked(
         )
     if not len(logits):
         raise InputError("evaluation: the data holds no rows; give a file with at least one")
-    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    check_finite(logits, "rows")
+    return logits, labels
+
+
+def check_finite(logits_NC: np.ndarray, unit: str) -> None:
+    """Raises InputError if a model has given NaN or infinity for one of N rows or words."""
+    bad = np.flatnonzero(~np.isfinite(logits_NC).all(axis=1))
     if len(bad):
         raise InputError(
-            f"evaluation: the logits of {len(bad)} of {len(logits)} rows are not finite (the "
-            f"first: row {bad[0] + 1} of those evaluated); the model's parameters have diverged: "
-            "lower optimizer.learning_rate, or load another model"
+            f"evaluation: the logits of {len(bad)} of {len(logits_NC)} {unit} are not finite (the "
+            f"first: {unit[:-1]} {bad[0] + 1} of those evaluated); the model's parameters have "
+            "diverged: lower optimizer.learning_rate, or load another model"
         )
-    return logits, labels
 
 
 def undefined_notes(
@@ -240,7 +245,7 @@ def text_report(
     logits, labels = _checked(problem_type, logits, labels, len(label_names))
     blocks = [
         f"{len(labels)} examples",
-        _table([[n, f"{v:.4f}"] for n, v in values.items() if not n.startswith("f1/")]),
+        table([[n, f"{v:.4f}"] for n, v in values.items() if not n.startswith("f1/")]),
     ]
     if problem_type != "regression":
         f1 = [values[f"f1/{name}"] for name in label_names]
@@ -275,16 +280,16 @@ def _class_tables(
             [name, str(m[1, 1]), str(m[1, 0]), str(m[0, 1]), str(m[0, 0])]
             for name, m in zip(label_names, counts, strict=True)
         ]
-        return [_table(per_class), "counts\n" + _table([head, *rows])]
+        return [table(per_class), "counts\n" + table([head, *rows])]
     matrix = sk.confusion_matrix(labels, predicted, labels=ids)
     # Columns carry the ids, not the names: a matrix of many or long names stays readable.
     head = ["", *map(str, ids)]
     rows = [[f"{c} {name}", *map(str, matrix[c])] for c, name in enumerate(label_names)]
     title = "confusion matrix (a row for each true label, a column for each predicted id)\n"
-    return [_table(per_class), title + _table([head, *rows])]
+    return [table(per_class), title + table([head, *rows])]
 
 
-def _table(rows: list[list[str]]) -> str:
+def table(rows: list[list[str]]) -> str:
     """Aligned text; the first column to the left, the others to the right."""
     widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
     lines = []

@@ -23,7 +23,8 @@ INPUTS = ("input_ids", "segment_ids", "token_type_ids", "head_positions")
 
 
 def labelled(apply: Apply, loss_fn: LossFn) -> Objective:
-    """A label for each text: `labels` and `label_weights` [B, P] against logits [B, P, C].
+    """A label for each text: `labels` and `label_weights` [B, P] against logits [B, P, C]; or for
+    each token, [B, T] against [B, T, C].
 
     Outputs: the logits. Metrics: loss, and accuracy where labels are ids.
     """

@@ -5,19 +5,18 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxllm.config_fields import DataConfig
+from jaxllm.data.bad_rows import BadRows
 from jaxllm.data.cache import Store
 from jaxllm.data.labels import Labels
 from jaxllm.data.rows import CHUNK, Row, Source
 from jaxllm.data.tokenizer import Encoded, Encoder
 from jaxllm.errors import InputError
-
-_SHOWN = 5  # row numbers of each kind in a message
 
 
 class _Good(NamedTuple):
@@ -37,28 +36,6 @@ class _Chunk:
     source: Source
     rows: list[_Good | _Bad]
     encoded: "Future[Encoded] | None" = None
-
-
-@dataclass
-class _Reason:
-    """Why rows were left out: how many, and the first of them."""
-
-    stops: bool
-    count: int = 0
-    first: list[tuple[str, int]] = field(default_factory=list)
-
-    def add(self, source: str, number: int) -> None:
-        self.count += 1
-        if len(self.first) < _SHOWN:
-            self.first.append((source, number))
-
-    def __str__(self) -> str:
-        files: dict[str, list[int]] = {}
-        for source, number in self.first:
-            files.setdefault(source, []).append(number)
-        where = "; ".join(f"{s}: row {', '.join(map(str, rows))}" for s, rows in files.items())
-        more = self.count - len(self.first)
-        return f"{where} and {more} more" if more else where
 
 
 class Builder:
@@ -88,7 +65,7 @@ class Builder:
         self._choices = choices
         self._lengths = [np.zeros(1, np.int64)]
         self._read = self._kept = self._truncated = 0
-        self._bad: dict[str, _Reason] = {}
+        self._bad = BadRows(data, split)
         self._learn_on = labels.learning and not data.streaming
 
     def run(self, store: Store) -> dict[str, Any]:
@@ -108,7 +85,7 @@ class Builder:
             try:
                 for chunk in self._chunks():
                     texts = [row for row in chunk.rows if isinstance(row, _Good)]
-                    if texts and not self._full and not self._stopped:
+                    if texts and not self._full and not self._bad.stop:
                         chunk.encoded = pool.submit(self._encode, texts)
                     pending.append(chunk)
                     if len(pending) > 2 * workers:
@@ -121,7 +98,7 @@ class Builder:
                 pool.shutdown(cancel_futures=True)
         self._raise_if_stopped()
         if self._kept == 0:
-            raise InputError(f"data.{self._split}: no row is left: {self._reasons()}")
+            raise InputError(f"data.{self._split}: no row is left: {self._bad}")
         store.append("offsets", np.cumsum(np.concatenate(self._lengths)))
         array, names = self._labels.finish()
         self._check_names(array, names)
@@ -130,7 +107,7 @@ class Builder:
         report = {
             "read": self._read,
             "kept": self._kept,
-            "dropped": {reason: bad.count for reason, bad in self._bad.items()},
+            "dropped": self._bad.counts,
             "truncated": self._truncated,
         }
         return {"names": names, "report": report}
@@ -138,10 +115,6 @@ class Builder:
     @property
     def _full(self) -> bool:
         return self._limit is not None and self._kept >= self._limit
-
-    @property
-    def _stopped(self) -> bool:
-        return any(bad.stops for bad in self._bad.values())
 
     def _chunks(self) -> Iterator[_Chunk]:
         for source in self._sources:
@@ -197,15 +170,14 @@ class Builder:
                 continue
             self._read += 1
             if isinstance(row, _Bad):
-                self._leave_out(chunk, row, self._data.on_bad_row == "error")
+                self._bad.add(chunk.source.name, row.number, row.reason)
             elif encoded is None:  # the run stops; only the bad rows still count
                 continue
             elif not full_lengths[good].all():
-                bad = _Bad(row.number, "text without a token")
-                self._leave_out(chunk, bad, self._data.on_bad_row == "error")
+                self._bad.add(chunk.source.name, row.number, "text without a token")
             elif not lengths[good].all():
-                bad = _Bad(row.number, f"longer than data.max_length={self._data.max_length}")
-                self._leave_out(chunk, bad, self._data.truncation == "error")
+                reason = f"longer than data.max_length={self._data.max_length}"
+                self._bad.add(chunk.source.name, row.number, reason, "truncation")
             else:
                 self._kept += 1
                 self._truncated += bool((full_lengths[good] > lengths[good]).any())
@@ -223,27 +195,9 @@ class Builder:
         if self._data.streaming:  # a stream may have no end to wait for
             self._raise_if_stopped()
 
-    def _leave_out(self, chunk: _Chunk, row: _Bad, stops: bool) -> None:
-        self._bad.setdefault(row.reason, _Reason(stops)).add(chunk.source.name, row.number)
-
-    def _reasons(self) -> str:
-        return " | ".join(f"{bad.count} × {reason} ({bad})" for reason, bad in self._bad.items())
-
     def _raise_if_stopped(self) -> None:
-        if not self._stopped:
-            return
         known = f"; the labels are {', '.join(names)}" if (names := self._labels.given) else ""
-        ways = {
-            "data.on_bad_row: drop": any(
-                b.stops for r, b in self._bad.items() if "longer" not in r
-            ),
-            "data.truncation: right": any("longer" in reason for reason in self._bad),
-        }
-        raise InputError(
-            f"data.{self._split}: {sum(bad.count for bad in self._bad.values())} of {self._read} "
-            f"rows cannot be used: {self._reasons()}{known}. Rows count from 1 after the header. "
-            f"Correct them, or set {' and '.join(way for way, helps in ways.items() if helps)}"
-        )
+        self._bad.raise_if_stopped(self._read, known)
 
     def _check_names(self, array: np.ndarray | None, names: list[str]) -> None:
         """Learned names are of use only if there is something to tell apart."""

@@ -36,13 +36,15 @@ _CACHE_VERSION = 1  # raise when the same input comes to give other arrays
 class ReadReport:
     """What became of the rows: read = kept + the sum of dropped.
 
-    `dropped` counts by reason; `truncated` of the kept were cut to ``data.max_length`` tokens.
+    `dropped` counts by reason; `truncated` of the kept were cut to ``data.max_length`` tokens, and
+    the tags of `repaired` were made legal.
     """
 
     read: int = 0
     kept: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     truncated: int = 0
+    repaired: int = 0
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def load_arrays(
                 found = store.seal(builder.run(store))
         arrays, about = found
     report = ReadReport(**about["report"])
-    _log(split, sources, report)
+    log_report(split, sources, report)
     return arrays, about["names"], report
 
 
@@ -217,7 +219,8 @@ def _key(data: DataConfig, sources: list[Source], encoder: Encoder, *settings: o
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _log(split: str, sources: list[Source], report: ReadReport) -> None:
+def log_report(split: str, sources: list[Source], report: ReadReport) -> None:
+    """Logs what was read, and warns of what was not kept as it was."""
     names = ", ".join(source.name for source in sources)
     _LOG.info("data.%s: %d of %d rows of %s", split, report.kept, report.read, names)
     if report.dropped:
@@ -225,3 +228,5 @@ def _log(split: str, sources: list[Source], report: ReadReport) -> None:
         _LOG.warning("data.%s: dropped %d rows: %s", split, sum(report.dropped.values()), reasons)
     if report.truncated:
         _LOG.warning("data.%s: %d texts truncated", split, report.truncated)
+    if report.repaired:
+        _LOG.warning("data.%s: tags of %d sentences repaired", split, report.repaired)

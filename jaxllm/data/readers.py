@@ -1,4 +1,4 @@
-"""Rows out of csv, tsv, jsonl and text files, each also .gz, through the `datasets` library.
+"""Rows out of csv, tsv, jsonl, text and CoNLL files, each also .gz, through the `datasets` library.
 
 Lines come from its text reader, which streams and unpacks; the fields are taken apart here, not by
 pandas or Arrow, because those guess types (the text "NA" becomes a missing value, "1.0" a number, a
@@ -18,10 +18,18 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from jaxllm.config_fields import DataConfig
+from jaxllm.data import conll
 from jaxllm.data.rows import CHUNK, Row, Source, columns_of, row_of, rows_of
 from jaxllm.errors import InputError
 
-_FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".txt": "text"}
+_FORMATS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".txt": "text",
+    ".conll": "conll",
+}
 
 
 def file_source(path: Path, data: DataConfig, *, labelled: bool) -> Source:
@@ -42,9 +50,12 @@ def file_source(path: Path, data: DataConfig, *, labelled: bool) -> Source:
             f"{path}: {missing}: a text file holds one text a line and no other column; for text, "
             "tab, label on every line set data.format: tsv and data.columns: [text, label]"
         )
-    read = {"csv": _table, "tsv": _table, "jsonl": _jsonl, "text": _plain}[name]
+    reads = {"csv": _table, "tsv": _table, "jsonl": _jsonl, "text": _plain, "conll": _sentences}
     return Source(
-        str(path), lambda: _sha256(path), lambda: _guarded(path, read(path, data, labelled, name))
+        str(path),
+        lambda: _sha256(path),
+        lambda: _guarded(path, reads[name](path, data, labelled, name)),
+        unit="line" if name == "conll" else "row",
     )
 
 
@@ -142,6 +153,10 @@ def _plain(path: Path, data: DataConfig, labelled: bool, name: str) -> Iterator[
     for number, line in enumerate(_texts(path, "line"), 1):
         if line.strip():
             yield Row(number, line.rstrip("\n"))
+
+
+def _sentences(path: Path, data: DataConfig, labelled: bool, name: str) -> Iterator[Row]:
+    return conll.sentences(str(path), _texts(path, "line"), data, labelled=labelled)
 
 
 def _document_lines(path: Path) -> Iterator[Row]:

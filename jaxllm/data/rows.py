@@ -38,12 +38,14 @@ class Source:
         fingerprint: gives a string that is another one whenever the content is.
         rows: gives the rows; InputError where they cannot be read.
         label_names: in the order of their ids, where the data set itself says so.
+        unit: what the numbers of its rows count.
     """
 
     name: str
     fingerprint: Callable[[], str]
     rows: Callable[[], Iterator[Row]]
     label_names: list[str] | None = None
+    unit: str = "row"
 
 
 def columns_of(

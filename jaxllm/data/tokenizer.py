@@ -128,23 +128,27 @@ class Encoder:
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Encoded:
         """Tokens of `texts`, or of each text with its pair."""
         inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-        encodings = self._backend.encode_batch_fast(inputs)
+        return self._cut(self._backend.encode_batch_fast(inputs))[0]
+
+    def _cut(self, encodings: list[Any]) -> tuple[Encoded, dict[int, np.ndarray]]:
+        """Their tokens, and which of its tokens each encoding keeps that was too long."""
         full = np.fromiter(map(len, encodings), np.int64, len(encodings))
         ids = [encoding.ids for encoding in encodings]
         types = [encoding.type_ids for encoding in encodings]
-        for i in np.flatnonzero(full > self._max_length):
-            keep = self._kept(encodings[i])
+        kept = {int(i): self._kept(encodings[i]) for i in np.flatnonzero(full > self._max_length)}
+        for i, keep in kept.items():
             ids[i] = list(itertools.compress(ids[i], keep))
             types[i] = list(itertools.compress(types[i], keep))
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         total = int(lengths.sum())
         chain = itertools.chain.from_iterable
-        return Encoded(
+        encoded = Encoded(
             np.fromiter(chain(ids), np.int32, total),
             np.fromiter(chain(types), np.uint8, total),
             lengths,
             full,
         )
+        return encoded, kept
 
     def _kept(self, encoding: Any) -> np.ndarray:
         """bool[n]: the tokens of a text that is too long that stay."""
@@ -160,6 +164,42 @@ class Encoder:
             start = 0 if self._truncation == "right" else len(positions) - share
             keep[positions[start : start + share]] = True
         return keep
+
+
+class WordEncoder(Encoder):
+    """As `Encoder`, for texts that are divided into words.
+
+    A word is spelled as behind a space, also the first one (transformers' `add_prefix_space`, which
+    byte-level tokenizers need for words).
+    """
+
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerFast", max_length: int, truncation: str = "right"
+    ):
+        from tokenizers import Tokenizer
+
+        super().__init__(tokenizer, max_length, truncation)
+        description = json.loads(self._backend.to_str())
+        splitter = description["pre_tokenizer"] or {}
+        for part in splitter.get("pretokenizers", [splitter]):
+            if "add_prefix_space" in part:
+                part["add_prefix_space"] = True
+        self._backend = Tokenizer.from_str(json.dumps(description))
+
+    def encode_words(self, texts: Sequence[Sequence[str]]) -> tuple[Encoded, np.ndarray]:
+        """Tokens of `texts`, and int64[total]: a word's number in its text at the word's first
+        piece, -1 at other tokens.
+        """
+        encodings = self._backend.encode_batch(
+            [list(words) for words in texts], is_pretokenized=True
+        )
+        encoded, kept = self._cut(encodings)
+        numbers = [np.zeros(0, np.int64)]
+        for i, encoding in enumerate(encodings):
+            words = np.array([-1 if word is None else word for word in encoding.word_ids], np.int64)
+            words[1:][words[1:] == words[:-1]] = -1
+            numbers.append(words[kept[i]] if i in kept else words)
+        return encoded, np.concatenate(numbers)
 
 
 def shares(first: int, second: int, room: int) -> tuple[int, int]:

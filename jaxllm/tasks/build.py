@@ -27,6 +27,7 @@ from jaxllm.tasks import (
     multiple_choice,
     pretraining,
     question_answering,
+    tokens,
 )
 from jaxllm.tasks.model import check_head, initial_params, load_saved, place
 from jaxllm.tasks.task import SMALLER_IS_BETTER, Prepare
@@ -38,6 +39,7 @@ logger = logging.getLogger("jaxllm")
 TASKS: dict[str, Prepare] = {  # model.task -> what reads its data and fits its head
     "sequence-classification": classification.prepare,
     "sentence-embedding": embedding.prepare,
+    "token-classification": tokens.prepare,
     "masked-lm": pretraining.prepare,
     "pretraining": pretraining.prepare,
     "question-answering": question_answering.prepare,

@@ -40,7 +40,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         )
     else:
         _check_problem(config, saved)
-        names = _known_labels(config, saved)
+        names = known_labels(config, saved)
     if config.data.has_dev:
         dev, _ = load_examples(config.data, "dev", tokenizer, problem_type=problem, labels=names)
     metric = _metric(config, names)
@@ -51,7 +51,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
             f"data.label: found {len(names)} labels {names}, expected two or more; name all of "
             "them in data.labels, or take another column"
         )
-    loss_fn = _loss(config, names)
+    loss_fn = training_loss(config, names)
 
     return Task(
         head=HEAD,
@@ -91,7 +91,7 @@ def _check_problem(config: Config, saved: Any) -> None:
         )
 
 
-def _known_labels(config: Config, model_config: Any) -> list[str]:
+def known_labels(config: Config, model_config: Any) -> list[str]:
     """The saved model's label names; data.labels where it has none of its own."""
     names, wanted = label_names(model_config), config.data.labels
     if not wanted or wanted == names:
@@ -116,7 +116,8 @@ def _metric(config: Config, names: list[str]) -> str:
     return metric
 
 
-def _loss(config: Config, names: list[str]) -> losses.LossFn:
+def training_loss(config: Config, names: list[str]) -> losses.LossFn:
+    """The loss that the configuration asks for; InputError where it does not fit the labels."""
     smoothing, weights = config.train.label_smoothing, config.train.class_weights
     if config.model.problem_type == SINGLE:
         if weights is not None and len(weights) != len(names):

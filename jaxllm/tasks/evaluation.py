@@ -175,5 +175,6 @@ def read_summary(examples: Examples) -> str:
     """A line that says how many rows were read, and what became of those that were not kept."""
     report = examples.report
     dropped = [f"{count} dropped ({reason})" for reason, count in report.dropped.items() if count]
-    cut = [f"{report.truncated} truncated"] if report.truncated else []
-    return ", ".join([f"{report.read} rows read", f"{report.kept} kept", *dropped, *cut])
+    changed = {"truncated": report.truncated, "repaired": report.repaired}
+    counts = [f"{count} {what}" for what, count in changed.items() if count]
+    return ", ".join([f"{report.read} rows read", f"{report.kept} kept", *dropped, *counts])

@@ -138,10 +138,12 @@ def load_predictor(model: str, batch_size: int) -> Predictor:
     from jaxllm.tasks.embedder import embedder
     from jaxllm.tasks.model import SavedModel
     from jaxllm.tasks.multiple_choice import ChoicePredictor
+    from jaxllm.tasks.tagger import Tagger
 
     predictors: dict[str, Callable[[SavedModel, int], Predictor]] = {
         "sequence-classification": classifier,
         "sentence-embedding": embedder,
+        "token-classification": Tagger.of,
         "question-answering": Answerer.of,
         "multiple-choice": ChoicePredictor.of,
     }

@@ -1,0 +1,266 @@
+"""Sentences of tagged words as token arrays: read, checked, aligned, kept on disk by content."""
+
+import hashlib
+import itertools
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jaxllm.config_fields import DataConfig
+from jaxllm.data import cache
+from jaxllm.data.bad_rows import BadRows
+from jaxllm.data.builder import text_fault
+from jaxllm.data.corpus import Examples, ReadReport, log_report, sources_of
+from jaxllm.data.packing import Rows, fill_packed, ranges, starts_of
+from jaxllm.data.rows import CHUNK, Row, Source
+from jaxllm.data.tags import check_names, retagged, scheme_of, tag_fault, tag_names
+from jaxllm.data.tokenizer import WordEncoder
+from jaxllm.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_CACHE_VERSION = 1  # raise when the same input comes to give other arrays
+_ILLEGAL = "illegal tag sequence"
+
+
+@dataclass(frozen=True)
+class Sentences(Examples):
+    """Examples whose words have labels.
+
+    `labels` is int32[total]: the id of its word's tag at the first piece of a word; -1, no label,
+    at its other pieces and at special tokens (as in transformers' run_ner).
+
+    Attributes:
+        word_offsets: int64[n + 1]; example i has the words word_offsets[i] to word_offsets[i + 1].
+        word_labels: int32[words], also of words that are not among the tokens.
+        word_tokens: int32[words], which token of its example is a word's first piece; -1 for a word
+            that was cut off, or that the tokenizer makes nothing of.
+        text: uint8[bytes], the words in UTF-8 one after the other.
+        text_offsets: int64[words + 1]
+    """
+
+    word_offsets: np.ndarray
+    word_labels: np.ndarray
+    word_tokens: np.ndarray
+    text: np.ndarray
+    text_offsets: np.ndarray
+
+    def fill(
+        self, rows: Rows, *, row_length: int, height: int, packing: bool
+    ) -> dict[str, np.ndarray]:
+        """As `fill_packed`, but `labels` and `label_weights` are [B, T]; weight 0: no label."""
+        per_row = self.slots(row_length, packing=packing)
+        batch = fill_packed(self, rows, row_length=row_length, max_per_row=per_row, height=height)
+        assert self.labels is not None
+        lengths = self.lengths_of(rows.members)
+        labels_BT = np.full((height, row_length), -1, np.int32)
+        labels_BT[batch["segment_ids"] > 0] = self.labels[
+            ranges(self.offsets[rows.members], lengths, starts_of(lengths))
+        ]
+        return batch | {
+            "labels": np.maximum(labels_BT, 0),
+            "label_weights": (labels_BT >= 0).astype(np.float32),
+        }
+
+    def words(self, i: int) -> list[str]:
+        """The words of example i."""
+        begin, end = self.word_offsets[i : i + 2]
+        ends = self.text_offsets[begin : end + 1].tolist()
+        return [self.text[a:b].tobytes().decode() for a, b in itertools.pairwise(ends)]
+
+
+def load_sentences(
+    data: DataConfig,
+    split: str,
+    tokenizer: "PreTrainedTokenizerFast",
+    names: list[str] | None,
+) -> tuple[Sentences, list[str]]:
+    """The sentences of ``split`` "train" or "dev", and the tags in the order of their ids.
+
+    Without `names`, the tags are those of the Hub data set, else O and the others that the scheme
+    has for the types of entities in the part. All rows are in memory while they are tokenized; the
+    arrays are cached on disk by content, and memory-mapped.
+
+    Raises:
+        InputError: a file, column, row or tag is not as it should be, or the Hub is out of reach.
+    """
+    encoder = WordEncoder(tokenizer, data.max_length, data.truncation)
+    sources = sources_of(data, split, labelled=True)
+    names = names or sources[0].label_names
+    if names is not None:
+        check_names(names, "data.labels")
+    limit = data.max_train_examples if split == "train" else data.max_dev_examples
+    entry = cache.directory(data.cache_dir) / _key(data, sources, encoder, names, limit)
+    found = cache.read(entry)
+    if found is None:
+        with cache.writing_entry(entry) as store:
+            found = store.seal(_Reader(data, split, sources, names).run(encoder, limit, store))
+    arrays, about = found
+    report = ReadReport(**about["report"])
+    log_report(split, sources, report)
+    return Sentences(**arrays, report=report), about["names"]
+
+
+def _key(data: DataConfig, sources: list[Source], encoder: WordEncoder, *settings: object) -> str:
+    used = ("format", "text", "label", "columns", "on_bad_row", "max_length", "truncation")
+    content = {
+        "task": "token-classification",
+        "version": _CACHE_VERSION,
+        "sources": [source.fingerprint() for source in sources],
+        "tokenizer": encoder.fingerprint(),
+        "data": {name: getattr(data, name) for name in used},
+        "settings": settings,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class _Fault(NamedTuple):
+    number: int
+    reason: str
+    note: str = ""
+
+
+class _Tagged(NamedTuple):
+    number: int
+    words: list[str]
+    tags: list[str]
+    repaired: bool
+
+
+class _Reader:
+    """Rows of `sources` to the arrays of `Sentences`."""
+
+    def __init__(
+        self, data: DataConfig, split: str, sources: list[Source], names: list[str] | None
+    ):
+        self._data, self._split = data, split
+        rows = [(source, row) for source in sources for row in source.rows()]
+        faults = [_fault(source, row) for source, row in rows]
+        if names is None:
+            good = [row for (_, row), fault in zip(rows, faults, strict=True) if fault is None]
+            names = tag_names({tag for row in good for tag in row.label})
+        self._names, self._scheme = names, scheme_of(names)
+        self._ids = {name: i for i, name in enumerate(names)}
+        self._rows = [
+            (source.name, fault or self._tagged(source, row))
+            for (source, row), fault in zip(rows, faults, strict=True)
+        ]
+        self._bad = BadRows(data, split, sources[0].unit)
+        self._counts = dict.fromkeys(("read", "kept", "truncated", "repaired"), 0)
+
+    def run(self, encoder: WordEncoder, limit: int | None, store: cache.Store) -> dict[str, Any]:
+        """Appends the arrays of at most `limit` sentences; gives ``names`` and ``report``.
+
+        Raises:
+            InputError: a row that cannot be used where that stops the run, or none that can.
+        """
+        limit = len(self._rows) if limit is None else limit
+        parts: dict[str, list[np.ndarray]] = {
+            name: [np.zeros(1, np.int64)] for name in ("offsets", "word_offsets", "text_offsets")
+        }
+        for start in range(0, len(self._rows), CHUNK):
+            if self._counts["kept"] < limit:
+                self._take(self._rows[start : start + CHUNK], encoder, limit, parts)
+        self._raise_if_stopped()
+        if not self._counts["kept"]:
+            raise InputError(f"data.{self._split}: no sentence is left: {self._bad}")
+        check_names(self._names, f"data.{self._split}: the tags")
+        for name, arrays in parts.items():
+            array = np.concatenate(arrays)
+            store.append(name, np.cumsum(array) if name.endswith("offsets") else array)
+        return {"names": self._names, "report": {**self._counts, "dropped": self._bad.counts}}
+
+    def _take(
+        self,
+        rows: list[tuple[str, _Fault | _Tagged]],
+        encoder: WordEncoder,
+        limit: int,
+        parts: dict[str, list[np.ndarray]],
+    ) -> None:
+        encoded, numbers = encoder.encode_words(
+            [row.words for _, row in rows if isinstance(row, _Tagged)]
+        )
+        ends = np.cumsum(encoded.lengths)
+        at = -1
+        for source, row in rows:
+            at += isinstance(row, _Tagged)
+            if self._counts["kept"] == limit:
+                return
+            self._counts["read"] += 1
+            if isinstance(row, _Fault):
+                self._bad.add(source, row.number, row.reason, note=row.note)
+            elif encoded.lengths[at] == 0:
+                reason = f"longer than data.max_length={self._data.max_length}"
+                self._bad.add(source, row.number, reason, "truncation")
+            else:
+                self._counts["kept"] += 1
+                self._counts["truncated"] += bool(encoded.full_lengths[at] > encoded.lengths[at])
+                self._counts["repaired"] += row.repaired
+                of = slice(ends[at] - encoded.lengths[at], ends[at])
+                arrays = self._aligned(row, numbers[of])
+                arrays |= {"tokens": encoded.tokens[of], "type_ids": encoded.type_ids[of]}
+                for name, array in arrays.items():
+                    parts.setdefault(name, []).append(array)
+
+    def _aligned(self, row: _Tagged, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        """The arrays of a sentence whose tokens begin the words `numbers`, or none (-1)."""
+        first = np.flatnonzero(numbers >= 0)
+        word_labels = np.array([self._ids[tag] for tag in row.tags], np.int32)
+        word_tokens = np.full(len(row.words), -1, np.int32)
+        word_tokens[numbers[first]] = first
+        labels = np.full(len(numbers), -1, np.int32)
+        labels[first] = word_labels[numbers[first]]
+        text = [word.encode() for word in row.words]
+        return {
+            "labels": labels,
+            "offsets": np.array([len(numbers)]),
+            "rows": np.array([row.number]),
+            "word_labels": word_labels,
+            "word_tokens": word_tokens,
+            "word_offsets": np.array([len(row.words)]),
+            "text": np.frombuffer(b"".join(text), np.uint8),
+            "text_offsets": np.array([len(word) for word in text]),
+        }
+
+    def _tagged(self, source: Source, row: Row) -> _Fault | _Tagged:
+        tags = legal = retagged(row.label, self._scheme)
+        if legal != row.label and self._data.on_bad_row != "repair":
+            i = next(i for i, tag in enumerate(row.label) if tag != legal[i])
+            note = f"{row.label[i]} where {legal[i]} is expected"
+            return _fault_at(source, row, i, _ILLEGAL, note)
+        for i, tag in enumerate(tags):
+            if tag not in self._ids:
+                return _fault_at(source, row, i, f"unknown tag {tag[:40]!r}")
+        return _Tagged(row.number, row.text, tags, legal != row.label)
+
+    def _raise_if_stopped(self) -> None:
+        known = f"; the tags are {', '.join(self._names)}"
+        if _ILLEGAL in self._bad.counts:
+            known += "; with data.on_bad_row: repair such sequences are made legal"
+        self._bad.raise_if_stopped(self._counts["read"], known)
+
+
+def _fault(source: Source, row: Row) -> _Fault | None:
+    """Why a row is no sentence of tagged words; its tags may yet be unknown or out of order."""
+    words, tags = row.text, row.label
+    if row.fault is not None:
+        return _Fault(row.number, row.fault)
+    for column, values in (("words", words), ("tags", tags)):
+        if not isinstance(values, list) or not values:
+            return _Fault(row.number, f"no list of {column}")
+    if len(words) != len(tags):
+        return _Fault(row.number, "other than one tag a word", f"{len(words)}, {len(tags)}")
+    for i, (word, tag) in enumerate(zip(words, tags, strict=True)):
+        if fault := text_fault(word, "word") or tag_fault(tag):
+            return _fault_at(source, row, i, fault)
+    return None
+
+
+def _fault_at(source: Source, row: Row, i: int, reason: str, note: str = "") -> _Fault:
+    """A fault of word i, which has a line of its own in a CoNLL file."""
+    if source.unit == "line":
+        return _Fault(row.number + i, reason, note)
+    return _Fault(row.number, reason, f"word {i + 1}{note and f': {note}'}")

@@ -1,0 +1,160 @@
+"""Answers text with the entities in it: prediction of a token classifier."""
+
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxllm.data.builder import text_fault
+from jaxllm.data.tags import OUTSIDE, check_names, scheme_of
+from jaxllm.data.tokenizer import WordEncoder
+from jaxllm.entities import entities_in
+from jaxllm.metrics import softmax
+from jaxllm.tasks.batched import Row, run
+from jaxllm.tasks.classifier import short
+from jaxllm.tasks.inputs import InputFormat, RowError, column, parse_object
+from jaxllm.tasks.model import SavedModel, label_names
+
+# Han, kana: scripts without spaces, of which each character is a word, as in Chinese CoNLL files.
+_CHARACTER = "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+
+
+@dataclass(frozen=True)
+class Tagger:
+    """`entities`: each with `type`, `text`, `start`, `end` (characters; end excluded) and `score`.
+
+    An entity is what `entities_in` makes of the most probable tag of each word, as in evaluation;
+    its score is the mean probability of these tags. `truncated` is true where text was cut; the
+    words cut off are in no entity.
+    """
+
+    encoder: WordEncoder
+    form: InputFormat
+    names: list[str]
+    batch_size: int
+    logits: Callable[[dict[str, np.ndarray]], Any]  # rows [B, T] -> logits [B, T, C] on the device
+
+    @classmethod
+    def of(cls, model: SavedModel, batch_size: int) -> "Tagger":
+        """The predictor of a saved model; InputError where its labels are no tags of entities."""
+        form, names = model.form, label_names(model.config)
+        check_names(names, "the model's labels (id2label)")
+        encoder = WordEncoder(model.tokenizer, form.max_length, form.truncation)
+        return cls(encoder, form, names, batch_size, model.forward(lambda out: out.logits))
+
+    def answers(self, lines: list[bytes], first_line: int) -> list[dict[str, Any]]:
+        """One answer for each line; `first_line` is the number of the first, from 1."""
+        result: list[dict[str, Any]] = [{} for _ in lines]
+        texts: dict[int, Words] = {}
+        for i, line in enumerate(lines):
+            try:
+                texts[i] = parse_words(line, self.form)
+            except RowError as error:
+                result[i] = {"error": str(error), "line": first_line + i}
+        encoded, numbers = self.encoder.encode_words([text.words for text in texts.values()])
+        cuts = np.cumsum(encoded.lengths)[:-1]
+        parts = (np.split(array, cuts) for array in (encoded.tokens, encoded.type_ids, numbers))
+        rows: dict[int, Row] = {}
+        firsts: dict[int, np.ndarray] = {}
+        for i, full, *arrays in zip(texts, encoded.full_lengths, *parts, strict=True):
+            if len(arrays[0]):
+                rows[i], firsts[i] = Row(*arrays[:2]), arrays[2]
+                if full > len(arrays[0]):
+                    result[i]["truncated"] = True
+            else:
+                message = f"the text has {full} tokens, expected at most {self.form.max_length}"
+                result[i] = {"error": message, "line": first_line + i}
+        outputs = run(
+            list(rows.values()),
+            self.logits,
+            batch_size=self.batch_size,
+            max_length=self.form.max_length,
+        )
+        for (i, numbers_T), logits_TC in zip(firsts.items(), outputs, strict=True):
+            entities = self._entities(texts[i], numbers_T, logits_TC[: len(numbers_T)])
+            result[i] = {"entities": entities, **result[i]}
+        return result
+
+    def _entities(
+        self, text: "Words", numbers_T: np.ndarray, logits_TC: np.ndarray
+    ) -> list[dict[str, Any]]:
+        first = np.flatnonzero(numbers_T >= 0)
+        share_WC = softmax(logits_TC[first])
+        tags = [OUTSIDE] * len(text.words)  # also of words without a token
+        shares = np.zeros(len(text.words))
+        for word, share_C in zip(numbers_T[first], share_WC, strict=True):
+            tags[word] = self.names[int(share_C.argmax())]
+            shares[word] = share_C.max()
+        entities = []
+        for kind, begin, end in entities_in(tags, scheme_of(self.names)):
+            start, stop = text.starts[begin], text.starts[end - 1] + len(text.words[end - 1])
+            entities.append(
+                {
+                    "type": kind,
+                    "text": text.text[start:stop],
+                    "start": start,
+                    "end": stop,
+                    "score": short(shares[begin:end].mean()),
+                }
+            )
+        return entities
+
+
+@dataclass(frozen=True)
+class Words:
+    """A text, the words in it, and the character at which each begins."""
+
+    text: str
+    words: list[str]
+    starts: list[int]
+
+
+def parse_words(line: bytes, form: InputFormat) -> Words:
+    """The words of a JSON line: those of its `tokens`, if it has them, else those in its text.
+
+    Characters of `tokens` count as if the words stood with a space between.
+
+    Raises:
+        RowError: what is wrong with the line.
+    """
+    row = parse_object(line, form.text)
+    if "tokens" not in row:
+        return split_words(column(row, form.text))
+    words = row["tokens"]
+    if not isinstance(words, list) or not words:
+        raise RowError("'tokens': expected a list of words")
+    for i, word in enumerate(words):
+        if fault := text_fault(word, "word"):
+            raise RowError(f"'tokens', word {i + 1}: {fault}")
+    ends = np.cumsum([len(word) + 1 for word in words]).tolist()
+    return Words(" ".join(words), words, [0, *ends[:-1]])
+
+
+def split_words(text: str) -> Words:
+    """Words as CoNLL files divide text: at spaces, and at punctuation around a word.
+
+    `U.S.-based (Kyoto)` gives `U.S.-based`, `(`, `Kyoto`, `)`. A Chinese or Japanese character is a
+    word.
+    """
+    starts: list[int] = []
+    words: list[str] = []
+    for match in re.finditer(rf"{_CHARACTER}|(?:(?!{_CHARACTER})\S)+", text):
+        begin, end = match.span()
+        left, right = begin, end
+        while left < right and _is_punctuation(text[left]):
+            left += 1
+        while right > left and _is_punctuation(text[right - 1]):
+            right -= 1
+        spans = [(i, i + 1) for i in range(begin, left)]
+        spans += [(left, right)] * (left < right)
+        spans += [(i, i + 1) for i in range(right, end)]
+        starts += [start for start, _ in spans]
+        words += [text[start:stop] for start, stop in spans]
+    return Words(text, words, starts)
+
+
+def _is_punctuation(character: str) -> bool:
+    return unicodedata.category(character)[0] in "PS"

@@ -1,0 +1,189 @@
+"""Token classification: words tagged with entities; the data, the head, the loss, the metrics."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxllm import losses
+from jaxllm.config_fields import Config, DataConfig
+from jaxllm.data.sentences import Sentences, load_sentences
+from jaxllm.data.tags import OUTSIDE, check_names
+from jaxllm.entities import entity_metrics, entity_report
+from jaxllm.errors import InputError
+from jaxllm.files import write_atomic
+from jaxllm.metrics import Sums, check_finite, softmax
+from jaxllm.objectives import Apply, labelled
+from jaxllm.tasks.classification import known_labels, training_loss
+from jaxllm.tasks.evaluation import outputs_of, read_summary
+from jaxllm.tasks.inputs import InputFormat
+from jaxllm.tasks.model import check_fit, head_config
+from jaxllm.tasks.task import Task
+from jaxllm.train import make_eval_step
+
+HEAD = "token-classification"
+
+
+def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
+    """The task on a configuration's data, see `task.Prepare`."""
+    train = dev = None
+    if saved is None:
+        train, names = load_sentences(config.data, "train", tokenizer, config.data.labels)
+    else:
+        names = known_labels(config, saved)
+        check_names(names, f"{config.model.path}: the labels")
+    if config.data.has_dev:
+        dev, _ = load_sentences(config.data, "dev", tokenizer, names)
+    model_config = head_config(config, names) if saved is None else saved
+    check_fit(config, model_config, tokenizer, pair=False)
+    loss_fn = training_loss(config, names)
+
+    def evaluator(apply: Apply, mesh: Mesh) -> TagEvaluator:
+        assert dev is not None
+        objective = labelled(apply, losses.cross_entropy)
+        step = make_eval_step(objective, mesh)
+        return TagEvaluator(dev, config.data, names, config.train.eval_batch_size, mesh, step)
+
+    return Task(
+        head=HEAD,
+        model_config=model_config,
+        train=train,
+        objective=lambda apply: labelled(apply, loss_fn),
+        evaluator=None if dev is None else evaluator,
+        metric=_metric(config, names),
+        # Prediction also takes plain text, whatever the column of the words is called.
+        save_extras=replace(InputFormat.of(config), text="text").save,
+    )
+
+
+def _metric(config: Config, names: list[str]) -> str:
+    metric = config.train.metric or "f1"
+    known = [*entity_metrics([[OUTSIDE]], [[OUTSIDE]], names), "loss"]
+    if metric not in known:
+        raise InputError(f"train.metric: found {metric!r}, expected one of {', '.join(known)}")
+    return metric
+
+
+@dataclass(frozen=True)
+class TagEvaluator:
+    """Sentences of tagged words and how to judge a model on them.
+
+    Every word counts: one that has no token, because its sentence was cut or the tokenizer makes
+    nothing of it, is predicted to be outside of entities. `batch_size`: sentences of a batch
+    (packed: on average). `eval_step`: gives logits [B, T, C].
+    """
+
+    examples: Sentences
+    data: DataConfig
+    names: list[str]
+    batch_size: int
+    mesh: Mesh
+    eval_step: Callable[[Any, dict[str, jax.Array]], tuple[dict[str, Any], jax.Array]]
+
+    def metrics(self, params: Any) -> dict[str, float]:
+        """`entity_metrics` and `loss`, the plain mean over the words that have tokens."""
+        logits_WC, loss = self.logits(params)
+        return self._metrics(logits_WC, loss)
+
+    def write(self, params: Any, directory: Path) -> tuple[dict[str, float], str]:
+        """Writes `report.txt`, `predictions.jsonl` and `predictions.conll`; returns the metrics and
+        the report's text.
+
+        A line of predictions.jsonl is a sentence: the number of its row in the source, words, tags,
+        predicted tags and their probabilities. predictions.conll has, with tabs between, word, tag
+        and predicted tag.
+        """
+        logits_WC, loss = self.logits(params)
+        values = self._metrics(logits_WC, loss)
+        text = self._report(logits_WC, values)
+        if jax.process_index() == 0:
+            rows = list(self._rows(logits_WC))
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            write_atomic(directory / "predictions.jsonl", "".join(lines))
+            write_atomic(directory / "predictions.conll", "\n".join(map(_conll, rows)))
+            write_atomic(directory / "report.txt", text)
+        return values, text
+
+    def logits(self, params: Any) -> tuple[np.ndarray, float]:
+        """(float32 [W, C] of the first piece of each word, NaN for words without; mean loss).
+
+        Raises:
+            RuntimeError: a sentence or a word did not come up exactly once.
+            InputError: logits that are not finite.
+        """
+        examples = self.examples
+        logits_WC = np.full((len(examples.word_labels), len(self.names)), np.nan, np.float32)
+        sums = Sums()
+        for values, logits_BTC, index_BP in outputs_of(
+            examples,
+            partial(self.eval_step, params),
+            data=self.data,
+            batch_size=self.batch_size,
+            mesh=self.mesh,
+        ):
+            sums.add({"loss": values["loss"]})
+            for logits_TC, index_P in zip(logits_BTC, index_BP, strict=True):
+                begin = 0
+                for i in index_P[index_P >= 0]:
+                    words = slice(*examples.word_offsets[i : i + 2])
+                    at = examples.word_tokens[words]
+                    logits_WC[words][at >= 0] = logits_TC[begin + at[at >= 0]]
+                    begin += int(examples.lengths_of(i))
+        read = examples.word_tokens >= 0
+        check_finite(logits_WC[read], "words")
+        if sums.weight("loss") != read.sum():
+            raise RuntimeError(
+                f"evaluation must see each of {read.sum()} words once: the weights add up to "
+                f"{sums.weight('loss'):g}"
+            )
+        return logits_WC, sums.means()["loss"]
+
+    def _predicted(self, logits_WC: np.ndarray) -> np.ndarray:
+        """int [W]: the most probable tag, O where a word has no token."""
+        best = np.nan_to_num(logits_WC, nan=-np.inf).argmax(-1)
+        return np.where(self.examples.word_tokens >= 0, best, self.names.index(OUTSIDE))
+
+    def _tags(self, ids_W: np.ndarray) -> list[list[str]]:
+        parts = np.split(ids_W, self.examples.word_offsets[1:-1])
+        return [[self.names[i] for i in part] for part in parts]
+
+    def _metrics(self, logits_WC: np.ndarray, loss: float) -> dict[str, float]:
+        truth, predicted = self._tags(self.examples.word_labels), self._predicted(logits_WC)
+        return entity_metrics(truth, self._tags(predicted), self.names) | {"loss": loss}
+
+    def _report(self, logits_WC: np.ndarray, values: dict[str, float]) -> str:
+        truth, predicted = self._tags(self.examples.word_labels), self._predicted(logits_WC)
+        lost = int((self.examples.word_tokens < 0).sum())
+        lines = [
+            read_summary(self.examples),
+            f"{len(predicted)} words, of them {lost} without a token, which count as predicted O",
+            f"loss {values['loss']:.4f}  accuracy of words {values['accuracy']:.4f}",
+            "",
+            entity_report(truth, self._tags(predicted), self.names),
+        ]
+        return "\n".join(lines)
+
+    def _rows(self, logits_WC: np.ndarray) -> Iterator[dict[str, Any]]:
+        predicted = self._predicted(logits_WC)
+        share_W = np.take_along_axis(softmax(logits_WC), predicted[:, None], 1)[:, 0].round(6)
+        shares = np.split(share_W, self.examples.word_offsets[1:-1])
+        tags = zip(self._tags(self.examples.word_labels), self._tags(predicted), strict=True)
+        for i, (truth, answer) in enumerate(tags):
+            yield {
+                "row": int(self.examples.rows[i]),
+                "tokens": self.examples.words(i),
+                "tags": truth,
+                "predicted": answer,
+                "probability": [None if np.isnan(share) else float(share) for share in shares[i]],
+            }
+
+
+def _conll(row: dict[str, Any]) -> str:
+    columns = zip(row["tokens"], row["tags"], row["predicted"], strict=True)
+    return "".join("\t".join(fields) + "\n" for fields in columns)

@@ -1,0 +1,317 @@
+"""Token classification from CoNLL files to entities: every word counts, and the parts agree."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxllm import config_check
+from jaxllm.config_fields import (
+    Config,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
+from jaxllm.data import loader
+from jaxllm.errors import InputError
+from jaxllm.pretrained import hf
+from jaxllm.tasks import build as task_build
+from jaxllm.tasks import evaluation
+from jaxllm.tasks.build import build
+from jaxllm.tasks.inputs import InputFormat, RowError
+from jaxllm.tasks.predict import predict
+from jaxllm.tasks.tagger import parse_words, split_words
+
+PEOPLE, PLACES = ["anna", "lee", "zoe"], ["york", "paris"]
+OTHERS = ["the", "movie", "was", "good", "and", "we", "loved", "it", "in", "a", "with", "for"]
+NAMES = ["O", "B-LOC", "B-PER", "I-LOC", "I-PER"]
+
+
+def sentence(rng):
+    """Words and tags: one or two people, 'new' and a place, others."""
+    people = list(rng.choice(PEOPLE, rng.integers(1, 3), replace=False))
+    parts = [(people, "PER"), (["new", str(rng.choice(PLACES))], "LOC")]
+    parts += [([str(word)], None) for word in rng.choice(OTHERS, rng.integers(1, 6))]
+    words, tags = [], []
+    for i in rng.permutation(len(parts)):
+        found, kind = parts[i]
+        words += map(str, found)
+        tags += [f"{'I' if j else 'B'}-{kind}" if kind else "O" for j in range(len(found))]
+    return words, tags
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("conll")
+    rng = np.random.default_rng(0)
+    for part, count in {"train": 96, "dev": 21}.items():
+        blocks = [
+            "".join(f"{w}\t{t}\n" for w, t in zip(*sentence(rng), strict=True))
+            for _ in range(count)
+        ]
+        (directory / f"{part}.conll").write_text("\n".join(blocks), encoding="utf-8")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def base_config(files, tiny_bert_config, tiny_tokenizer_dir, tmp_path_factory):
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    attributes = {name: getattr(tiny_bert_config, name) for name in names}
+    size = len((tiny_tokenizer_dir / "vocab.txt").read_text().splitlines())
+    attributes |= {"model_type": "bert", "vocab_size": size, "max_position_embeddings": 64}
+    attributes |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return Config(
+        model=ModelConfig(
+            task="token-classification", config=attributes, tokenizer=str(tiny_tokenizer_dir)
+        ),
+        data=DataConfig(
+            train=[str(files / "train.conll")],
+            dev=[str(files / "dev.conll")],
+            max_length=64,
+            buckets=[64],
+            cache_dir=str(tmp_path_factory.mktemp("cache")),
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup=0.0, schedule="constant"),
+        train=TrainConfig(batch_size=24, steps=40, eval_batch_size=16),
+        run=RunConfig(dir=str(tmp_path_factory.mktemp("run"))),
+    )
+
+
+def change(config, **sections):
+    parts = {name: replace(getattr(config, name), **fields) for name, fields in sections.items()}
+    return replace(config, **parts)
+
+
+@pytest.fixture(scope="module")
+def trained(base_config):
+    """(job, parameters) after 40 steps."""
+    job = build(base_config)
+    state, batches = job.state, job.loader.batches(loader.LoaderState())
+    for _ in range(job.total_steps):
+        state, _ = job.train_step(state, next(batches).arrays)
+    batches.close()
+    return job, state.params
+
+
+@pytest.fixture(scope="module")
+def saved(trained, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("saved") / "model"
+    trained[0].export(trained[1], directory)
+    return str(directory)
+
+
+def read_lines(path):
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_small_model_learns_the_entities(trained):
+    job, params = trained
+    values = job.evaluate(params)
+    assert job.metric == "f1"
+    assert job.higher_is_better
+    assert values["f1"] > 0.95
+    assert values["loss"] < 0.1
+    assert {"precision", "recall", "accuracy", "f1/PER", "f1/LOC"} < values.keys()
+
+
+def test_evaluate_agrees_whatever_the_mesh_and_the_batches(trained, saved, base_config, tmp_path):
+    expected = trained[0].evaluate(trained[1])
+    config = change(base_config, model={"path": saved, "config": {}, "tokenizer": None})
+    config = change(
+        config,
+        run={"dir": str(tmp_path)},
+        mesh=vars(MeshConfig(data=2, fsdp=2, tensor=2)),
+        data={"packing": False},
+        train={"eval_batch_size": 5, "label_smoothing": 0.3},
+    )
+    assert task_build.evaluate(config) == pytest.approx(expected, abs=1e-5)
+    report = (tmp_path / "evaluate" / "report.txt").read_text(encoding="utf-8")
+    assert report.startswith("21 rows read, 21 kept\n")
+    assert "of them 0 without a token" in report
+    lines = read_lines(tmp_path / "evaluate" / "predictions.jsonl")
+    dev = Path(base_config.data.dev[0]).read_text(encoding="utf-8")
+    assert lines[1]["row"] == dev.split("\n").index("") + 2
+    blocks = (tmp_path / "evaluate" / "predictions.conll").read_text(encoding="utf-8")
+    assert "\n".join(line.rpartition("\t")[0] for line in blocks.split("\n")) == dev
+    tags = [line.rpartition("\t")[2] for line in blocks.splitlines() if line]
+    assert tags == [tag for line in lines for tag in line["predicted"]]
+    config = hf.load_config(saved)
+    assert list(config.id2label.values()) == NAMES
+    assert config.architectures == ["BertForTokenClassification"]
+
+
+def test_words_without_a_token_count_as_outside(saved, base_config, tmp_path):
+    """The last words are cut off, or nothing to the tokenizer; recall suffers for them."""
+    text = "the O\nanna B-PER\nin O\nnew B-LOC\nparis I-LOC\n\n\u200b B-PER\n"
+    (tmp_path / "dev.conll").write_text(text, encoding="utf-8")
+    config = change(base_config, model={"path": saved, "config": {}, "tokenizer": None})
+    config = change(config, run={"dir": str(tmp_path)}, data={"dev": [str(tmp_path / "dev.conll")]})
+    whole = task_build.evaluate(config)
+    assert whole["recall"] == pytest.approx(2 / 3)
+    values = task_build.evaluate(change(config, data={"max_length": 8}))
+    assert values["recall"] == pytest.approx(1 / 3)
+    assert values["precision"] == 1
+    assert values["accuracy"] == pytest.approx(3 / 6)
+    report = (tmp_path / "evaluate" / "report.txt").read_text(encoding="utf-8")
+    assert "1 truncated" in report
+    assert "6 words, of them 3 without a token" in report
+    first, second = read_lines(tmp_path / "evaluate" / "predictions.jsonl")
+    assert first["predicted"] == ["O", "B-PER", "O", "O", "O"]
+    assert [share is None for share in first["probability"]] == [False] * 3 + [True] * 2
+    assert second["predicted"] == ["O"]
+
+
+@pytest.mark.parametrize("fault", ["twice", "weights"])
+def test_a_word_counted_twice_is_an_error(fault, trained, monkeypatch):
+    original = evaluation.eval_batches
+
+    def faulty(*args, **options):
+        for arrays, index in original(*args, **options):
+            if fault == "weights":
+                arrays = arrays | {"label_weights": arrays["label_weights"] * 2}
+            yield from [(arrays, index)] * (2 if fault == "twice" else 1)
+
+    monkeypatch.setattr(evaluation, "eval_batches", faulty)
+    with pytest.raises(RuntimeError, match="evaluation must see each of"):
+        trained[0].evaluate(trained[1])
+
+
+def test_diverged_parameters_are_told(trained):
+    params = jax.tree.map(lambda x: x * np.nan, trained[1])
+    with pytest.raises(InputError, match="words are not finite"):
+        trained[0].evaluate(params)
+
+
+def run_predict(model, rows, tmp_path):
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (tmp_path / "in.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    counts = predict(model, str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), 8)
+    return read_lines(tmp_path / "out.jsonl"), counts
+
+
+def test_predict_gives_entities_with_their_characters(saved, tmp_path):
+    text = "The movie, Anna Lee  loved (new York)!"
+    rows = [{"text": text}, text, {"tokens": ["the", "Anna", "lee", "in", "new", "paris"]}]
+    rows += ["no json", {"other": 1}, {"tokens": []}, {"tokens": ["a", ""]}, {"tokens": ["a", 3]}]
+    answers, counts = run_predict(saved, rows, tmp_path)
+    assert counts == {"rows": 8, "errors": 5, "truncated": 0}
+    found = [
+        {key: entity[key] for key in ("type", "text", "start", "end")}
+        for entity in answers[0]["entities"]
+    ]
+    assert found == [
+        {"type": "PER", "text": "Anna Lee", "start": 11, "end": 19},
+        {"type": "LOC", "text": "new York", "start": 28, "end": 36},
+    ]
+    assert answers[1] == answers[0]
+    for entity in answers[0]["entities"]:
+        assert text[entity["start"] : entity["end"]] == entity["text"]
+        assert 0.5 < entity["score"] <= 1
+    spans = [(e["text"], e["start"], e["end"]) for e in answers[2]["entities"]]
+    assert spans == [("Anna lee", 4, 12), ("new paris", 16, 25)]
+    for answer, line, part in zip(
+        answers[3:],
+        range(4, 9),
+        ["JSON", "'text'", "list", "word 2: missing", "of type int"],
+        strict=True,
+    ):
+        assert answer["line"] == line
+        assert part in answer["error"]
+
+
+def test_predict_equals_evaluation_and_tells_what_it_cut(saved, base_config, tmp_path):
+    config = change(base_config, model={"path": saved, "config": {}, "tokenizer": None})
+    task_build.evaluate(change(config, run={"dir": str(tmp_path)}))
+    lines = read_lines(tmp_path / "evaluate" / "predictions.jsonl")
+    long = {"tokens": ["the"] * 70 + ["anna"]}
+    answers, counts = run_predict(
+        saved, [*({"tokens": x["tokens"]} for x in lines), long], tmp_path
+    )
+    assert counts["truncated"] == 1
+    assert answers[-1]["truncated"] is True
+    assert not [entity for entity in answers[-1]["entities"] if entity["text"] == "anna"]
+    for line, answer in zip(lines, answers[:-1], strict=True):
+        starts = np.cumsum([0, *(len(word) + 1 for word in line["tokens"])])
+        for entity in answer["entities"]:
+            begin = int(np.flatnonzero(starts == entity["start"])[0])
+            end = int(np.flatnonzero(starts == entity["end"] + 1)[0])
+            kind = entity["type"]
+            assert line["predicted"][begin:end] == [f"B-{kind}", *[f"I-{kind}"] * (end - begin - 1)]
+            assert entity["score"] == pytest.approx(
+                np.mean(line["probability"][begin:end]), abs=1e-5
+            )
+        count = sum(tag.startswith("B-") for tag in line["predicted"])
+        assert len(answer["entities"]) == count
+
+
+SPLIT = {
+    "U.S.-based (Kyoto).": ["U.S.-based", "(", "Kyoto", ")", "."],
+    "我在 Paris读书。": ["我", "在", "Paris", "读", "书", "。"],
+    "don't -- stop!?": ["don't", "-", "-", "stop", "!", "?"],
+    "हिन्दी, café": ["हिन्दी", ",", "café"],
+    "...": [".", ".", "."],
+}
+
+
+@pytest.mark.parametrize("text", SPLIT)
+def test_text_is_divided_into_words(text):
+    found = split_words(text)
+    assert found.words == SPLIT[text]
+    for word, start in zip(found.words, found.starts, strict=True):
+        assert text[start : start + len(word)] == word
+
+
+def test_a_text_without_words_is_refused():
+    with pytest.raises(RowError, match="empty"):
+        parse_words(b'{"text": " "}', InputFormat())
+
+
+MISTAKES = {
+    "model.problem_type: found 'regression'": {"model": {"problem_type": "regression"}},
+    "data.text_pair: found 'b'": {"data": {"text_pair": "b"}},
+    "data.streaming: found True": {"data": {"streaming": True}},
+    "data.on_bad_row: found 'repair'": {
+        "model": {"task": "sequence-classification"},
+        "data": {"on_bad_row": "repair"},
+    },
+    "train.metric: found 'f2', expected one of precision": {"train": {"metric": "f2"}},
+    "train.class_weights: found 2 weights, expected 5": {"train": {"class_weights": [1.0, 2.0]}},
+    "data.labels: found O, NOUN": {"data": {"labels": ["O", "NOUN"]}},
+    "data.max_length: found 65": {"data": {"max_length": 65}},
+}
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_mistakes_are_named(message, base_config):
+    config = change(base_config, **MISTAKES[message])
+
+    def checked() -> None:
+        config_check.check(config)
+        build(config)
+
+    with pytest.raises(InputError) as error:
+        checked()
+    assert message in str(error.value)
+
+
+def test_a_model_whose_labels_are_no_tags_is_refused(saved, base_config, tmp_path):
+    path = tmp_path / "model"
+    shutil.copytree(saved, path)
+    description = json.loads((path / "config.json").read_text())
+    for name in ("id2label", "label2id"):
+        del description[name]
+    (path / "config.json").write_text(json.dumps(description | {"num_labels": 5}))
+    config = change(base_config, model={"path": str(path), "config": {}, "tokenizer": None})
+    with pytest.raises(InputError, match="the labels: found LABEL_0"):
+        task_build.evaluate(change(config, run={"dir": str(tmp_path)}))
+    with pytest.raises(InputError, match=r"the model's labels \(id2label\): found LABEL_0"):
+        run_predict(str(path), [], tmp_path)
+    named = change(config, run={"dir": str(tmp_path)}, data={"labels": NAMES})
+    assert task_build.evaluate(named)["f1"] > 0.95
