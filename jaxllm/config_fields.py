@@ -30,8 +30,8 @@ class ModelConfig:
     path: str | None = None
     task: Literal[
         "sequence-classification",
-        "sentence-embedding",
         "token-classification",
+        "sentence-embedding",
         "multiple-choice",
         "question-answering",
         "masked-lm",

@@ -84,6 +84,31 @@ def tiny_bert_config():
 
 
 @pytest.fixture(scope="session")
+def tiny_modernbert_config():
+    """A transformers ModernBertConfig whose window (3 to either side) is shorter than most rows."""
+    from transformers import ModernBertConfig
+
+    return ModernBertConfig(
+        vocab_size=99,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        local_attention=6,
+        embedding_dropout=0.1,
+        attention_dropout=0.1,
+        mlp_dropout=0.1,
+        classifier_dropout=0.1,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        cls_token_id=1,
+        sep_token_id=2,
+    )
+
+
+@pytest.fixture(scope="session")
 def tiny_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with an uncased WordPiece vocab.txt (specials first, then characters and words).
 

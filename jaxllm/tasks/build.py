@@ -38,8 +38,8 @@ logger = logging.getLogger("jaxllm")
 
 TASKS: dict[str, Prepare] = {  # model.task -> what reads its data and fits its head
     "sequence-classification": classification.prepare,
-    "sentence-embedding": embedding.prepare,
     "token-classification": tokens.prepare,
+    "sentence-embedding": embedding.prepare,
     "masked-lm": pretraining.prepare,
     "pretraining": pretraining.prepare,
     "question-answering": question_answering.prepare,

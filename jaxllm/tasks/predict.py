@@ -142,8 +142,8 @@ def load_predictor(model: str, batch_size: int) -> Predictor:
 
     predictors: dict[str, Callable[[SavedModel, int], Predictor]] = {
         "sequence-classification": classifier,
-        "sentence-embedding": embedder,
         "token-classification": Tagger.of,
+        "sentence-embedding": embedder,
         "question-answering": Answerer.of,
         "multiple-choice": ChoicePredictor.of,
     }
