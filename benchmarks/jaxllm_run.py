@@ -2,12 +2,12 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
 import benchmarks.no_torch  # noqa: F401
-from benchmarks.recipe import Job, Timer, burn_in_steps, serve
+from benchmarks.recipe import Job, Timer, burn_in_steps, read_examples, serve
 from jaxllm.config import Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from jaxllm.data.loader import LoaderState
 from jaxllm.tasks.build import build
@@ -26,7 +26,7 @@ def start(job: Job) -> dict[str, Any]:
     from jaxllm.data.corpus import load_tokenizer
 
     model = AutoModelForSequenceClassification.from_pretrained(
-        job.model, num_labels=len(job.labels)
+        job.model, num_labels=len(job.labels) or 1, problem_type=problem_type(job)
     )
     directory = Path(job.directory) / "model"
     model.save_pretrained(directory)
@@ -47,7 +47,7 @@ def gate(job: Job) -> dict[str, Any]:
 
 
 def run(job: Job) -> dict[str, Any]:
-    """One epoch and one evaluation; the figures of a result row."""
+    """All epochs and one evaluation; the figures of a result row."""
     began = time.perf_counter()
     built = build(config(job, {}))
     steps, state = built.total_steps, built.state
@@ -77,7 +77,7 @@ def run(job: Job) -> dict[str, Any]:
     timer.stopped = time.perf_counter()
     losses += map(mean, pending)
     peak_in_training = peak_host_memory_bytes()
-    accuracy = built.evaluate(state.params)["accuracy"]
+    score = built.evaluate(state.params)[job.metric]
     return {
         **timer.figures(),
         "steps": steps,
@@ -85,7 +85,7 @@ def run(job: Job) -> dict[str, Any]:
         "startup_seconds": startup_seconds,
         "evaluate_seconds": time.perf_counter() - timer.stopped,
         "train_loss": sum(losses) / len(losses),
-        "accuracy": accuracy,
+        job.metric: score,
         "peak_memory_in_training": peak_in_training,
         "peak_memory": peak_host_memory_bytes(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -96,11 +96,14 @@ def config(job: Job, overrides: dict[str, Any]) -> Config:
     """The configuration that ``jaxllm train`` would be given for this job."""
     recipe = job.recipe
     return Config(
-        model=ModelConfig(path=job.model, dtype=job.dtype, config=overrides),
+        model=ModelConfig(
+            path=job.model, dtype=job.dtype, config=overrides, problem_type=problem_type(job)
+        ),
         data=DataConfig(
             train=[job.train],
             dev=[job.dev],
-            labels=job.labels,
+            text_pair=None if read_examples(job.dev)[1] is None else "pair",
+            labels=job.labels or None,
             max_length=recipe.max_length,
             cache_dir=f"{job.directory}/cache",  # empty: each run tokenizes, as PyTorch's does
         ),
@@ -113,12 +116,16 @@ def config(job: Job, overrides: dict[str, Any]) -> Config:
         ),
         train=TrainConfig(
             batch_size=recipe.batch_size,
-            epochs=1,
+            epochs=recipe.epochs,
             seed=job.seed,
             eval_batch_size=recipe.eval_batch_size,
         ),
         run=RunConfig(dir=f"{job.directory}/run", tensorboard=False, progress=False),
     )
+
+
+def problem_type(job: Job) -> Literal["single_label_classification", "regression"]:
+    return "single_label_classification" if job.labels else "regression"
 
 
 def mean(sums: tuple[jax.Array, jax.Array]) -> float:

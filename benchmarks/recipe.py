@@ -13,14 +13,15 @@ Dtype = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters of one epoch of fine-tuning with AdamW and linear decay to zero."""
+    """Hyperparameters of fine-tuning with AdamW and linear decay to zero."""
 
+    epochs: int = 1
     batch_size: int = 32  # examples per optimizer step; packed rows hold this many on average
     learning_rate: float = 5e-5
     warmup: float = 0.1  # share of all steps
     weight_decay: float = 0.01  # not on biases and norms
     clip_norm: float = 1.0
-    max_length: int = 64  # tokens, special tokens included; longer sentences are cut
+    max_length: int = 64  # tokens, special tokens included; longer rows are cut
     eval_batch_size: int = 64
     burn_in: int = 10  # first optimizer steps, which the timing leaves out
 
@@ -31,13 +32,15 @@ class Job:
 
     action: str  # "start" (write the start directory), "gate" or "run"
     model: str  # directory of a model; for "start" whatever jaxllm's model.path takes
-    train: str  # JSON lines with "text" and "label"
+    train: str  # JSON lines with "text" and "label", and "pair" where a row has two texts
     dev: str
-    labels: list[str]
+    labels: list[str]  # none: the labels are numbers to be predicted
     directory: str  # empty, for whatever the worker writes
     dtype: Dtype = "float32"
     fused: bool = False
+    packed: bool = True
     seed: int = 0
+    metric: str = "accuracy"  # the figure that says how good the outcome is
     rows: list[int] = field(default_factory=list)  # gate: 0-based examples of `train` in the batch
     recipe: Recipe = field(default_factory=Recipe)
 
@@ -90,11 +93,12 @@ def warmup_steps(recipe: Recipe, steps: int) -> int:
     return math.ceil(recipe.warmup * steps)
 
 
-def read_examples(path: str) -> tuple[list[str], list[str]]:
-    """Texts and labels of a file of JSON lines."""
+def read_examples(path: str) -> tuple[list[str], list[str] | None, list[str]]:
+    """Texts, second texts (or None) and labels of a file of JSON lines."""
     with open(path, encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    return [row["text"] for row in rows], [row["label"] for row in rows]
+    pairs = [row["pair"] for row in rows] if "pair" in rows[0] else None
+    return [row["text"] for row in rows], pairs, [row["label"] for row in rows]
 
 
 def serve(actions: dict[str, Callable[[Job], dict[str, Any]]]) -> None:

@@ -1,7 +1,8 @@
-"""The Markdown table of ``benchmarks.finetune``, from its result rows."""
+"""The Markdown tables of ``benchmarks.finetune`` and ``benchmarks.tasks``, from result rows."""
 
+import itertools
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 Row = dict[str, Any]
@@ -17,13 +18,52 @@ def table(rows: list[Row]) -> str:
     Speeds are medians over the seeds with the lowest and the highest; a ratio is one of medians.
     """
     variants = by_variant(rows)
-    head = ["", "real tokens/s", "padded tokens/s", "real tokens", "accuracy", "peak memory"]
+    metric = rows[0]["metric"]
+    head = ["", "real tokens/s", "padded tokens/s", "real tokens", metric, "peak memory"]
     head += ["compile", "steps", "whole run", *(f"speed / {b}" for b in BASELINES)]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     lines += [[name, *_cells(runs, variants)] for name, runs in variants.items()]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    notes = [*_facts(rows), *_factors(variants), *_cautions(rows, variants)]
+    notes = [_facts(rows), _place(rows), *_factors(variants), *_cautions(rows, variants)]
     return f"{text}\n\n" + "\n".join(f"- {note}" for note in notes)
+
+
+def task_table(rows: list[Row]) -> str:
+    """A line for each task and pair of variants: the scores, and the speeds with their ratio.
+
+    "within": whether jaxllm's mean score is among PyTorch's, else how far it is from the nearest.
+    """
+    head = ["task", "metric", "jaxllm", "PyTorch", "within", "real tokens/s", "PyTorch", "ratio"]
+    lines = [["", *head], ["---", "---", "---", *["---:"] * (len(head) - 2)]]
+    notes = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        own = [row for row in rows if row["task"] == task]
+        variants, metric = by_variant(own), own[0]["metric"]
+        notes += [
+            f"{task}: {note}" for note in (_facts(own), *_cautions(own, variants, BASELINES[:1]))
+        ]
+        for name, baseline in itertools.product(variants, BASELINES):
+            if name in BASELINES or baseline not in variants:
+                continue
+            ours, theirs = variants[name], variants[baseline]
+            scores = [row[metric] for row in theirs]
+            mean = statistics.mean(row[metric] for row in ours)
+            nearest = min(scores, key=lambda score: abs(score - mean))
+            lines.append(
+                [
+                    f"{name} / {baseline}",
+                    task,
+                    metric,
+                    mean_and_deviation(ours, metric),
+                    mean_and_deviation(theirs, metric),
+                    "yes" if min(scores) <= mean <= max(scores) else f"{mean - nearest:+.4f}",
+                    _spread(row["real_tokens_per_second"] for row in ours),
+                    _spread(row["real_tokens_per_second"] for row in theirs),
+                    f"{ratio(ours, theirs):.2f}",
+                ]
+            )
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{text}\n\n" + "\n".join(f"- {note}" for note in [*notes, _place(rows)])
 
 
 def by_variant(rows: list[Row]) -> dict[str, list[Row]]:
@@ -49,7 +89,7 @@ def _cells(runs: list[Row], variants: dict[str, list[Row]]) -> list[str]:
         _spread(row["real_tokens_per_second"] for row in runs),
         _spread(row["padded_tokens_per_second"] for row in runs),
         f"{real / padded:.0%}",
-        mean_and_deviation(runs, "accuracy"),
+        mean_and_deviation(runs, runs[0]["metric"]),
         f"{median(runs, 'peak_memory') / 2**20:,.0f} MiB",
         f"{median(runs, 'compile_seconds'):.1f} s",
         f"{median(runs, 'steps'):.0f}",
@@ -71,19 +111,22 @@ def mean_and_deviation(runs: list[Row], key: str) -> str:
     return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
 
 
-def _facts(rows: list[Row]) -> list[str]:
-    row, machine = rows[0], rows[0]["machine"]
-    versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items() if v)
+def _facts(rows: list[Row]) -> str:
+    row = rows[0]
     seeds = len({row["seed"] for row in rows})
-    task = (
+    return (
         f"{row['model']}, {row['train_examples']:,} training and {row['dev_examples']:,} dev "
-        f"sentences, {seeds} seed{'s' * (seeds > 1)}, {row['date'][:10]}"
+        f"rows, {seeds} seed{'s' * (seeds > 1)}, {row['date'][:10]}"
     )
-    place = (
+
+
+def _place(rows: list[Row]) -> str:
+    machine = rows[0]["machine"]
+    versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items() if v)
+    return (
         f"{machine['cpus']} x {machine['cpu']}, Python {machine['python']}, {versions}, "
         f"revision {machine['git']}"
     )
-    return [task, place]
 
 
 def _factors(variants: dict[str, list[Row]]) -> list[str]:
@@ -101,7 +144,9 @@ def _factors(variants: dict[str, list[Row]]) -> list[str]:
     return lines
 
 
-def _cautions(rows: list[Row], variants: dict[str, list[Row]]) -> list[str]:
+def _cautions(
+    rows: list[Row], variants: dict[str, list[Row]], baselines: Sequence[str] = BASELINES
+) -> list[str]:
     lines = []
     if any(row["gate"] is None for row in rows):
         lines.append("Caution: loss parity was not checked, for want of one of the two sides.")
@@ -114,7 +159,7 @@ def _cautions(rows: list[Row], variants: dict[str, list[Row]]) -> list[str]:
             f"Caution: other programs took up to {max(loads):.0%} of the machine "
             f"during {busy} of {len(rows)} runs."
         )
-    missing = [b for b in BASELINES if b not in variants]
+    missing = [b for b in baselines if b not in variants]
     if missing:
         lines.append(f"Caution: no baseline {' and '.join(missing)} in this session.")
     return lines

@@ -4,6 +4,7 @@ Random order, each batch padded to its longest sentence, AdamW, dropout as in th
 the attention that transformers chooses by itself; bfloat16 means autocast, as Trainer's `bf16`.
 """
 
+import itertools
 import os
 import time
 from contextlib import AbstractContextManager
@@ -45,7 +46,7 @@ def gate(job: Job) -> dict[str, Any]:
 
 
 def run(job: Job) -> dict[str, Any]:
-    """One epoch and one evaluation; the figures of a result row."""
+    """All epochs and one evaluation; the figures of a result row."""
     began = time.perf_counter()
     recipe = job.recipe
     torch.set_num_threads(os.cpu_count() or 1)
@@ -57,14 +58,14 @@ def run(job: Job) -> dict[str, Any]:
         shuffle=True,
         collate_fn=DataCollatorWithPadding(tokenizer),
     )
-    steps = len(loader)
+    steps = len(loader) * recipe.epochs
     model = BertForSequenceClassification.from_pretrained(job.model, dtype=torch.float32).train()
     optimizer = adamw(model, recipe, job.fused)
     schedule = get_linear_schedule_with_warmup(optimizer, warmup_steps(recipe, steps), steps)
     timer, burn_in, losses = Timer(), burn_in_steps(recipe, steps), []
     startup_seconds = time.perf_counter() - began
     timer.started = time.perf_counter()
-    for step, batch in enumerate(loader):
+    for step, batch in enumerate(itertools.chain.from_iterable([loader] * recipe.epochs)):
         if step == burn_in:
             timer = Timer(started=time.perf_counter())
         with precision(job):
@@ -82,7 +83,7 @@ def run(job: Job) -> dict[str, Any]:
         )
     timer.stopped = time.perf_counter()
     peak_in_training = peak_host_memory_bytes()
-    accuracy = evaluate(model, job)
+    score = evaluate(model, job)
     return {
         **timer.figures(),
         "steps": steps,
@@ -90,7 +91,7 @@ def run(job: Job) -> dict[str, Any]:
         "startup_seconds": startup_seconds,
         "evaluate_seconds": time.perf_counter() - timer.stopped,
         "train_loss": torch.stack(losses).mean().item(),
-        "accuracy": accuracy,
+        job.metric: score,
         "peak_memory_in_training": peak_in_training,
         "peak_memory": peak_host_memory_bytes(),
         "threads": torch.get_num_threads(),
@@ -102,11 +103,14 @@ def run(job: Job) -> dict[str, Any]:
 def tokenized(path: str, job: Job) -> tuple[list[dict[str, Any]], PreTrainedTokenizerBase]:
     """Token ids and label ids of a file's examples, not padded."""
     tokenizer = AutoTokenizer.from_pretrained(job.model)
-    texts, labels = read_examples(path)
-    encoded = tokenizer(texts, truncation=True, max_length=job.recipe.max_length)
+    texts, pairs, labels = read_examples(path)
+    encoded = tokenizer(texts, pairs, truncation=True, max_length=job.recipe.max_length)
     ids = {name: i for i, name in enumerate(job.labels)}
     features = [
-        {**{key: encoded[key][i] for key in encoded}, "labels": ids[label]}
+        {
+            **{key: encoded[key][i] for key in encoded},
+            "labels": ids[label] if ids else float(label),
+        }
         for i, label in enumerate(labels)
     ]
     return features, tokenizer
@@ -129,19 +133,22 @@ def precision(job: Job) -> AbstractContextManager[None]:
 
 @torch.no_grad()
 def evaluate(model: BertForSequenceClassification, job: Job) -> float:
-    """Accuracy over all rows of the dev file."""
+    """The job's metric over all rows of the dev file."""
     features, tokenizer = tokenized(job.dev, job)
     features.sort(key=lambda feature: len(feature["input_ids"]))  # for less padding
-    size, right = job.recipe.eval_batch_size, 0
+    size, logits = job.recipe.eval_batch_size, []
     collate = DataCollatorWithPadding(tokenizer)
     model.eval()
     for start in range(0, len(features), size):
         batch = collate(features[start : start + size])
-        labels = batch.pop("labels")
+        batch.pop("labels")
         with precision(job):
-            logits = model(**batch).logits
-        right += int((logits.argmax(-1) == labels).sum())
-    return right / len(features)
+            logits.append(model(**batch).logits.float())
+    predicted = torch.cat(logits)
+    labels = torch.tensor([feature["labels"] for feature in features])
+    if job.labels:
+        return float((predicted.argmax(-1) == labels).float().mean())
+    return float(torch.corrcoef(torch.stack([predicted[:, 0], labels]).double())[0, 1])
 
 
 if __name__ == "__main__":

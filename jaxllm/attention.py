@@ -1,4 +1,4 @@
-"""Masks and dot-product attention.
+"""Masks, positions and dot-product attention.
 
 Shapes: q_BTNH, k_BSNH, v_BSNH; masks are boolean, true where a query may look, [B, 1, T, S] or [B,
 1, 1, S].
@@ -6,6 +6,7 @@ Shapes: q_BTNH, k_BSNH, v_BSNH; masks are boolean, true where a query may look, 
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxllm.layers import Key, dropout
 
@@ -40,6 +41,36 @@ def segment_positions(segments_BT: jax.Array) -> jax.Array:
     before_BT = jnp.pad(segments_BT, ((0, 0), (1, 0)), constant_values=-1)[:, :T]
     starts_BT = jnp.where(segments_BT != before_BT, index_BT, 0)
     return index_BT - jax.lax.cummax(starts_BT, axis=1)
+
+
+def window_mask(length: int, radius: int) -> jax.Array:
+    """[1, 1, T, S]: a token sees the tokens at most `radius` places away, on either side.
+
+    Distance is counted along the row; the segments of a packed row are contiguous, so within one it
+    is the distance in that segment.
+    """
+    place = jnp.arange(length)
+    return (jnp.abs(place[:, None] - place[None, :]) <= radius)[None, None]
+
+
+def rotary_table(positions_BT: jax.Array, head_size: int, theta: float) -> jax.Array:
+    """Cosines and sines [B, 2, T, H/2] float32 of p * theta^(-2i/H) (RoPE: Su et al., 2021)."""
+    frequency = theta ** (-np.arange(0, head_size, 2, dtype=np.float64) / head_size)
+    angle = positions_BT[..., None].astype(jnp.float32) * frequency.astype(np.float32)[None, None]
+    return jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
+
+
+def rotate(x_BTNH: jax.Array, table: jax.Array) -> jax.Array:
+    """Each pair (x[i], x[i + H/2]) turned by its token's angle in the `table` of `rotary_table`.
+
+    The layout of transformers, which pairs the halves of a head; the paper pairs neighbours, a
+    permutation of the projections' columns. q . k then depends on the distance of the two tokens
+    and not on where they stand. Computed in float32, returned in the dtype of x.
+    """
+    cos, sin = table[:, 0, :, None], table[:, 1, :, None]
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(turned, axis=-1).astype(x_BTNH.dtype)
 
 
 def dot_product_attention(

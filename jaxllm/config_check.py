@@ -19,12 +19,14 @@ from jaxllm.errors import InputError
 def check(config: Config) -> None:
     """Raises InputError, naming the key, for a value out of range or at odds with another."""
     _model(config.model)
-    _data(config.data, config.model.problem_type)
+    _data(config.data, config.model)
     _qa(config.qa)
     _choices(config)
     _words(config)
     _optimizer(config.optimizer)
     _train(config.train, config.model.problem_type, config.data.labels)
+    if config.model.task == "sentence-embedding":
+        _contrastive(config.train)
     steps, warmup = config.train.steps, config.optimizer.warmup
     fits = steps is None or warmup < 1 or warmup <= steps
     _require("optimizer.warmup", warmup, fits, f"at most train.steps={steps}, or a share below 1")
@@ -78,7 +80,7 @@ def _model(model: ModelConfig) -> None:
     _at_least(0, {"model.unroll": model.unroll})
 
 
-def _data(data: DataConfig, problem_type: str) -> None:
+def _data(data: DataConfig, model: ModelConfig) -> None:
     files = bool(data.train or data.dev)
     if files and data.dataset is not None:
         raise InputError(
@@ -92,10 +94,7 @@ def _data(data: DataConfig, problem_type: str) -> None:
             f"data.dataset_config: found {data.dataset_config!r} with no data.dataset; remove it, "
             "or name the Hub data set it belongs to"
         )
-    roles = {"data.text": data.text, "data.label": data.label}
-    if data.text_pair is not None:
-        roles["data.text_pair"] = data.text_pair
-    for key, column in roles.items():
+    for key, column in (roles := _columns(data, model.task)).items():
         others = [other for other, name in roles.items() if other != key and name == column]
         _require(key, column, not others, f"another column than {', '.join(others)}")
         if data.columns is not None:
@@ -104,12 +103,15 @@ def _data(data: DataConfig, problem_type: str) -> None:
         if names is not None:
             different = bool(names) and len(set(names)) == len(names)
             _require(key, names, different, "different names, or null")
-    if problem_type == "regression":
+    if model.problem_type == "regression":
         _require("data.labels", data.labels, data.labels is None, "null, as this is regression")
-    if problem_type == "single_label_classification" and data.labels is not None:
+    if model.problem_type == "single_label_classification" and data.labels is not None:
         _require("data.labels", data.labels, len(data.labels) >= 2, "at least two labels")
     # [CLS] and [SEP] leave room for text from 3 tokens on; of a pair there are 2 more.
-    _at_least(3 if data.text_pair is None else 5, {"data.max_length": data.max_length})
+    least = 3 if data.text_pair is None else 5
+    if model.task == "sentence-embedding":
+        least = 6 if data.text_negative is None else 9
+    _at_least(least, {"data.max_length": data.max_length})
     _at_least(1, {"data.pack_window": data.pack_window})
     _at_least(0, {"data.workers": data.workers})
     for key, limit in {
@@ -132,6 +134,24 @@ def _data(data: DataConfig, problem_type: str) -> None:
     if not data.packing:
         fits = data.buckets[-1] >= data.max_length
         _require("data.buckets", data.buckets, fits, f"one of data.max_length={data.max_length}")
+
+
+def _columns(data: DataConfig, task: str) -> dict[str, str]:
+    """The columns that are read, by key."""
+    roles = {"data.text": data.text, "data.text_pair": data.text_pair, "data.label": data.label}
+    own = {"data.text_negative": data.text_negative, "data.score": data.score}
+    threshold = data.positive_from
+    if task == "sentence-embedding":
+        del roles["data.label"]
+        roles |= own
+        pair = data.text_pair
+        _require("data.text_pair", pair, pair is not None, "the column of the texts like data.text")
+        fits = threshold is None or (data.score is not None and math.isfinite(threshold))
+        _require("data.positive_from", threshold, fits, "null, or a number with data.score")
+    else:
+        for key, value in {**own, "data.positive_from": threshold}.items():
+            _require(key, value, value is None, f"null, as model.task is {task}")
+    return {key: column for key, column in roles.items() if column is not None}
 
 
 def _qa(qa: QAConfig) -> None:
@@ -225,6 +245,15 @@ def _train(train: TrainConfig, problem_type: str, labels: list[str] | None) -> N
                 len(weights) == len(labels),
                 f"{len(labels)} weights, one for each of data.labels",
             )
+
+
+def _contrastive(train: TrainConfig) -> None:
+    _require("train.temperature", train.temperature, 0 < train.temperature < math.inf, "above 0")
+    whole = "1: the negatives of a text are those of the whole batch, which cannot be cut"
+    _require("train.accumulation", train.accumulation, train.accumulation == 1, whole)
+    smoothing, weights = train.label_smoothing, train.class_weights
+    _require("train.label_smoothing", smoothing, smoothing == 0, "0, as there are no labels")
+    _require("train.class_weights", weights, weights is None, "null, as there are no labels")
 
 
 def _seed(key: str, seed: int) -> None:

@@ -16,6 +16,10 @@ class ModelConfig:
         config: transformers config attributes set over those at `path`; all of them, with
             model_type, when `path` is null
         problem_type: one label a row, several labels a row, or a number
+        pooling: sentence-embedding: the mean or the maximum of a text's tokens, or its first token;
+            auto = as sentence-transformers' files at `path` say, else the mean
+        normalize: sentence-embedding: scale vectors to length 1; null = as those files say, else
+            true
         dtype: type of the computation; parameters and optimizer stay float32
         remat: what the backward pass computes again instead of keeping: nothing, each layer, or all
             of it but the matrix products
@@ -27,6 +31,7 @@ class ModelConfig:
     task: Literal[
         "sequence-classification",
         "token-classification",
+        "sentence-embedding",
         "multiple-choice",
         "question-answering",
         "masked-lm",
@@ -37,6 +42,8 @@ class ModelConfig:
     problem_type: Literal[
         "single_label_classification", "multi_label_classification", "regression"
     ] = "single_label_classification"
+    pooling: Literal["auto", "mean", "cls", "max"] = "auto"
+    normalize: bool | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "full", "dots"] = "none"
     unroll: int = 0
@@ -62,11 +69,15 @@ class DataConfig:
         choices: columns of the choices to tell the right one from, or one column with a list
         label: column of the label, or of the tags of the words; of conll files whose columns have
             no names, the last
+        text_negative: sentence-embedding: column of a text unlike the pair, to train on
+        score: sentence-embedding: column of how alike a pair is; null = there is none
+        positive_from: sentence-embedding: train on the pairs of at least this score; null = on all
         columns: names of the columns, for files with no header row
         labels: label names in the order of their ids; null = those of the training part, sorted
         on_bad_row: stop at a row with a missing text or an unknown label, or drop and count it;
             repair = make an illegal sequence of tags legal, and stop at other bad rows
-        max_length: tokens of a row
+        max_length: tokens of a row; sentence-embedding: a row holds whole pairs, and each text gets
+            its half, or with text_negative its third
         truncation: where too long a text is cut; or stop at it; or drop and count it
         packing: put several texts in a row; false = a text a row, padded
         pack_window: shuffled texts among which a place for each is looked for
@@ -97,6 +108,9 @@ class DataConfig:
     text_pair: str | None = None
     choices: list[str] | None = None
     label: str = "label"
+    text_negative: str | None = None
+    score: str | None = None
+    positive_from: float | None = None
     columns: list[str] | None = None
     labels: list[str] | None = None
     on_bad_row: Literal["error", "drop", "repair"] = "error"
@@ -175,6 +189,7 @@ class TrainConfig:
         seed: seed of new parameters, order and dropout
         label_smoothing: share of the target that is spread over all labels
         class_weights: weight of each label in the loss, in the order of the labels
+        temperature: sentence-embedding: cosines are divided by this in the loss
         eval_every: steps between evaluations; 0 = once an epoch
         eval_batch_size: examples of an evaluation batch
         metric: metric that chooses the best model; null = the task's own
@@ -189,6 +204,7 @@ class TrainConfig:
     seed: int = 0
     label_smoothing: float = 0.0
     class_weights: list[float] | None = None
+    temperature: float = 0.05
     eval_every: int = 0
     eval_batch_size: int = 64
     metric: str | None = None

@@ -16,13 +16,19 @@ from flax import nnx
 Key = jax.Array | None  # a JAX random key; None means evaluation: dropout is off
 
 
-def normal(rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float) -> nnx.Param:
-    return nnx.Param(stddev * jax.random.normal(rngs.params(), shape, jnp.float32))
+def normal(
+    rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float, cutoff: float | None = None
+) -> nnx.Param:
+    """A normal draw; with `cutoff`, none further than `cutoff` times `stddev` from zero."""
+    if cutoff is None:
+        return nnx.Param(stddev * jax.random.normal(rngs.params(), shape, jnp.float32))
+    draw = jax.random.truncated_normal(rngs.params(), -cutoff, cutoff, shape, jnp.float32)
+    return nnx.Param(stddev * draw)
 
 
 class Dense(nnx.Module):
     """y = x @ kernel + bias over the last axes: x [..., *in], kernel [*in, *out], bias [*out], y
-    [..., *out].
+    [..., *out]. `use_bias=False`: no bias. `cutoff`: see `normal`.
 
     The product is taken on the kernel seen as a matrix: with head axes left in an einsum, XLA
     transposes every
@@ -35,20 +41,24 @@ class Dense(nnx.Module):
         out_shape: tuple[int, ...],
         *,
         stddev: float,
+        cutoff: float | None = None,
+        use_bias: bool = True,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         self.num_in = len(in_shape)
         self.dtype = dtype
-        self.kernel = normal(rngs, in_shape + out_shape, stddev)
-        self.bias = nnx.Param(jnp.zeros(out_shape, jnp.float32))
+        self.kernel = normal(rngs, in_shape + out_shape, stddev, cutoff)
+        self.bias = nnx.Param(jnp.zeros(out_shape, jnp.float32)) if use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+        kernel = self.kernel[...].astype(self.dtype)
         lead = x.shape[: x.ndim - self.num_in]
         x = x.astype(self.dtype).reshape(*lead, math.prod(kernel.shape[: self.num_in]))
-        y = add_bias(x @ kernel.reshape(x.shape[-1], -1), bias.reshape(-1))
-        return y.reshape(*lead, *bias.shape)
+        y = x @ kernel.reshape(x.shape[-1], -1)
+        if self.bias is not None:
+            y = add_bias(y, self.bias[...].astype(self.dtype).reshape(-1))
+        return y.reshape(*lead, *kernel.shape[self.num_in :])
 
 
 class Embed(nnx.Module):
@@ -56,9 +66,18 @@ class Embed(nnx.Module):
     decoder).
     """
 
-    def __init__(self, size: int, width: int, *, stddev: float, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        size: int,
+        width: int,
+        *,
+        stddev: float,
+        cutoff: float | None = None,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
         self.dtype = dtype
-        self.embedding = normal(rngs, (size, width), stddev)
+        self.embedding = normal(rngs, (size, width), stddev, cutoff)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         # Gather first, cast after: a bfloat16 copy of the whole table would cost V x D.
@@ -73,19 +92,20 @@ class Embed(nnx.Module):
 class LayerNorm(nnx.Module):
     """LayerNorm over the last axis, float32 statistics, two-pass variance (Ba et al., 2016)."""
 
-    def __init__(self, width: int, *, eps: float, dtype: jnp.dtype):
+    def __init__(self, width: int, *, eps: float, use_bias: bool = True, dtype: jnp.dtype):
         self.eps = eps
         self.dtype = dtype
         self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32)) if use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.astype(jnp.float32)
         x = x - x.mean(-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
-        return (match_rank(self.scale[...], x) * x + match_rank(self.bias[...], x)).astype(
-            self.dtype
-        )
+        x = match_rank(self.scale[...], x) * x
+        if self.bias is not None:
+            x = add_bias(x, self.bias[...])
+        return x.astype(self.dtype)
 
 
 def match_rank(a: jax.Array, x: jax.Array) -> jax.Array:

@@ -54,3 +54,28 @@ def mean_squared_error(
     """Squared error of float labels [...] against logits [..., 1]."""
     error = logits.astype(jnp.float32)[..., 0] - labels
     return jnp.sum(jnp.square(error) * weights), jnp.sum(weights)
+
+
+def info_nce(
+    anchors_ND: jax.Array,
+    candidates_MD: jax.Array,
+    allowed_NM: jax.Array,
+    weights_N: jax.Array,
+    temperature: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(sum, weight, how many anchors are nearest to their own candidate): InfoNCE (van den Oord et
+    al., 2018) with cosine similarity, as sentence-transformers' MultipleNegativesRankingLoss.
+
+    Vectors are of length 1. Candidate n is the positive of anchor n and always counts; the others
+    are its negatives where `allowed_NM`.
+    """
+    cosine_NM = jnp.einsum(
+        "ND,MD->NM", anchors_ND, candidates_MD, precision=jax.lax.Precision.HIGHEST
+    )
+    N, M = cosine_NM.shape
+    own_NM = jnp.arange(N)[:, None] == jnp.arange(M)[None, :]
+    logits_NM = jnp.where(allowed_NM | own_NM, cosine_NM / temperature, -jnp.inf)
+    own_N = jnp.sum(jnp.where(own_NM, logits_NM, 0.0), axis=1)
+    loss_N = jax.nn.logsumexp(logits_NM, axis=1) - own_N
+    hits_N = own_N >= jnp.max(logits_NM, axis=1)
+    return jnp.sum(loss_N * weights_N), jnp.sum(weights_N), jnp.sum(hits_N * weights_N)

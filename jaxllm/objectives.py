@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxllm.losses import LossFn, cross_entropy
+from jaxllm.losses import LossFn, cross_entropy, info_nce
+from jaxllm.pooling import Pooling, unit
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight); "loss" is among them
@@ -38,6 +39,51 @@ def labelled(apply: Apply, loss_fn: LossFn) -> Objective:
             hits = (jnp.argmax(logits, -1) == labels) * weights
             metrics["accuracy"] = (jnp.sum(hits), jnp.sum(weights))
         return loss_sum, (metrics, logits)
+
+    return objective
+
+
+def embedded(apply: Apply, pooling: Pooling) -> Objective:
+    """Nothing is asked: the outputs are the vectors [B, S, D] of the texts at `head_positions`."""
+
+    def objective(params: Any, batch: Batch, key: jax.Array | None) -> tuple:
+        inputs = {name: batch[name] for name in INPUTS}
+        x_BTD = apply(params, **inputs, key=key).last_hidden_state
+        e_BSD = pooling(x_BTD, batch["segment_ids"], batch["head_positions"])
+        return jnp.zeros(()), ({}, e_BSD)
+
+    return objective
+
+
+def contrastive(apply: Apply, pooling: Pooling, temperature: float) -> Objective:
+    """Each anchor tells its positive from all other positives and negatives of the whole batch.
+
+    Groups of texts as `data.pairs.Pairs.fill` gives them: `label_weights` [B, P], `text_ids`
+    [B, P * G]. A candidate that is the same text as the anchor or its positive is no negative.
+    Metrics: loss, and the share of anchors whose positive is the nearest.
+    """
+    embed = embedded(apply, pooling)
+
+    def objective(params: Any, batch: Batch, key: jax.Array | None) -> tuple:
+        _, (_, e_BSD) = embed(params, batch, key)
+        # All rows in one: under jit these are the arrays of all devices, not of one.
+        weights_N = batch["label_weights"].reshape(-1)
+        N = weights_N.shape[0]
+        ids_GN = batch["text_ids"].reshape(N, -1).T
+        G = ids_GN.shape[0]
+        e_GND = jnp.moveaxis(unit(e_BSD).reshape(N, G, -1), 1, 0)
+        candidate_ids_M = ids_GN[1:].reshape(-1)
+        same_GNM = ids_GN[:2, :, None] == candidate_ids_M[None, None]
+        real_M = jnp.tile(weights_N > 0, G - 1)
+        loss_sum, weight, hits = info_nce(
+            e_GND[0],
+            e_GND[1:].reshape(len(candidate_ids_M), -1),
+            real_M[None] & ~jnp.any(same_GNM, axis=0),
+            weights_N,
+            temperature,
+        )
+        metrics = {"loss": (loss_sum, weight), "retrieval_accuracy": (hits, weight)}
+        return loss_sum, (metrics, e_BSD)
 
     return objective
 

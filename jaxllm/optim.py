@@ -174,7 +174,9 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
     """
 
     def update(updates: FlatParams, params: FlatParams) -> FlatParams:
-        depth = next((x.shape[0] for path, x in params.items() if path.startswith("blocks/")), 0)
+        depth = max(
+            (x.shape[0] for path, x in params.items() if path.startswith("blocks/")), default=0
+        )
         if depth == 0:
             raise InputError(
                 f"optimizer.layer_decay={decay:g} needs blocks that are trained; set it to 1.0 or "
@@ -183,7 +185,8 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
 
         def scale(path: str, u: jax.Array) -> jax.Array:
             if path.startswith("blocks/"):
-                by_layer = decay ** jnp.arange(depth, 0, -1, dtype=jnp.float32)
+                # A parameter that some blocks lack has the rows of the last blocks.
+                by_layer = decay ** jnp.arange(u.shape[0], 0, -1, dtype=jnp.float32)
                 return u * by_layer.reshape((-1,) + (1,) * (u.ndim - 1))
             return u * decay ** (depth + 1) if path.startswith("embeddings/") else u
 

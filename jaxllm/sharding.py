@@ -29,11 +29,14 @@ PARAMETER_LETTERS = [
     ("blocks/attention/norm/*", "LD"),
     ("blocks/attention/*/kernel", "LDNH"),
     ("blocks/attention/*/bias", "LNH"),
+    ("blocks/mlp/gate/kernel", "LDF"),
+    ("blocks/mlp/gate/bias", "LF"),
     ("blocks/mlp/up/kernel", "LDF"),
     ("blocks/mlp/up/bias", "LF"),
     ("blocks/mlp/down/kernel", "LFD"),
     ("blocks/mlp/down/bias", "LD"),
     ("blocks/mlp/norm/*", "LD"),
+    ("final_norm/*", "D"),
     ("pooler/kernel", "DE"),
     ("pooler/bias", "E"),
     ("classifier/kernel", "DC"),
@@ -54,6 +57,10 @@ PARAMETER_LETTERS = [
     ("mlm/dense/bias", "E"),
     ("mlm/norm/*", "D"),
     ("mlm/bias", "V"),
+    ("head/dense/kernel", "DE"),
+    ("head/dense/bias", "E"),
+    ("head/norm/*", "D"),
+    ("decoder/bias", "V"),
 ]
 
 # Letters not named here (L, H, T, C, E, …) are whole on every device.

@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks are not part of the installed package
 
-from benchmarks import finetune, machine, report  # noqa: E402
-from benchmarks.recipe import Job, Recipe, Timer, burn_in_steps  # noqa: E402
+from benchmarks import examples, finetune, machine, report, tasks  # noqa: E402
+from benchmarks.recipe import Job, Recipe, Timer, burn_in_steps, read_examples  # noqa: E402
 from jaxllm.errors import InputError  # noqa: E402
 
 
@@ -27,6 +27,7 @@ def row(variant: str, seed: int, real: float, padded: float, accuracy: float, **
         "dev_examples": 100,
         "real_tokens_per_second": real,
         "padded_tokens_per_second": padded,
+        "metric": "accuracy",
         "accuracy": accuracy,
         "peak_memory": 512 * 2**20,
         "compile_seconds": 4.0,
@@ -91,6 +92,34 @@ def test_table_says_what_speaks_against_its_figures():
     assert cells(alone, "jaxllm-float32")["speed / torch-float32"] == ""
 
 
+def test_task_table_compares_each_task_with_its_own_baseline():
+    other = {"task": "stsb", "metric": "pearson"}
+    rows = [{**r, "task": "sst2", "metric": "accuracy"} for r in ROWS]
+    rows += [
+        row("jaxllm-float32", 0, 100, 110, 0, pearson=0.85, **other),
+        row("torch-float32", 0, 50, 100, 0, pearson=0.80, **other),
+        row("torch-float32", 1, 50, 100, 0, pearson=0.81, **other),
+    ]
+    lines = [
+        [cell.strip() for cell in line.split("|")] for line in report.task_table(rows).split("\n")
+    ]
+    found = {(cells[1], cells[2]): cells[3:-1] for cells in lines if len(cells) > 5}
+    # 0.83 lies between 0.83 and 0.85, and 0.85 is 0.04 above the best of 0.80 and 0.81.
+    assert found["jaxllm-float32 / torch-float32", "sst2"] == [
+        "accuracy",
+        "0.8300 ± 0.0100",
+        "0.8400 ± 0.0100",
+        "yes",
+        "2,000 (1,000 to 2,400)",
+        "500 (400 to 600)",
+        "4.00",
+    ]
+    assert found["jaxllm-float32 / torch-bfloat16", "sst2"][-1] == "1.82"
+    stsb = found["jaxllm-float32 / torch-float32", "stsb"]
+    assert stsb[:4] == ["pearson", "0.8500", "0.8050 ± 0.0071", "+0.0400"]
+    assert "Caution" not in report.task_table(rows)
+
+
 @pytest.mark.parametrize("key", ["loss", "grad_norm"])
 @pytest.mark.parametrize("value", [1.0003, math.nan])
 def test_gate_refuses_sides_that_differ(key, value):
@@ -117,6 +146,57 @@ def test_training_rows_are_drawn_from_those_that_dev_does_not_have(tmp_path):
     assert finetune.select(train, dev, 8)[0] == chosen[:8] != fresh[:8]
     with pytest.raises(InputError, match=r"--examples 21: .* has 20 rows .* choose 1 to 20"):
         finetune.select(train, dev, 21)
+
+
+def test_files_without_a_header_and_with_two_texts(tmp_path):
+    (tmp_path / "train.csv").write_text("x\t2.5\tA b\tc\tmore\nx\t0.5\td\te\nx\t1\td\tf\n")
+    (tmp_path / "dev.csv").write_text("x\t9.5\tD\te\n")
+    paths = [str(tmp_path / f"{part}.csv") for part in ("train", "dev")]
+    header = ["id", "score", "first", "second"]
+    columns = ("first", "second", "score")
+    chosen, dev = examples.select(*paths, None, columns, header=header, regression=True)
+    assert sorted(chosen) == [("A b", "c", "2.5"), ("d", "f", "1")]
+    assert dev == [("D", "e", "9.5")]
+    with pytest.raises(InputError, match=r"label '9\.5' is on none"):
+        examples.select(*paths, None, columns, header=header)
+    examples.write_json_lines(tmp_path / "dev.jsonl", dev)
+    assert read_examples(str(tmp_path / "dev.jsonl")) == (["D"], ["e"], ["9.5"])
+    examples.write_json_lines(tmp_path / "dev.jsonl", [("D", "1")])
+    assert read_examples(str(tmp_path / "dev.jsonl")) == (["D"], None, ["1"])
+
+
+def test_each_task_runs_with_its_recipe(tmp_path, monkeypatch, capsys):
+    for name, task in tasks.TASKS.items():
+        for number, file in enumerate((task.train, task.dev)):
+            path = tmp_path / file
+            path.parent.mkdir(exist_ok=True)
+            names = task.header or list(task.columns)
+            lines = [] if task.header else [names]
+            for i in range(4):
+                values = {"label": str(i % 2), "score": str(i)}
+                lines.append([values.get(c, f"{name} {number} {i}") for c in names])
+            text = "".join("\t".join(line) + "\n" for line in lines).encode()
+            path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    jobs = []
+
+    def worker(module, job, work):
+        if job.action == "run":
+            jobs.append(job)
+            assert read_examples(job.train)[1] is None or job.recipe.epochs == 3
+        known = {"loss": 0.7, "grad_norm": 1.0, "rows": [0], "model": "start", job.metric: 0.5}
+        figures = {k: v for k, v in row("", 0, 10, 20, 0.5).items() if k not in {"variant", "seed"}}
+        return figures | known
+
+    monkeypatch.setattr(finetune, "worker", worker)
+    output = tmp_path / "results.jsonl"
+    arguments = ["--data", str(tmp_path), "--examples", "4", "--output", str(output)]
+    assert tasks.main([*arguments, "--seeds", "2"]) == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [r["task"] for r in rows] == ["rte"] * 4 + ["stsb"] * 4 + ["sst2"] * 4
+    assert {(r["task"], r["metric"]) for r in rows} >= {("stsb", "pearson"), ("rte", "accuracy")}
+    assert [job.labels for job in jobs[::4]] == [["0", "1"], [], ["0", "1"]]
+    assert "| jaxllm-float32 / torch-float32 | stsb | pearson |" in capsys.readouterr().out
+    assert tasks.main(["--data", str(tmp_path / "none")]) == 2
 
 
 def test_unusable_files_are_refused(tmp_path, capsys):

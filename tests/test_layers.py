@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxllm.attention import attention_mask, dot_product_attention
+from jaxllm.attention import (
+    attention_mask,
+    dot_product_attention,
+    rotary_table,
+    rotate,
+    segment_positions,
+    window_mask,
+)
 from jaxllm.layers import Dense, LayerNorm, dropout, random_bits
 
 
@@ -101,3 +108,33 @@ def test_dropout_gradient_uses_the_same_mask(rate):
     key = jax.random.key(1)
     y, pull = jax.vjp(lambda x: dropout(x, rate, key), x)
     np.testing.assert_array_equal(pull(jnp.ones_like(y))[0], y)
+
+
+def test_rotary_products_depend_on_distance_alone(rng):
+    """And a token at position 0 is left as it is; the first pair turns by one radian a token."""
+    q, k = (jnp.asarray(rng.normal(size=(1, 1, 2, 8)).astype(np.float32)) for _ in range(2))
+
+    def at(x, position):
+        return rotate(x, rotary_table(jnp.asarray([[position]]), 8, 100.0))
+
+    np.testing.assert_array_equal(at(q, 0), q)
+    near, far = (jnp.einsum("BTNH,BTNH->N", at(q, 5 + p), at(k, 2 + p)) for p in (0, 40))
+    np.testing.assert_allclose(near, far, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(near, jnp.einsum("BTNH,BTNH->N", at(q, 6), at(k, 2)), atol=1e-3)
+    first, second = q[..., 0], q[..., 4]
+    np.testing.assert_allclose(
+        at(q, 3)[..., 0], first * np.cos(3) - second * np.sin(3), rtol=1e-5, atol=1e-6
+    )
+    assert at(q.astype(jnp.bfloat16), 3).dtype == jnp.bfloat16
+
+
+def test_segment_positions_restart():
+    segments = jnp.asarray([[1, 1, 1, 2, 3, 3, 0, 0], [1, 2, 2, 2, 2, 2, 2, 2]])
+    expected = [[0, 1, 2, 0, 0, 1, 0, 1], [0, 0, 1, 2, 3, 4, 5, 6]]
+    np.testing.assert_array_equal(segment_positions(segments), expected)
+
+
+def test_window_counts_both_sides():
+    window = np.asarray(window_mask(5, 1))
+    assert window.shape == (1, 1, 5, 5)
+    np.testing.assert_array_equal(window[0, 0], np.tri(5, k=1) * np.tri(5, k=1).T)

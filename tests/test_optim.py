@@ -17,6 +17,7 @@ PLAIN = OptimizerConfig(
 )
 PARAMS = {
     "embeddings/word/embedding": jnp.full((4, 2), 2.0),
+    "blocks/attention/norm/scale": jnp.full((2, 2), 2.0),  # as in ModernBERT: not in the first
     "blocks/mlp/up/kernel": jnp.full((3, 2, 2), 2.0),
     "blocks/mlp/up/bias": jnp.full((3, 2), 2.0),
     "blocks/mlp/norm/scale": jnp.full((3, 2), 2.0),
@@ -88,6 +89,7 @@ def test_layer_decay():
     change = updates(replace(PLAIN, layer_decay=0.5), grad=1.0)
     np.testing.assert_allclose(change["classifier/kernel"], -1.0)
     np.testing.assert_allclose(change["blocks/mlp/up/bias"][:, 0], [-0.125, -0.25, -0.5])
+    np.testing.assert_allclose(change["blocks/attention/norm/scale"][:, 0], [-0.25, -0.5])
     np.testing.assert_allclose(change["embeddings/word/embedding"], -0.0625)
 
 

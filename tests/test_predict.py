@@ -21,9 +21,9 @@ from jaxllm.pretrained import hf
 from jaxllm.sharding import map_params
 from jaxllm.tasks import classifier
 from jaxllm.tasks import predict as task
-from jaxllm.tasks.classifier import Classifier
 from jaxllm.tasks.inputs import InputFormat, RowError, parse_line
 from jaxllm.tasks.predict import predict
+from jaxllm.tasks.texts import TextPredictor
 
 NAMES = ["bad", "fine", "très bien 好"]
 SENTENCE = "the movie was not so good and the story is bad but we loved it all the time"
@@ -285,7 +285,7 @@ def test_a_failure_leaves_the_old_output_and_nothing_else(model, tmp_path, monke
     def fail(*args, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Classifier, "answers", fail)
+    monkeypatch.setattr(TextPredictor, "answers", fail)
     with pytest.raises(InputError, match=r"out\.jsonl: No space left on device"):
         run(model, texts(3), tmp_path)
     assert (tmp_path / "out.jsonl").read_text() == "old\n"

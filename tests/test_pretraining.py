@@ -122,7 +122,7 @@ def test_a_run_of_electra_leaves_the_discriminator(config, tmp_path):
 
 def test_electra_replaces_masks_by_samples_and_shares_its_embeddings(config):
     job, batch = batch_of(electra(config))
-    params = jax.tree.map(np.asarray, job.state.params)
+    params = jax.tree.map(np.array, job.state.params)
     assert set(params["generator"]["embeddings"]) == {"project"}
     task = task_build.TASKS["pretraining"](electra(config), tokenizer(config))
     apply = models.apply_fn(models.module_parts(task.model_config, task.head)[0])
@@ -158,7 +158,7 @@ def test_electra_replaces_masks_by_samples_and_shares_its_embeddings(config):
 
 def test_the_loss_of_electra_is_that_of_the_plain_definition(config):
     job, batch = batch_of(electra(config))
-    params = jax.tree.map(np.asarray, job.state.params)
+    params = jax.tree.map(np.array, job.state.params)
     task = task_build.TASKS["pretraining"](electra(config), tokenizer(config))
     apply = models.apply_fn(models.module_parts(task.model_config, task.head)[0])
     objective = task.objective(apply)
@@ -189,7 +189,7 @@ def batch_of(config):
 @pytest.mark.parametrize("task", TASKS)
 def test_the_loss_is_that_of_the_plain_definition(config, task):
     job, batch = batch_of(TASKS[task](config))
-    params = jax.tree.map(np.asarray, job.state.params)
+    params = jax.tree.map(np.array, job.state.params)
     _, metrics = job.train_step(job.state, batch)
     model_config = task_build.TASKS[task](TASKS[task](config), tokenizer(config)).model_config
     apply = models.apply_fn(models.module_parts(model_config, task)[0])
@@ -226,15 +226,20 @@ def tokenizer(config):
     ids=["accumulated", "sharded"],
 )
 def test_a_step_in_parts_or_over_devices_is_the_same_step(config, task, settings):
-    same_step(TASKS[task](change(config, train={"batch_size": 32})), settings)
+    same_step(TASKS[task](config), settings)
 
 
 def test_electras_step_over_devices_is_the_same_step(config):
-    config = electra(change(config, train={"batch_size": 32}))
-    same_step(config, {"mesh": {"data": 2, "fsdp": 2, "tensor": 1}})
+    same_step(electra(config), {"mesh": {"data": 2, "fsdp": 2, "tensor": 1}})
 
 
 def same_step(config, settings):
+    # Not Adam, whose first step makes much of gradients that are nothing but rounding.
+    config = change(
+        config,
+        optimizer={"name": "sgd", "learning_rate": 0.1, "warmup": 0.0},
+        data={"packing": False, "buckets": [32]},  # packed, the rows of a batch follow the mesh
+    )
     results = []
     for one in (config, change(config, **settings)):
         job = task_build.build(one)
@@ -245,7 +250,7 @@ def same_step(config, settings):
     np.testing.assert_array_equal(batch["input_ids"], other["input_ids"])
     flat = jax.tree.leaves_with_path
     for (path, a), (_, b) in zip(flat(whole), flat(parts), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5, err_msg=str(path))
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=str(path))
 
 
 def test_stopped_and_taken_up_is_the_same_run(config, tmp_path, monkeypatch):

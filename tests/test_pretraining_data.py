@@ -157,6 +157,14 @@ def test_weights_hold_for_tokens_whatever_the_lengths(examples):
     assert not np.array_equal(source.at(1).rows, about.rows)
 
 
+def test_a_limit_that_leaves_a_weighted_corpus_out(examples):
+    source = examples(
+        documents_of(shard([[3]])), weights=[1.0, 1.0], train=["a", "b"], max_train_examples=1
+    )
+    with pytest.raises(InputError, match=r"data\.max_train_examples: found 1, which leaves some"):
+        source.at(0)
+
+
 @pytest.mark.parametrize("pairs", [False, True])
 def test_a_batch_undone_is_the_text(rng, examples, tokenizer, pairs):
     part = books(rng)

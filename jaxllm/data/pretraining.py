@@ -104,6 +104,11 @@ class PretrainingExamples:
         segments = joined(parts)
         numbers = np.arange(len(segments))
         if self._data.weights is not None:
+            if set(documents.corpora.tolist()) != set(range(len(self._data.weights))):
+                raise InputError(
+                    f"data.max_train_examples: found {self._data.max_train_examples}, which leaves "
+                    "some of data.train unread, but each has its share in data.weights; raise it"
+                )
             corpora = [
                 joined([part for part, c in zip(parts, documents.corpora, strict=True) if c == one])
                 for one in range(len(self._data.weights))

@@ -6,15 +6,15 @@ right one from 0 (``data.label``). As in its reference implementation and BERT's
 2018, section 4.4), context and ending are the two texts of a pair.
 """
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxllm import processes
 from jaxllm.config_fields import DataConfig
-from jaxllm.data.corpus import Examples, load_arrays, sources_of
-from jaxllm.data.packing import Rows, fill_packed, slots
+from jaxllm.data.corpus import load_arrays, sources_of
+from jaxllm.data.groups import Groups
+from jaxllm.data.packing import Rows
 from jaxllm.data.rows import Source
 from jaxllm.errors import InputError
 
@@ -24,29 +24,13 @@ if TYPE_CHECKING:
 SHORTEST = 5  # tokens of a pair: three special ones, one of each text
 
 
-@dataclass(frozen=True)
-class Questions(Examples):
-    """n questions of C choices; as `Examples`, but ``offsets`` are int64[n * C + 1].
-
-    Text ``i * C + c`` is question i with its choice c. ``labels`` int32[n] are places of choices.
-    What is packed into rows is the question: all its texts are in one row, each a segment.
-    """
-
-    choices: int = field(kw_only=True)
+class Questions(Groups):
+    """n questions, groups of a text for each choice; ``labels`` int32[n] are places of choices."""
 
     @property
-    def lengths(self) -> np.ndarray:
-        """int64[n]: tokens of each question, all its texts together."""
-        return np.diff(self.offsets[:: self.choices])
-
-    def lengths_of(self, members: np.ndarray) -> np.ndarray:
-        """int64[m]: tokens of the questions `members`."""
-        begins = members * self.choices
-        return self.offsets[begins + self.choices] - self.offsets[begins]
-
-    def slots(self, row_length: int, *, packing: bool) -> int:
-        """P, the questions that a row holds at most."""
-        return max(1, slots(row_length) // self.choices) if packing else 1
+    def choices(self) -> int:
+        """C, the texts of a question."""
+        return self.width
 
     def fill(
         self, rows: Rows, *, row_length: int, height: int, packing: bool
@@ -57,18 +41,8 @@ class Questions(Examples):
         ``head_positions`` int32 [B, P * C], ``labels`` int32 [B, P], ``label_weights`` float32
         [B, P].
         """
-        choices, per_row = self.choices, self.slots(row_length, packing=packing)
-        texts = Examples(self.tokens, self.type_ids, self.offsets, None, self.rows, self.report)
-        each = rows.members[:, None] * choices + np.arange(choices)
-        batch = fill_packed(
-            texts,
-            Rows(each.ravel(), rows.starts * choices),
-            row_length=row_length,
-            max_per_row=per_row * choices,
-            height=height,
-        )
-        batch["label_weights"] = batch["label_weights"][:, ::choices]
-        batch["labels"] = np.zeros((height, per_row), np.int32)
+        batch = self.fill_texts(rows, None, row_length=row_length, height=height, packing=packing)
+        batch["labels"] = np.zeros(batch["label_weights"].shape, np.int32)
         # Questions fill the slots of a row from the first on, in the order of the members.
         assert self.labels is not None
         batch["labels"][batch["label_weights"] > 0] = self.labels[rows.members]
@@ -109,7 +83,7 @@ def _load(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizerFast") ->
     return Questions(
         **{name: arrays[name] for name in ("tokens", "type_ids", "offsets", "labels", "rows")},
         report=report,
-        choices=choices,
+        width=choices,
     )
 
 

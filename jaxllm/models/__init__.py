@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.errors import InputError
-from jaxllm.models import bert, distilbert, electra, roberta
+from jaxllm.models import bert, distilbert, electra, modernbert_heads, roberta
 from jaxllm.models.encoder import Encoder
 
 Params = dict[str, Any]  # nested dict of arrays
 Heads = dict[str, Callable[..., nnx.Module]]
 
-# transformers' model_type -> the module that says what its encoder is.
+# transformers' model_type -> the module that says what its encoder is, of BERT and its kin.
 ENCODERS = {
     "bert": bert,
     "distilbert": distilbert,
@@ -35,7 +35,8 @@ def _heads(family: ModuleType, heads: Mapping[str, type[Encoder]]) -> Heads:
 # transformers' model_type -> task -> what makes the module, from a transformers config, `rngs`,
 # `dtype`, `remat` and `unroll`. "base" is the model without a head.
 FAMILIES: dict[str, Heads] = {
-    name: _heads(family, family.HEADS) for name, family in ENCODERS.items()
+    **{name: _heads(family, family.HEADS) for name, family in ENCODERS.items()},
+    "modernbert": dict(modernbert_heads.HEADS),
 }
 # Likewise, modules that there are in training only.
 JOINT: dict[str, Heads] = {"electra": _heads(electra, electra.JOINT_HEADS)}
@@ -89,4 +90,5 @@ def apply_fn(graphdef: Any) -> Callable[..., Any]:
 
 def max_tokens(config: Any) -> int:
     """Tokens of the longest example that the model has positions for."""
-    return ENCODERS[config.model_type].spec(config).max_tokens
+    family = ENCODERS.get(config.model_type)
+    return config.max_position_embeddings if family is None else family.spec(config).max_tokens

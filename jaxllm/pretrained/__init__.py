@@ -3,6 +3,7 @@
 from jaxllm.pretrained.bert import BERT
 from jaxllm.pretrained.distilbert import DISTILBERT
 from jaxllm.pretrained.electra import ELECTRA
+from jaxllm.pretrained.modernbert import MODERNBERT
 from jaxllm.pretrained.names import Family
 from jaxllm.pretrained.roberta import ROBERTA, XLM_ROBERTA
 
@@ -11,6 +12,7 @@ FAMILIES: dict[str, Family] = {
     "bert": BERT,
     "distilbert": DISTILBERT,
     "electra": ELECTRA,
+    "modernbert": MODERNBERT,
     "roberta": ROBERTA,
     "xlm-roberta": XLM_ROBERTA,
 }

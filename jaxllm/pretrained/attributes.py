@@ -3,7 +3,7 @@
 An attribute that would change the numbers and is not implemented is refused by name.
 """
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,12 +93,14 @@ class Attributes:
         activations: what they read that names an activation.
         required: attributes with one value that is implemented, and the value.
         harmless: what transformers' model never read, beside BOOKKEEPING and GENERATION.
+        problems: what is wrong with attributes that have a structure of their own.
     """
 
     implemented: frozenset[str]
     activations: frozenset[str]
     required: dict[str, Any] = field(default_factory=dict)
     harmless: frozenset[str] = frozenset()
+    problems: Callable[[dict[str, Any]], list[str]] = lambda attributes: []
 
     def extended(
         self,
@@ -114,12 +116,13 @@ class Attributes:
             self.activations | activations,
             {**self.required, **(required or {})},
             self.harmless | harmless,
+            self.problems,
         )
 
     def check(self, attributes: dict[str, Any], where: str) -> None:
         """Raises InputError, naming every attribute, unless the model described is implemented."""
         known = self.implemented | self.harmless | BOOKKEEPING | GENERATION
-        problems = []
+        problems = self.problems(attributes)
         for name, value in attributes.items():
             if name in self.required:
                 if value is not None and value != self.required[name]:

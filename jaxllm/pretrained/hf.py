@@ -14,6 +14,7 @@ from jaxllm.pretrained.converting import ConvertReport, convert
 from jaxllm.pretrained.formats import read_tensors
 from jaxllm.pretrained.loading import LoadReport
 from jaxllm.pretrained.location import resolve
+from jaxllm.pretrained.names import join
 from jaxllm.sharding import map_params
 
 __all__ = [
@@ -96,14 +97,15 @@ def save_pretrained(
             f"missing {sorted(expected.keys() - leaves.keys())}, "
             f"unexpected {sorted(leaves.keys() - expected.keys())}"
         )
-    arrays = {}
+    parts: dict[str, dict[int, np.ndarray]] = {}
     for path, array in leaves.items():
         leaf, host = family.by_path[path], np.asarray(array)
         names = leaf.names(host.shape[0])
         for name, one in zip(names, host if leaf.stacked else [host], strict=True):
             stored = family.flax_name(name) if flax else name
-            stored = family.bare(stored) if task == "base" else stored
-            arrays[stored] = leaf.to_stored(one, flax=flax)
+            tensor = parts.setdefault(family.bare(stored) if task == "base" else stored, {})
+            tensor[leaf.part[0]] = leaf.to_stored(one, flax=flax)
+    arrays = {name: join(tensor, flax=flax) for name, tensor in parts.items()}
     described = config.to_diff_dict() | {
         "architectures": [architecture],
         "dtype": str(next(iter(arrays.values())).dtype),

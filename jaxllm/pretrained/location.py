@@ -14,6 +14,9 @@ SMALL_FILES = [
     "vocab*",
     "special_tokens_map.json",
     "added_tokens.json",
+    "modules.json",
+    "*_Pooling/config.json",
+    "sentence_bert_config.json",
 ]
 # What to fetch, the first that is there: a repository often holds the same weights several times.
 WEIGHT_PATTERNS = [

@@ -41,13 +41,16 @@ class Module:
     """A row: our path, and the checkpoint's with `{}` for the layer.
 
     `inputs`: how many leading axes of our kernel are summed over; the rest are its outputs. Both
-    are flat in checkpoints.
+    are flat in checkpoints. `part` (i, n): the i-th of n equal parts of a fused layer's outputs, a
+    row for each part. `first`: the layer that our first one is, where the checkpoint's lack some.
     """
 
     path: str
     name: str
     kind: Literal["dense", "norm", "embedding", "bias"]
     inputs: int = 1
+    part: tuple[int, int] = (0, 1)
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Leaf:
     name: str
     flax_name: str
     inputs: int | None  # None: no kernel
+    part: tuple[int, int] = (0, 1)
+    first: int = 0
 
     @property
     def stacked(self) -> bool:
@@ -65,24 +70,38 @@ class Leaf:
 
     def names(self, layers: int) -> list[str]:
         """The tensors it is made of, in order."""
-        return [self.name.format(i) for i in range(layers)] if self.stacked else [self.name]
+        if not self.stacked:
+            return [self.name]
+        return [self.name.format(self.first + i) for i in range(layers)]
 
     def stored_shape(self, shape: tuple[int, ...], *, flax: bool) -> tuple[int, ...]:
-        """The shape in a checkpoint of one layer's parameter of this shape."""
+        """The shape of the checkpoint's tensor that holds one layer's parameter of this shape."""
+        *lead, outputs = self._flat_shape(shape)
+        whole = (*lead, outputs * self.part[1])
+        return whole if flax or self.inputs is None else whole[::-1]
+
+    def _flat_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if self.inputs is None:
             return shape if self.path.endswith(("embedding", "scale")) else (math.prod(shape),)
-        flat = (math.prod(shape[: self.inputs]), math.prod(shape[self.inputs :]))
-        return flat if flax else flat[::-1]
+        return math.prod(shape[: self.inputs]), math.prod(shape[self.inputs :])
 
     def to_ours(self, array: np.ndarray, shape: tuple[int, ...], *, flax: bool) -> np.ndarray:
-        """A view of the stored array in our layout."""
-        return (array if flax or self.inputs is None else array.T).reshape(shape)
+        """This parameter in our layout out of the stored array, a view of it where it can be."""
+        array = array if flax or self.inputs is None else array.T
+        i, n = self.part
+        return np.split(array, n, axis=-1)[i].reshape(shape)
 
     def to_stored(self, array: np.ndarray, *, flax: bool) -> np.ndarray:
-        """A view of one layer's parameter in a checkpoint's layout."""
-        if flax or self.inputs is None:
-            return array.reshape(self.stored_shape(array.shape, flax=flax))
-        return array.reshape(self.stored_shape(array.shape, flax=True)).T
+        """A view of one layer's parameter in a checkpoint's layout, to be joined where fused."""
+        array = array.reshape(self._flat_shape(array.shape))
+        return array if flax or self.inputs is None else array.T
+
+
+def join(parts: dict[int, np.ndarray], *, flax: bool) -> np.ndarray:
+    """The tensor of a checkpoint from all its parts by number."""
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate([parts[i] for i in sorted(parts)], axis=-1 if flax else 0)
 
 
 @dataclass(frozen=True)
@@ -107,6 +126,8 @@ class Family:
                 f"{module.name}.{torch}",
                 f"{module.name}.{flax}".replace(".", "/"),
                 module.inputs if ours == "kernel" else None,
+                module.part,
+                module.first,
             )
             for module in self.modules
             for ours, torch, flax in LEAVES[module.kind]

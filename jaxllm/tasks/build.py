@@ -23,6 +23,7 @@ from jaxllm.pretrained import hf
 from jaxllm.sharding import batch_sharding, batch_shards, make_mesh
 from jaxllm.tasks import (
     classification,
+    embedding,
     multiple_choice,
     pretraining,
     question_answering,
@@ -38,6 +39,7 @@ logger = logging.getLogger("jaxllm")
 TASKS: dict[str, Prepare] = {  # model.task -> what reads its data and fits its head
     "sequence-classification": classification.prepare,
     "token-classification": tokens.prepare,
+    "sentence-embedding": embedding.prepare,
     "masked-lm": pretraining.prepare,
     "pretraining": pretraining.prepare,
     "question-answering": question_answering.prepare,

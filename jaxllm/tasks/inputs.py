@@ -9,6 +9,7 @@ from typing import Any
 from jaxllm.config_fields import Config
 from jaxllm.errors import InputError
 from jaxllm.files import write_atomic
+from jaxllm.pretrained import sentence_transformers
 
 INPUT_FILE = "jaxllm.json"
 
@@ -56,15 +57,20 @@ class InputFormat:
 
     @classmethod
     def load(cls, directory: Path, *, max_length: int) -> "InputFormat":
-        """Reads `jaxllm.json`; without it (a model trained elsewhere) `text` and `text_pair` count.
+        """Reads `jaxllm.json`. Without it the model was trained elsewhere: one that comes with
+        sentence-transformers' files answers `text` with its embedding, any other is a classifier of
+        `text` and `text_pair`.
 
-        `max_length`: what to take in that case.
+        `max_length`: of the longest row that model and tokenizer take.
 
         Raises:
             InputError: the file is not what `save` writes.
         """
         path = directory / INPUT_FILE
         if not path.is_file():
+            if sentence_transformers.read_pooling(directory) is not None:
+                own = sentence_transformers.read_max_length(directory)
+                return cls("sentence-embedding", max_length=min(own or max_length, max_length))
             return cls(text_pair="text_pair", pair_optional=True, max_length=max_length)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from jaxllm import models
 from jaxllm.config_fields import Config
 from jaxllm.data.tokenizer import load_tokenizer, vocabulary_size
 from jaxllm.errors import InputError
+from jaxllm.objectives import Apply
 from jaxllm.pretrained import FAMILIES, hf
 from jaxllm.sharding import batch_sharding, map_params, parameter_sharding
 from jaxllm.tasks.inputs import InputFormat
 from jaxllm.train import flatten
 
+HEADS = {"sentence-embedding": "base"}  # tasks whose head has another name
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 
 
@@ -86,6 +89,7 @@ def load_saved(
 class SavedModel:
     """A saved model on its devices, and what it needs to read text."""
 
+    directory: Path
     config: Any
     tokenizer: Any
     form: InputFormat
@@ -95,7 +99,7 @@ class SavedModel:
 
     @classmethod
     def load(cls, path: str, mesh: Mesh) -> "SavedModel":
-        """The model at `path`; its task is in jaxllm.json, without that file classification.
+        """The model at `path`, for the task that `InputFormat.load` finds.
 
         Raises:
             InputError: no model there, one whose weights lack the task's head, no tokenizer.
@@ -106,17 +110,24 @@ class SavedModel:
         check_tokenizer(tokenizer, config)
         longest = min(models.max_tokens(config), tokenizer.model_max_length)
         form = InputFormat.load(directory, max_length=longest)
-        _, graphdef, params = load_saved(path, form.task, config, mesh)
-        return cls(config, tokenizer, form, mesh, graphdef, params)
+        head = HEADS.get(form.task, form.task)
+        _, graphdef, params = load_saved(path, head, config, mesh)
+        return cls(directory, config, tokenizer, form, mesh, graphdef, params)
 
     def forward(self, pick: Callable[[Any], Any]) -> Callable[[dict[str, np.ndarray]], Any]:
         """The jitted model: arrays of rows to what `pick` takes of its output."""
+        return self.compiled(lambda model, rows: pick(model(**rows)))
+
+    def compiled(
+        self, compute: Callable[[Apply, dict[str, jax.Array]], Any]
+    ) -> Callable[[dict[str, np.ndarray]], Any]:
+        """`compute(model, rows)`, jitted and on the mesh; `model(**rows)` is the model's output."""
         apply = models.apply_fn(self.graphdef)
-        compiled = jax.jit(lambda params, rows: pick(apply(params, **rows)))
+        jitted = jax.jit(lambda params, rows: compute(partial(apply, params), rows))
 
         def call(rows: dict[str, np.ndarray]) -> Any:
             with jax.set_mesh(self.mesh):
-                return compiled(self.params, jax.device_put(rows, batch_sharding(self.mesh)))
+                return jitted(self.params, jax.device_put(rows, batch_sharding(self.mesh)))
 
         return call
 

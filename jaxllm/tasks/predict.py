@@ -134,14 +134,16 @@ def load_predictor(model: str, batch_size: int) -> Predictor:
 
     from jaxllm.sharding import batch_shards, make_mesh
     from jaxllm.tasks.answerer import Answerer
-    from jaxllm.tasks.classifier import Classifier
+    from jaxllm.tasks.classifier import classifier
+    from jaxllm.tasks.embedder import embedder
     from jaxllm.tasks.model import SavedModel
     from jaxllm.tasks.multiple_choice import ChoicePredictor
     from jaxllm.tasks.tagger import Tagger
 
     predictors: dict[str, Callable[[SavedModel, int], Predictor]] = {
-        "sequence-classification": Classifier.of,
+        "sequence-classification": classifier,
         "token-classification": Tagger.of,
+        "sentence-embedding": embedder,
         "question-answering": Answerer.of,
         "multiple-choice": ChoicePredictor.of,
     }

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # benchmarks are not part of the installed package
 
-from benchmarks import finetune  # noqa: E402
+from benchmarks import finetune, mlm  # noqa: E402
 from benchmarks.recipe import Job  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -77,6 +77,51 @@ def test_all_variants_run_on_the_same_rows_and_end_in_a_table(toy, tmp_path):
         assert row["train_loss"] == pytest.approx(np.log(2), abs=0.2)
         assert row["gate"]["torch"]["grad_norm"] > 0
     assert rows["torch-bfloat16"]["train_loss"] != torch["train_loss"]
+
+
+@pytest.mark.slow
+def test_a_task_with_pairs_and_numbers_runs_on_both_sides(toy, tmp_path):
+    rng = np.random.default_rng(0)
+    words = [w for w in (toy["model"] / "vocab.txt").read_text().split() if w.isalpha()]
+    (tmp_path / "stsb").mkdir()
+    for part, count in (("train", 128), ("dev", 40)):
+        lines = []
+        for _ in range(count):
+            first, second = (" ".join(rng.choice(words, int(rng.integers(1, 9)))) for _ in "ab")
+            lines.append(f"g\tf\ty\ti\t{len(first.split()) / 2}\t{first}\t{second}\n")
+        (tmp_path / "stsb" / f"sts-{part}.csv").write_text("".join(lines), encoding="utf-8")
+    command = [sys.executable, "-m", "benchmarks.tasks", "--model", str(toy["model"])]
+    command += ["--data", str(tmp_path), "--tasks", "stsb", "--seeds", "1"]
+    command += ["--output", str(tmp_path / "results.jsonl")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "| jaxllm-float32 / torch-float32 | stsb | pearson |" in done.stdout
+    ours, torch = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    assert (ours["variant"], torch["variant"]) == ("jaxllm-float32", "torch-float32")
+    assert torch["steps"] == 12  # three epochs of four batches
+    for row in (ours, torch):
+        assert -1 <= row["pearson"] <= 1
+        assert row["gate"]["torch"]["grad_norm"] > 0
+    assert ours["train_loss"] == pytest.approx(torch["train_loss"], rel=0.3)
+
+
+@pytest.mark.slow
+def test_the_masked_lm_step_is_the_same_padded_and_packed(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.mlm", "--size", "toy", "--seeds", "1"]
+    command += ["--output", str(tmp_path / "results.jsonl")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    padded, packed, torch = rows
+    assert [row["variant"] for row in rows] == list(mlm.VARIANTS)
+    assert padded["steps"] == torch["steps"] == 8 > packed["steps"]
+    assert padded["timed_padded_tokens"] == torch["timed_padded_tokens"]
+    assert padded["timed_real_tokens"] == torch["timed_real_tokens"]
+    assert packed["timed_real_tokens"] / packed["timed_padded_tokens"] > 0.75
+    for row in rows:
+        assert row["train_loss"] == pytest.approx(np.log(99), abs=0.1)
+        assert row["gate"]["jaxllm"]["loss"] == pytest.approx(np.log(99), abs=0.1)
+    assert "| jaxllm-float32-packed |" in done.stdout
 
 
 @pytest.mark.slow

@@ -1,0 +1,88 @@
+"""The PyTorch side of ``benchmarks.mlm``: transformers' BertForMaskedLM, each text a padded row."""
+
+import json
+import os
+import time
+from typing import Any
+
+import torch
+from transformers import BertForMaskedLM, get_linear_schedule_with_warmup
+
+from benchmarks.recipe import Job, Timer, burn_in_steps, serve, warmup_steps
+from benchmarks.torch_baseline import adamw
+from jaxllm.throughput import peak_host_memory_bytes
+
+
+def gate(job: Job) -> dict[str, Any]:
+    """Mean loss and gradient norm of the first batch, with dropout off."""
+    model = BertForMaskedLM.from_pretrained(job.model, dtype=torch.float32).eval()
+    loss = model(**batches(job)[0]).loss
+    loss.backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    return {"loss": loss.item(), "grad_norm": norm.item()}
+
+
+def run(job: Job) -> dict[str, Any]:
+    """All epochs; the figures of a result row."""
+    began = time.perf_counter()
+    recipe = job.recipe
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.manual_seed(job.seed)
+    rows = batches(job) * recipe.epochs
+    steps = len(rows)
+    model = BertForMaskedLM.from_pretrained(job.model, dtype=torch.float32).train()
+    optimizer = adamw(model, recipe, job.fused)
+    schedule = get_linear_schedule_with_warmup(optimizer, warmup_steps(recipe, steps), steps)
+    timer, burn_in, losses = Timer(), burn_in_steps(recipe, steps), []
+    startup_seconds = time.perf_counter() - began
+    for step, batch in enumerate(rows):
+        if step == burn_in:
+            timer = Timer(started=time.perf_counter())
+        loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+        timer.add(
+            examples=len(batch["input_ids"]),
+            real_tokens=int(batch["attention_mask"].sum()),
+            padded_tokens=batch["input_ids"].numel(),
+        )
+    timer.stopped = time.perf_counter()
+    return {
+        **timer.figures(),
+        "steps": steps,
+        "compile_seconds": 0.0,  # nothing is compiled
+        "startup_seconds": startup_seconds,
+        "train_loss": torch.stack(losses).mean().item(),
+        "peak_memory": peak_host_memory_bytes(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def batches(job: Job) -> list[dict[str, torch.Tensor]]:
+    """The texts in their order, each padded to the length of a row."""
+    with open(job.train, encoding="utf-8") as file:
+        texts = [json.loads(line) for line in file]
+    shape = (len(texts), job.recipe.max_length)
+    ids, mask, labels = (torch.full(shape, fill) for fill in (0, 0, -100))
+    for row, text in enumerate(texts):
+        count = len(text["ids"])
+        ids[row, :count] = torch.tensor(text["ids"])
+        mask[row, :count] = 1
+        labels[row, text["positions"]] = torch.tensor(text["labels"])
+    size = job.recipe.batch_size
+    return [
+        {
+            "input_ids": ids[start : start + size],
+            "attention_mask": mask[start : start + size],
+            "labels": labels[start : start + size],
+        }
+        for start in range(0, len(texts), size)
+    ]
+
+
+if __name__ == "__main__":
+    serve({"gate": gate, "run": run})

@@ -1,0 +1,143 @@
+"""Texts that are alike: an anchor, its positive, and perhaps a negative."""
+
+import functools
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jaxllm.config_fields import DataConfig
+from jaxllm.data.corpus import Examples, ReadReport, load_examples
+from jaxllm.data.groups import Groups
+from jaxllm.data.packing import Rows
+from jaxllm.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pairs(Groups):
+    """n groups of 2 or 3 texts: anchor, positive and, in third place, a negative.
+
+    Attributes:
+        labels: float32[n], how alike anchor and positive are; None where there are no scores.
+        text_ids: int32[n * G], a number for the content of each text: equal for equal texts.
+    """
+
+    text_ids: np.ndarray = field(kw_only=True)
+
+    def fill(
+        self, rows: Rows, *, row_length: int, height: int, packing: bool
+    ) -> dict[str, np.ndarray]:
+        """The arrays of a batch of `rows`.
+
+        ``input_ids``, ``segment_ids``, ``token_type_ids`` int32 [B, T], ``head_positions`` and
+        ``text_ids`` int32 [B, P * G], ``label_weights`` float32 [B, P], 0 for no group.
+        """
+        batch = self.fill_texts(
+            rows, self.text_ids, row_length=row_length, height=height, packing=packing
+        )
+        batch["text_ids"] = batch.pop("labels")
+        return batch
+
+
+def text_length(data: DataConfig) -> int:
+    """Tokens of a text at most: all texts of a group fit in a row of ``data.max_length``."""
+    return data.max_length // (2 if data.text_negative is None else 3)
+
+
+class _Group(NamedTuple):
+    texts: tuple[np.ndarray, ...]  # tokens of each
+    score: float
+    row: int
+
+
+def load_pairs(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizerFast") -> Pairs:
+    """The groups of ``split`` "train" or "dev".
+
+    Train: the texts in ``data.text``, ``data.text_pair`` and, if set, ``data.text_negative``, of
+    the rows whose ``data.score`` is at least ``data.positive_from``, where that is set. Dev: anchor
+    and positive, with the scores in ``data.score``, where that is set. A text is cut to
+    `text_length`. The tokens are in memory.
+
+    Raises:
+        InputError: a file, column, row or score is not as it should be, or no row is left.
+    """
+    training, least = split == "train", data.positive_from
+    scored = data.score is not None and (not training or least is not None)
+    columns = {"data.text": data.text, "data.text_pair": data.text_pair}
+    if training and data.text_negative is not None:
+        columns["data.text_negative"] = data.text_negative
+    files = data.train if training else data.dev
+    groups: list[_Group] = []
+    read = truncated = 0
+    # File by file, as the number of a row tells it from others in its file only.
+    for part in [replace(data, train=[file], dev=[file]) for file in files] or [data]:
+        found = [
+            _load_column(part, split, tokenizer, key, column, scored and key == "data.text")
+            for key, column in columns.items()
+        ]
+        read += max(texts.report.read for texts in found)
+        truncated += sum(texts.report.truncated for texts in found)
+        groups += _joined(found)
+    groups = groups[: data.max_train_examples if training else data.max_dev_examples]
+    dropped = {"a text or the score cannot be used": read - len(groups)}
+    kept = groups
+    if training and least is not None:
+        kept = [group for group in groups if group.score >= least]
+        dropped[f"score below {least:g}"] = len(groups) - len(kept)
+    if not kept:
+        reasons = ", ".join(f"{count} × {reason}" for reason, count in dropped.items())
+        raise InputError(f"data.{split}: no row is left of {read}: {reasons}")
+    _LOG.info("data.%s: %d of %d rows are pairs to use", split, len(kept), read)
+    texts = [text for group in kept for text in group.texts]
+    tokens = np.concatenate(texts)
+    numbers: dict[bytes, int] = {}
+    return Pairs(
+        tokens=tokens,
+        type_ids=np.zeros(len(tokens), np.uint8),
+        offsets=np.cumsum([0, *map(len, texts)], dtype=np.int64),
+        labels=np.array([group.score for group in kept], np.float32) if scored else None,
+        rows=np.array([group.row for group in kept], np.int64),
+        report=ReadReport(read, len(kept), {r: n for r, n in dropped.items() if n}, truncated),
+        width=len(columns),
+        text_ids=np.array(
+            [numbers.setdefault(text.tobytes(), len(numbers)) for text in texts], np.int32
+        ),
+    )
+
+
+def _load_column(
+    data: DataConfig, split: str, tokenizer: Any, key: str, column: str | None, scored: bool
+) -> Examples:
+    """One column's texts, each by itself; with the score as label if `scored`."""
+    assert column is not None
+    single = replace(data, text=column, text_pair=None, max_length=text_length(data))
+    problem = None
+    if scored:
+        assert data.score is not None
+        single, problem = replace(single, label=data.score), "regression"
+    try:
+        return load_examples(single, split, tokenizer, problem_type=problem, labels=None)[0]
+    except InputError as error:  # the names of the keys are those of a text with a label
+        message = str(error).replace("(data.text)", f"({key})")
+        raise InputError(message.replace("(data.label)", "(data.score)")) from None
+
+
+def _joined(columns: list[Examples]) -> Iterator[_Group]:
+    """The rows that all columns of one file have kept."""
+    common = functools.reduce(np.intersect1d, [texts.rows for texts in columns])
+    scores = columns[0].labels
+    places = zip(*(np.searchsorted(texts.rows, common) for texts in columns), strict=True)
+    for row, at in zip(common, places, strict=True):
+        tokens = (
+            texts.tokens[texts.offsets[i] : texts.offsets[i + 1]]
+            for texts, i in zip(columns, at, strict=True)
+        )
+        yield _Group(tuple(tokens), math.nan if scores is None else float(scores[at[0]]), int(row))

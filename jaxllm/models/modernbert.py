@@ -1,0 +1,267 @@
+"""ModernBERT (Warner et al., 2024): the encoder.
+
+Pre-norm blocks without biases, rotary positions, GeGLU, and attention that alternates between all
+tokens (global) and a window around each (local). Equal in numbers to transformers' PyTorch class.
+`config` is a transformers ModernBertConfig.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxllm.attention import attention_mask as make_mask
+from jaxllm.attention import (
+    dot_product_attention,
+    rotary_table,
+    rotate,
+    segment_positions,
+    window_mask,
+)
+from jaxllm.layers import ACTIVATIONS, Dense, Embed, Key, LayerNorm, dropout, split_key
+from jaxllm.models.encoder import REMAT_POLICIES, gather_tokens
+from jaxllm.models.outputs import EncoderOutput
+from jaxllm.sharding import constrain
+
+GLOBAL, LOCAL = "full_attention", "sliding_attention"  # names in config.layer_types
+
+
+def make_dense(config: Any, **options: Any) -> Any:
+    """`Dense` with the truncated normal draw of this family."""
+    return partial(Dense, cutoff=config.initializer_cutoff_factor, **options)
+
+
+def make_norm(config: Any, dtype: jnp.dtype) -> LayerNorm:
+    width, eps = config.hidden_size, config.norm_eps
+    return LayerNorm(width, eps=eps, use_bias=config.norm_bias, dtype=dtype)
+
+
+def output_stddev(config: Any) -> float:
+    """Of layers that add to the residual stream, which gets two summands a block."""
+    return config.initializer_range / (2.0 * config.num_hidden_layers) ** 0.5
+
+
+class ModernBertEmbeddings(nnx.Module):
+    def __init__(self, config: Any, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.word = Embed(
+            config.vocab_size,
+            config.hidden_size,
+            stddev=config.initializer_range,
+            cutoff=config.initializer_cutoff_factor,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.norm = make_norm(config, dtype)
+        self.dropout_rate = config.embedding_dropout
+
+    def __call__(self, input_ids: jax.Array, key: Key) -> jax.Array:
+        return dropout(self.norm(self.word(input_ids)), self.dropout_rate, key)
+
+
+class ModernBertAttention(nnx.Module):
+    def __init__(self, config: Any, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        D, N = config.hidden_size, config.num_attention_heads
+        if D % (2 * N):
+            raise ValueError(
+                f"hidden_size={D} does not give num_attention_heads={N} heads of an even size, "
+                f"which rotary positions need; choose a multiple of {2 * N}"
+            )
+        dense = make_dense(config, use_bias=config.attention_bias, dtype=dtype, rngs=rngs)
+        self.query = dense((D,), (N, D // N), stddev=config.initializer_range)
+        self.key = dense((D,), (N, D // N), stddev=config.initializer_range)
+        self.value = dense((D,), (N, D // N), stddev=config.initializer_range)
+        self.output = dense((N, D // N), (D,), stddev=output_stddev(config))
+        self.norm = make_norm(config, dtype)
+        self.dropout_rate = config.attention_dropout
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        is_first: jax.Array,
+        mask: jax.Array,
+        rotary: jax.Array,
+        key: Key,
+        queries: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        weights_key, output_key = split_key(key, 2)
+        x_BTD = jnp.where(is_first, x_BTD, self.norm(x_BTD))
+        q_BTD, q_rotary = x_BTD, rotary
+        if queries is not None:
+            q_BTD = gather_tokens(x_BTD, queries)
+            q_rotary, mask = tokens_at(rotary, queries), tokens_at(mask, queries)
+        out_BTNH, weights = dot_product_attention(
+            rotate(self.query(q_BTD), q_rotary),
+            rotate(self.key(x_BTD), rotary),
+            self.value(x_BTD),
+            mask=mask,
+            dropout_rate=self.dropout_rate,
+            key=weights_key,
+        )
+        return dropout(self.output(out_BTNH), self.dropout_rate, output_key), weights
+
+
+class ModernBertMLP(nnx.Module):
+    """GeGLU (Shazeer, 2020): down(activation(gate(x)) * up(x))."""
+
+    def __init__(self, config: Any, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        D, F = config.hidden_size, config.intermediate_size
+        dense = make_dense(config, use_bias=config.mlp_bias, dtype=dtype, rngs=rngs)
+        self.gate = dense((D,), (F,), stddev=config.initializer_range)
+        self.up = dense((D,), (F,), stddev=config.initializer_range)
+        self.down = dense((F,), (D,), stddev=output_stddev(config))
+        self.activation = ACTIVATIONS[config.hidden_activation]
+        self.norm = make_norm(config, dtype)
+        self.dropout_rate = config.mlp_dropout
+
+    def __call__(self, x_BTD: jax.Array, key: Key) -> jax.Array:
+        x_BTD = self.norm(x_BTD)
+        hidden_BTF = self.activation(self.gate(x_BTD)) * self.up(x_BTD)
+        return self.down(dropout(hidden_BTF, self.dropout_rate, key))
+
+
+class ModernBertBlock(nnx.Module):
+    def __init__(self, config: Any, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.attention = ModernBertAttention(config, dtype=dtype, rngs=rngs)
+        self.mlp = ModernBertMLP(config, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        is_first: jax.Array,
+        mask: jax.Array,
+        rotary: jax.Array,
+        key: Key,
+        queries: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """`queries` [B, P]: compute these tokens only, which still look at all; then T is P."""
+        attention_key, mlp_key = split_key(key, 2)
+        out_BTD, weights = self.attention(x_BTD, is_first, mask, rotary, attention_key, queries)
+        x_BTD = out_BTD + (x_BTD if queries is None else gather_tokens(x_BTD, queries))
+        return constrain(x_BTD + self.mlp(x_BTD, mlp_key), "BTD"), weights
+
+
+class ModernBertEncoder(nnx.Module):
+    """Embeddings, L blocks stacked on a leading axis and scanned, and the final norm.
+
+    Blocks differ in two ways, both flags that the scan carries along, so that any pattern of
+    config.layer_types is one compiled body and one attention a block: a global block widens the
+    window to the row and takes the other rotary table, and the first block has no norm before its
+    attention. blocks/attention/norm therefore has L - 1 rows, those of the checkpoint.
+    `unroll`: blocks in one iteration of the scan, 0 = all.
+    `remat`: none, full, or dots (REMAT_POLICIES).
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+        remat: str = "none",
+        unroll: int = 1,
+    ):
+        L = config.num_hidden_layers
+        self.embeddings = ModernBertEmbeddings(config, dtype=dtype, rngs=rngs)
+        self.blocks = jax.vmap(
+            lambda key: ModernBertBlock(config, dtype=dtype, rngs=nnx.Rngs(params=key))
+        )(jax.random.split(rngs.params(), L))
+        self.blocks.attention.norm = jax.vmap(lambda _: make_norm(config, dtype))(jnp.arange(1, L))
+        self.final_norm = make_norm(config, dtype)
+        self.is_global = tuple(kind == GLOBAL for kind in config.layer_types)
+        self.thetas = tuple(config.rope_parameters[kind]["rope_theta"] for kind in (LOCAL, GLOBAL))
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.radius = config.local_attention // 2
+        self.remat = remat
+        self.unroll = unroll or L
+
+    def encode(
+        self,
+        input_ids: jax.Array,
+        *,
+        attention_mask: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        queries: jax.Array | None = None,
+        key: Key = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> EncoderOutput:
+        """The encoder with its final norm; all ids are int32 [B, T].
+
+        Packed rows give `segment_ids` (0 = padding). `token_type_ids` are for other families'
+        sake: ModernBERT has none, and what is given has no effect. `queries` [B, P]: the last block
+        computes these tokens only, the last hidden state is [B, P, D].
+        """
+        T, L = input_ids.shape[1], len(self.is_global)
+        if position_ids is None and segment_ids is not None:
+            position_ids = segment_positions(segment_ids)
+        elif position_ids is None:
+            position_ids = jnp.arange(T)[None]
+        window = window_mask(T, self.radius)
+        visible = make_mask(attention_mask, segment_ids)
+        local, glob = (rotary_table(position_ids, self.head_size, theta) for theta in self.thetas)
+
+        embed_key, blocks_key = split_key(key, 2)
+        x_BTD = constrain(self.embeddings(input_ids, embed_key), "BTD")
+        block_def, blocks = nnx.split(self.blocks)
+        # The norm that the first block has not gets a row that is not used.
+        blocks = jax.tree.map(
+            lambda a: a if a.shape[0] == L else jnp.pad(a, ((1, 0), (0, 0))), blocks
+        )
+        keys = None if blocks_key is None else jax.random.split(blocks_key, L)
+
+        def body(x_BTD: jax.Array, layer: tuple, queries: jax.Array | None = None) -> tuple:
+            params, is_first, is_global, layer_key = layer
+            mask = window | is_global
+            mask = mask if visible is None else mask & visible
+            rotary = jnp.where(is_global, glob, local)
+            x_BTD, weights = nnx.merge(block_def, params)(
+                x_BTD, is_first, mask, rotary, layer_key, queries
+            )
+            return x_BTD, (
+                x_BTD if output_hidden_states else None,
+                weights if output_attentions else None,
+            )
+
+        if self.remat != "none":
+            body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat])
+        layers = (blocks, np.arange(L) == 0, np.asarray(self.is_global), keys)
+        embedded, last = x_BTD, None
+        if queries is not None:
+            last = jax.tree.map(lambda a: a[-1], layers)
+            layers = jax.tree.map(lambda a: a[:-1], layers)
+        collected: tuple
+        x_BTD, collected = jax.lax.scan(body, x_BTD, layers, unroll=self.unroll)
+        if last is not None:
+            x_BTD, _ = body(x_BTD, last, queries)
+        x_BTD = self.final_norm(x_BTD)
+        hidden, weights = collected
+        return EncoderOutput(
+            last_hidden_state=x_BTD,
+            hidden_states=(embedded, *hidden[:-1], x_BTD) if output_hidden_states else None,
+            attentions=tuple(weights) if output_attentions else None,
+        )
+
+    def encode_at(
+        self, input_ids: jax.Array, queries: jax.Array | None, **inputs: Any
+    ) -> tuple[jax.Array, EncoderOutput]:
+        """(last hidden state of the queried tokens [B, P, D], the encoder's output).
+
+        Where hidden states or attentions are asked for, they are those of all tokens.
+        """
+        if queries is None or inputs.get("output_hidden_states") or inputs.get("output_attentions"):
+            out = self.encode(input_ids, **inputs)
+            x = out.last_hidden_state
+            return (x if queries is None else gather_tokens(x, queries)), out
+        out = self.encode(input_ids, queries=queries, **inputs)
+        return out.last_hidden_state, out
+
+
+def tokens_at(a_BXTY: jax.Array, positions_BP: jax.Array) -> jax.Array:
+    """a_BXPY: masks and rotary tables of the tokens at the given positions; B may be 1 in `a`."""
+    a_BXTY = jnp.broadcast_to(a_BXTY, (positions_BP.shape[0], *a_BXTY.shape[1:]))
+    return jnp.take_along_axis(a_BXTY, positions_BP[:, None, :, None], axis=2)

@@ -1,0 +1,30 @@
+"""Answers rows of text with their vectors: prediction of a sentence-embedding model."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllm.objectives import Apply
+from jaxllm.pooling import Pooling
+from jaxllm.pretrained import sentence_transformers
+from jaxllm.tasks.classifier import short
+from jaxllm.tasks.model import SavedModel
+from jaxllm.tasks.texts import TextPredictor
+
+
+def embedder(model: SavedModel, batch_size: int) -> TextPredictor:
+    """`embedding`, a list of numbers; pooled as sentence-transformers' files beside the model say,
+    without such files by the mean, scaled to length 1.
+    """
+    pooling = sentence_transformers.read_pooling(model.directory) or Pooling()
+
+    def embed(apply: Apply, rows: dict[str, jax.Array]) -> jax.Array:
+        firsts_B1 = jnp.zeros((len(rows["input_ids"]), 1), jnp.int32)
+        return pooling(apply(**rows).last_hidden_state, rows["segment_ids"], firsts_B1)[:, 0]
+
+    def answer(e_D: np.ndarray) -> dict[str, Any]:
+        return {"embedding": [short(x) for x in e_D]}
+
+    return TextPredictor.of(model, batch_size, model.compiled(embed), answer)

@@ -1,0 +1,190 @@
+"""Sentence embeddings: contrastive training on pairs, and how well cosines order the dev pairs."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxllm import metrics
+from jaxllm.config_fields import Config, DataConfig
+from jaxllm.data.pairs import Pairs, load_pairs, text_length
+from jaxllm.errors import InputError
+from jaxllm.files import write_atomic
+from jaxllm.objectives import Apply, contrastive, embedded
+from jaxllm.pooling import Pooling
+from jaxllm.pretrained import hf, sentence_transformers
+from jaxllm.tasks.evaluation import outputs_of, read_summary
+from jaxllm.tasks.inputs import InputFormat
+from jaxllm.tasks.model import HEADS, check_fit
+from jaxllm.tasks.task import Evaluator, Task
+from jaxllm.train import make_eval_step
+
+BLOCK = 1024  # anchors that are compared with all positives at a time
+
+
+def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
+    """The task on a configuration's data, see `task.Prepare`."""
+    # What a text is by itself, as the model takes it and prediction reads it.
+    single = replace(config.data, text_pair=None, max_length=text_length(config.data))
+    as_single = replace(config, data=single)
+    model_config = saved or hf.load_config(config.model.path, **config.model.config)
+    check_fit(as_single, model_config, tokenizer, pair=False)
+    pooling = pooling_of(config)
+    train = None if saved is not None else load_pairs(config.data, "train", tokenizer)
+    dev = load_pairs(config.data, "dev", tokenizer) if config.data.has_dev else None
+    known = [] if dev is None else known_metrics(config.data)
+    metric = config.train.metric or (known or ["loss"])[0]
+    if known and metric not in known:
+        raise InputError(
+            f"train.metric: found {metric!r}, expected one of {', '.join(known)}, which is what "
+            "data.score and data.positive_from allow for"
+        )
+
+    def evaluator(apply: Apply, mesh: Mesh) -> Evaluator:
+        assert dev is not None
+        step = make_eval_step(embedded(apply, pooling), mesh)
+        return PairsEvaluator(dev, config, mesh, step)
+
+    def save_extras(directory: Path) -> None:
+        InputFormat.of(as_single).save(directory)
+        sentence_transformers.write(
+            directory, pooling, width=model_config.hidden_size, max_length=single.max_length
+        )
+
+    return Task(
+        head=HEADS["sentence-embedding"],
+        model_config=model_config,
+        train=train,
+        objective=lambda apply: contrastive(apply, pooling, config.train.temperature),
+        evaluator=None if dev is None else evaluator,
+        metric=metric,
+        save_extras=save_extras,
+    )
+
+
+def pooling_of(config: Config) -> Pooling:
+    """What the configuration says; else what sentence-transformers' files beside the model say."""
+    path, model = config.model.path, config.model
+    found = None
+    if path is not None:
+        found = sentence_transformers.read_pooling(hf.resolve(path, weights=False))
+    found = found or Pooling()
+    return Pooling(
+        found.mode if model.pooling == "auto" else model.pooling,
+        found.normalize if model.normalize is None else model.normalize,
+    )
+
+
+def known_metrics(data: DataConfig) -> list[str]:
+    """Those of the dev part: of the order of its scores, and of its positives."""
+    scores = [] if data.score is None else ["spearman", "pearson"]
+    positives = data.score is None or data.positive_from is not None
+    return [*scores, *(["retrieval_accuracy", "loss"] if positives else [])]
+
+
+@dataclass(frozen=True)
+class PairsEvaluator:
+    """Pairs of texts and how to judge a model on them; see `task.Evaluator`.
+
+    eval_step: `params, batch -> ({}, vectors [B, P * 2, D])`.
+    """
+
+    pairs: Pairs
+    config: Config
+    mesh: Mesh
+    eval_step: Callable[[Any, dict[str, jax.Array]], tuple[dict[str, Any], Any]]
+
+    def metrics(self, params: Any) -> dict[str, float]:
+        """`spearman` and `pearson` of cosines and scores, where the pairs have scores. Of the
+        positives, each anchor among all of them: `retrieval_accuracy`, the share of those whose own
+        is the nearest, and `loss`, InfoNCE. The same text as anchor or positive does not compete.
+        """
+        return self._metrics(*self._unit_vectors(params))
+
+    def write(self, params: Any, directory: Path) -> tuple[dict[str, float], str]:
+        """Writes `report.txt` and `predictions.jsonl`: row, cosine and, if there is one, score."""
+        anchors_ND, positives_ND = self._unit_vectors(params)
+        values = self._metrics(anchors_ND, positives_ND)
+        lines = [
+            read_summary(self.pairs),
+            *(f"{name} {x:.4f}" for name, x in values.items()),
+        ]
+        text = "\n".join(lines) + "\n"
+        cosine_N = np.sum(anchors_ND * positives_ND, axis=1)
+        if jax.process_index() == 0:
+            rows = [
+                {"row": row, "cosine": round(cosine, 6)}
+                for row, cosine in zip(self.pairs.rows.tolist(), cosine_N.tolist(), strict=True)
+            ]
+            if self.pairs.labels is not None:
+                for row, score in zip(rows, self.pairs.labels.tolist(), strict=True):
+                    row["score"] = score
+            write_atomic(
+                directory / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
+            )
+            write_atomic(directory / "report.txt", text)
+        return values, text
+
+    def _unit_vectors(self, params: Any) -> tuple[np.ndarray, np.ndarray]:
+        """float64 [N, D] of the anchors and of the positives, each of length 1."""
+        vectors: np.ndarray | None = None
+        for _, e_BSD, index_BP in outputs_of(
+            self.pairs,
+            lambda batch: self.eval_step(params, batch),
+            data=self.config.data,
+            batch_size=self.config.train.eval_batch_size,
+            mesh=self.mesh,
+        ):
+            if vectors is None:
+                vectors = np.zeros((len(self.pairs), 2, e_BSD.shape[-1]))
+            filled = index_BP >= 0
+            vectors[index_BP[filled]] = e_BSD.reshape(*index_BP.shape, 2, -1)[filled]
+        assert vectors is not None
+        if not np.isfinite(vectors).all():
+            raise InputError(
+                "evaluation: vectors are not finite; the model's parameters have diverged: lower "
+                "optimizer.learning_rate, or load another model"
+            )
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+        return vectors[:, 0], vectors[:, 1]
+
+    def _metrics(self, anchors_ND: np.ndarray, positives_ND: np.ndarray) -> dict[str, float]:
+        values, scores = {}, self.pairs.labels
+        kept = np.ones(len(self.pairs), bool)
+        if scores is not None:
+            cosine_N = np.sum(anchors_ND * positives_ND, axis=1)
+            values["spearman"] = metrics.spearman(cosine_N, scores)
+            values["pearson"] = metrics.pearson(cosine_N, scores)
+            least = self.config.data.positive_from
+            kept = np.zeros_like(kept) if least is None else scores >= least
+        if kept.any():
+            ids_N2 = self.pairs.text_ids.reshape(-1, 2)[kept]
+            temperature = self.config.train.temperature
+            values |= retrieval(anchors_ND[kept], positives_ND[kept], ids_N2, temperature)
+        return values
+
+
+def retrieval(
+    anchors_ND: np.ndarray, positives_ND: np.ndarray, ids_N2: np.ndarray, temperature: float
+) -> dict[str, float]:
+    """`retrieval_accuracy` and `loss` of anchors among all positives, as `losses.info_nce` has it.
+
+    ids_N2: the content of anchor and positive as a number.
+    """
+    count, right, total = len(anchors_ND), 0, 0.0
+    for start in range(0, count, BLOCK):
+        own = np.arange(start, min(start + BLOCK, count))
+        logits_BN = anchors_ND[own] @ positives_ND.T / temperature
+        own_B = logits_BN[own - start, own]
+        same_BN = (ids_N2[own, :, None] == ids_N2[:, 1]).any(axis=1)
+        logits_BN[same_BN] = -np.inf
+        logits_BN[own - start, own] = own_B
+        best_B = logits_BN.max(axis=1)
+        right += int((own_B >= best_B).sum())
+        total += float(np.sum(best_B + np.log(np.exp(logits_BN - best_B[:, None]).sum(1)) - own_B))
+    return {"retrieval_accuracy": right / count, "loss": total / count}

