@@ -192,7 +192,7 @@ def _checked(
 
 
 def check_finite(logits_NC: np.ndarray, unit: str) -> None:
-    """Raises InputError if a model has given NaN or infinity for one of N rows or words."""
+    """Raises InputError if a model has given NaN or infinity for one of N rows, words or tokens."""
     bad = np.flatnonzero(~np.isfinite(logits_NC).all(axis=1))
     if len(bad):
         raise InputError(

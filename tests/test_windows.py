@@ -148,7 +148,8 @@ def test_an_answer_beside_its_offset_is_refused_or_dropped(wordpiece, tmp_path):
 
 
 MISTAKES = {
-    "empty question": [row(" ", ("plot", 35))],
+    "missing question": [row(" ", ("plot", 34))],
+    "question that is not valid Unicode": [row("\ud83d")],
     "id that another question has": [row("what"), row("who")],
     "question without a token": [row("\u200b")],
     "found nothing as 'answers', expected list": [{"id": "a", "question": "b"}],

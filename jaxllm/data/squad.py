@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxllm.data.builder import text_fault
 from jaxllm.errors import InputError
 
 _LOG = logging.getLogger(__name__)
@@ -125,10 +126,9 @@ def aligned(answers: Sequence[tuple[str, int]], context: str) -> tuple[int, int]
 
 
 def _fault(question: Question, context: str, seen: set[str], only_aligned: bool) -> str | None:
-    if not context.strip():
-        return "empty context"
-    if not question.question.strip():
-        return "empty question"
+    fault = text_fault(context, "context") or text_fault(question.question, "question")
+    if fault is not None:
+        return fault
     if question.id in seen:
         return "id that another question has"
     if only_aligned and question.answers and aligned(question.answers, context) is None:

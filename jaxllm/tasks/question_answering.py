@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from jaxllm.config_fields import Config
 from jaxllm.data.windows import Questions, Windows, load_windows
 from jaxllm.errors import InputError
 from jaxllm.files import write_atomic
-from jaxllm.metrics import Sums
+from jaxllm.metrics import Sums, check_finite
 from jaxllm.objectives import Apply, spans
 from jaxllm.pretrained import hf
 from jaxllm.tasks.answers import Answers, best_answers
@@ -100,12 +101,17 @@ class SpanEvaluator:
     eval_step: Callable[[Any, dict[str, jax.Array]], tuple[dict[str, Any], Any]]
 
     def answers(self, params: Any) -> tuple[list[Answers], float]:
-        """(answers to each question, mean loss of the windows)."""
+        """(answers to each question, mean loss of the windows).
+
+        Raises:
+            RuntimeError: a window did not come up exactly once.
+            InputError: scores that are not finite.
+        """
         windows, sums = self.windows, Sums()
         logits = np.full((2, len(windows.tokens)), np.nan, np.float32)
         for values, outputs, index_BP in outputs_of(
             windows,
-            lambda batch: self.eval_step(params, batch),
+            partial(self.eval_step, params),
             data=self.config.data,
             batch_size=self.config.train.eval_batch_size,
             mesh=self.mesh,
@@ -118,6 +124,7 @@ class SpanEvaluator:
                     for k, scores_T in enumerate(row):
                         logits[k, begin:end] = scores_T[at : at + end - begin]
                     at += end - begin
+        check_finite(logits.T, "tokens")
         found = best_answers(
             windows, self.questions, logits[0], logits[1], self.config.qa, nullable=self.nullable
         )
