@@ -16,7 +16,7 @@ ASKED = [("who liked it", 0), ("what", 1), ("what was it", 0)]
 @pytest.fixture(scope="module")
 def case(tiny_tokenizer_dir):
     """Windows that overlap by four tokens, their questions, and random logits for all tokens."""
-    asked = [Question(str(i), i, text, c, ()) for i, (text, c) in enumerate(ASKED)]
+    asked = [Question(str(i), "", i, text, c, ()) for i, (text, c) in enumerate(ASKED)]
     encoder = WindowEncoder(load_tokenizer(tiny_tokenizer_dir), 16, QAConfig(3, doc_stride=4))
     windows, questions = encoder.windows(Questions(asked, CONTEXTS), Faults("dev"))
     logits = np.random.default_rng(0).normal(size=(2, len(windows.tokens))).astype(np.float32)

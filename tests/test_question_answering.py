@@ -142,13 +142,13 @@ def test_a_few_questions_can_be_learned(config, files):
         config,
         data={"train": [str(files / "train1.json")], "max_train_examples": 3, "dev": []},
         optimizer={"learning_rate": 3e-3, "schedule": "constant", "warmup": 0.0},
-        train={"epochs": 60, "batch_size": 8},
+        train={"steps": 40, "batch_size": 8},
     )
     job = build(few)
     losses = []
     state = job.state
     batches = job.loader.batches(LoaderState())
-    for _, batch in zip(range(60), batches, strict=False):
+    for _, batch in zip(range(40), batches, strict=False):
         state, metrics = job.train_step(state, batch.arrays)
         losses.append(float(metrics["loss"][0] / metrics["loss"][1]))
     batches.close()

@@ -133,7 +133,7 @@ def test_an_answer_beside_its_offset_is_refused_or_dropped(wordpiece, tmp_path):
     with pytest.raises(InputError) as error:
         load(path, wordpiece)
     assert "2 of 3 questions cannot be used: 2 × answer that does not stand" in str(error.value)
-    assert "question 'off'; " in str(error.value)
+    assert f"({path}: 'off', 'never')" in str(error.value)
     assert "data.on_bad_row: drop" in str(error.value)
     windows, questions = load(path, wordpiece, on_bad_row="drop")
     assert [question.id for question in questions.questions] == ["second"]
@@ -163,7 +163,7 @@ def test_mistakes_are_named(message, wordpiece, tmp_path):
     with pytest.raises(InputError) as error:
         load(write(tmp_path / "a.json", MISTAKES[message]), wordpiece)
     assert message in str(error.value)
-    assert str(tmp_path) in str(error.value) or "token" in message
+    assert str(tmp_path / "a.json") in str(error.value)
 
 
 @pytest.mark.parametrize(

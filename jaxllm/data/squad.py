@@ -22,12 +22,13 @@ class Question:
 
     Attributes:
         id: of the question, in the file and in the predictions.
-        number: from 1, through all files.
+        file, number: where it is; numbers are from 1, through all files.
         context: index of its context.
         answers: (text, offset of its first character in the context); none = unanswerable.
     """
 
     id: str
+    file: str
     number: int
     question: str
     context: int
@@ -51,11 +52,11 @@ class Faults:
     """Questions that cannot be used, by reason; `finish` refuses or counts them."""
 
     split: str
-    found: dict[str, list[str]] = field(default_factory=dict)
+    found: dict[str, list[Question]] = field(default_factory=dict)
 
-    def add(self, reason: str, where: str) -> None:
-        """Notes the question at `where`."""
-        self.found.setdefault(reason, []).append(where)
+    def add(self, reason: str, question: Question) -> None:
+        """Notes a question."""
+        self.found.setdefault(reason, []).append(question)
 
     def finish(self, kept: int, on_bad_row: str) -> dict[str, int]:
         """How many there are of each reason, beside those `kept`.
@@ -63,12 +64,11 @@ class Faults:
         Raises:
             InputError: there is one and `on_bad_row` is "error", or none was kept.
         """
-        counts = {reason: len(where) for reason, where in self.found.items()}
+        counts = {reason: len(questions) for reason, questions in self.found.items()}
         bad = sum(counts.values())
         told = " | ".join(
-            f"{len(where)} × {reason} ({'; '.join(where[:_SHOWN])}"
-            + (f" and {len(where) - _SHOWN} more)" if len(where) > _SHOWN else ")")
-            for reason, where in self.found.items()
+            f"{len(questions)} × {reason} ({_first(questions)})"
+            for reason, questions in self.found.items()
         )
         if bad and on_bad_row == "error":
             raise InputError(
@@ -107,14 +107,24 @@ def read_squad(
                 if limit is not None and len(questions) >= limit:
                     return Questions(questions, contexts)
                 number += 1
-                question = Question(number=number, context=len(contexts) - 1, **row)
+                question = Question(file=file, number=number, context=len(contexts) - 1, **row)
                 fault = _fault(question, context, seen, only_aligned)
                 if fault is None:
                     questions.append(question)
                     seen.add(question.id)
                 else:
-                    faults.add(fault, f"{file}: question {question.id!r}")
+                    faults.add(fault, question)
     return Questions(questions, contexts)
+
+
+def _first(questions: list[Question]) -> str:
+    """The ids of the first questions, by file."""
+    files: dict[str, list[str]] = {}
+    for question in questions[:_SHOWN]:
+        files.setdefault(question.file, []).append(repr(question.id))
+    told = "; ".join(f"{file}: {', '.join(ids)}" for file, ids in files.items())
+    more = len(questions) - _SHOWN
+    return f"{told} and {more} more" if more > 0 else told
 
 
 def aligned(answers: Sequence[tuple[str, int]], context: str) -> tuple[int, int] | None:

@@ -125,7 +125,7 @@ class WindowEncoder:
             ids, context = encoding.ids, contexts[question.context]
             if not ids or not len(context.ids):
                 reason = f"{'context' if ids else 'question'} without a token"
-                faults.add(reason, f"question {question.id!r}")
+                faults.add(reason, question)
                 continue
             if len(ids) > self._qa.max_question_length:
                 ids = ids[: self._qa.max_question_length]

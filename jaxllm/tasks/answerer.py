@@ -57,7 +57,7 @@ class Answerer:
                 result[i] = {"error": str(error), "line": first_line + i}
                 continue
             assert context is not None
-            asked.questions.append(Question(str(i), i, question, len(asked.contexts), ()))
+            asked.questions.append(Question(str(i), "", i, question, len(asked.contexts), ()))
             asked.contexts.append(context)
         faults = Faults("input")
         windows, kept = self.encoder.windows(asked, faults)

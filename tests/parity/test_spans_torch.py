@@ -46,8 +46,8 @@ def test_packed_loss_and_gradients(tiny_bert_config, tmp_path, rng):
         "label_weights": np.array([[1, 1, 1, 0]], np.float32),
     }
     objective = spans(lambda params, **inputs: ours(**inputs, params=params))
-    gradient = jax.grad(lambda params: objective(params, batch, None)[0])(ours.params)
-    loss, (metrics, _) = objective(ours.params, batch, None)
+    compute = jax.jit(jax.value_and_grad(lambda p: objective(p, batch, None), has_aux=True))
+    (loss, (metrics, _)), gradient = compute(ours.params)
     np.testing.assert_allclose(loss, total.item(), rtol=1e-5)
     assert metrics["loss"][1] == 3
     for got, parameter in (
