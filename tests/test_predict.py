@@ -237,12 +237,12 @@ def test_few_shapes_are_compiled(model, tmp_path):
     predictor = task.load_predictor(model, 8)
     shapes = set()
 
-    def logits(batch):
+    def forward(batch):
         shapes.add(batch["input_ids"].shape)
         return np.zeros((8, 3), np.float32)
 
     lines = [json.dumps("good " * n).encode() for n in range(1, 60)]
-    answers = replace(predictor, logits=logits).answers(lines, 1)
+    answers = replace(predictor, forward=forward).answers(lines, 1)
     assert shapes == {(8, 16), (8, 32)}
     assert [("truncated" in a) for a in answers] == [n > 30 for n in range(1, 60)]
 

@@ -1,6 +1,5 @@
 """Answers rows of text with labels, or with a number: prediction of a sequence classifier."""
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,12 @@ def classifier(model: SavedModel, batch_size: int) -> TextPredictor:
     """One label a row: `label`, `score`, `probabilities`; several: `labels` (those above 0.5),
     `probabilities`; regression: `value`.
     """
+    problem, names = problem_type(model.config), label_names(model.config)
     return TextPredictor.of(
         model,
         batch_size,
         model.forward(lambda output: output.logits),
-        partial(answer, problem_type(model.config), label_names(model.config)),
+        lambda logits_C, _: answer(problem, names, logits_C),
     )
 
 

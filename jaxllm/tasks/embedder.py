@@ -24,7 +24,7 @@ def embedder(model: SavedModel, batch_size: int) -> TextPredictor:
         firsts_B1 = jnp.zeros((len(rows["input_ids"]), 1), jnp.int32)
         return pooling(apply(**rows).last_hidden_state, rows["segment_ids"], firsts_B1)[:, 0]
 
-    def answer(e_D: np.ndarray) -> dict[str, Any]:
+    def answer(e_D: np.ndarray, _: str) -> dict[str, Any]:
         return {"embedding": [short(x) for x in e_D]}
 
     return TextPredictor.of(model, batch_size, model.compiled(embed), answer)

@@ -1,6 +1,7 @@
 """A row of text as a model takes it: `InputFormat`, kept beside the weights, and JSON lines."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -56,12 +57,15 @@ class InputFormat:
         write_atomic(directory / INPUT_FILE, content)
 
     @classmethod
-    def load(cls, directory: Path, *, max_length: int) -> "InputFormat":
+    def load(
+        cls, directory: Path, *, max_length: int, architectures: Sequence[str] = ()
+    ) -> "InputFormat":
         """Reads `jaxllm.json`. Without it the model was trained elsewhere: one that comes with
-        sentence-transformers' files answers `text` with its embedding, any other is a classifier of
-        `text` and `text_pair`.
+        sentence-transformers' files answers `text` with its embedding, a masked language model
+        fills the masks in `text`, any other is a classifier of `text` and `text_pair`.
 
         `max_length`: of the longest row that model and tokenizer take.
+        `architectures`: transformers' classes that its config names.
 
         Raises:
             InputError: the file is not what `save` writes.
@@ -71,6 +75,8 @@ class InputFormat:
             if sentence_transformers.read_pooling(directory) is not None:
                 own = sentence_transformers.read_max_length(directory)
                 return cls("sentence-embedding", max_length=min(own or max_length, max_length))
+            if any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in architectures):
+                return cls("masked-lm", max_length=max_length)
             return cls(text_pair="text_pair", pair_optional=True, max_length=max_length)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))

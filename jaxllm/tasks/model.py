@@ -20,7 +20,8 @@ from jaxllm.sharding import batch_sharding, map_params, parameter_sharding
 from jaxllm.tasks.inputs import InputFormat
 from jaxllm.train import flatten
 
-HEADS = {"sentence-embedding": "base"}  # tasks whose head has another name
+# Tasks whose head has another name; of a pretrained BERT, prediction uses the one that fills masks.
+HEADS = {"sentence-embedding": "base", "pretraining": "masked-lm"}
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 
 
@@ -109,7 +110,9 @@ class SavedModel:
         tokenizer = load_tokenizer(directory)
         check_tokenizer(tokenizer, config)
         longest = min(models.max_tokens(config), tokenizer.model_max_length)
-        form = InputFormat.load(directory, max_length=longest)
+        form = InputFormat.load(
+            directory, max_length=longest, architectures=config.architectures or ()
+        )
         head = HEADS.get(form.task, form.task)
         _, graphdef, params = load_saved(path, head, config, mesh)
         return cls(directory, config, tokenizer, form, mesh, graphdef, params)

@@ -136,6 +136,7 @@ def load_predictor(model: str, batch_size: int) -> Predictor:
     from jaxllm.tasks.answerer import Answerer
     from jaxllm.tasks.classifier import classifier
     from jaxllm.tasks.embedder import embedder
+    from jaxllm.tasks.filler import filler
     from jaxllm.tasks.model import SavedModel
     from jaxllm.tasks.multiple_choice import ChoicePredictor
     from jaxllm.tasks.tagger import Tagger
@@ -146,6 +147,8 @@ def load_predictor(model: str, batch_size: int) -> Predictor:
         "sentence-embedding": embedder,
         "question-answering": Answerer.of,
         "multiple-choice": ChoicePredictor.of,
+        "masked-lm": filler,
+        "pretraining": filler,
     }
     mesh = make_mesh(devices=jax.local_devices())
     shards = batch_shards(mesh)

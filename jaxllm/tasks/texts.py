@@ -17,14 +17,14 @@ class TextPredictor:
     """Texts or pairs of texts to answers; `truncated` is true where text was cut.
 
     forward: rows [B, T] -> what answers them, [B, …] on the device.
-    answer: what `forward` gives for one row -> its answer.
+    answer: what `forward` gives for one row, and its text -> its answer, or RowError.
     """
 
     encoder: Encoder
     form: InputFormat
     batch_size: int
     forward: Callable[[dict[str, np.ndarray]], Any]
-    answer: Callable[[np.ndarray], dict[str, Any]]
+    answer: Callable[[Any, str], dict[str, Any]]
 
     @classmethod
     def of(
@@ -32,7 +32,7 @@ class TextPredictor:
         model: SavedModel,
         batch_size: int,
         forward: Callable[[dict[str, np.ndarray]], Any],
-        answer: Callable[[np.ndarray], dict[str, Any]],
+        answer: Callable[[Any, str], dict[str, Any]],
     ) -> "TextPredictor":
         """For texts as the model was trained on."""
         form = model.form
@@ -62,7 +62,11 @@ class TextPredictor:
             max_length=self.form.max_length,
         )
         for (i, row), output in zip(rows.items(), outputs, strict=True):
-            result[i] = self.answer(output)
+            try:
+                result[i] = self.answer(output, texts[i][0])
+            except RowError as error:
+                result[i] = {"error": str(error), "line": first_line + i}
+                continue
             if row.full_length > len(row.tokens):
                 result[i]["truncated"] = True
         return result
