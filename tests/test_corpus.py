@@ -596,3 +596,18 @@ def test_a_saved_tokenizer_is_loaded_and_nothing_is_an_error(tmp_path, tokenizer
     (tmp_path / "none" / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(InputError, match=r"none: there is no tokenizer.*model\.tokenizer"):
         load_tokenizer(tmp_path / "none")
+
+
+def test_processes_compare_what_they_have_read(load, monkeypatch):
+    compared = []
+    monkeypatch.setattr(
+        corpus.processes, "check_same", lambda what, value: compared.append((what, value()))
+    )
+    rows = "text\tlabel\ngood film\tpos\nbad film\tneg\n"
+    load(rows)
+    load(rows, name="elsewhere.tsv")
+    load(rows + "one more\tpos\n")
+    first, same, other = compared
+    assert first[0] == "the examples of data.train"
+    assert first == same
+    assert first != other
