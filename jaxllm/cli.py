@@ -74,7 +74,7 @@ def evaluate(argv: list[str]) -> None:
 
 
 def predict(argv: list[str]) -> None:
-    """answer JSON lines with JSON lines: labels and probabilities"""
+    """answer JSON lines with JSON lines: labels, entities, answers, vectors, masked words"""
     parser = _Parser("jaxllm predict", predict.__doc__)
     parser.add_argument("--model", required=True, metavar="DIR", help="directory of a saved model")
     parser.add_argument("--input", required=True, metavar="FILE", help="JSON lines; - = stdin")
