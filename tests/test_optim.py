@@ -73,6 +73,7 @@ def test_decay_spares_biases_and_norms():
         expected = -0.1 * np.asarray(PARAMS[path]) if optim.is_decayed(path) else 0.0
         np.testing.assert_allclose(x, np.broadcast_to(expected, x.shape), rtol=1e-6, err_msg=path)
     assert {path for path, x in change.items() if not x.any()} == {
+        "blocks/attention/norm/scale",
         "blocks/mlp/up/bias",
         "blocks/mlp/norm/scale",
     }
