@@ -63,7 +63,7 @@ def config(tmp_path, tiny_tokenizer_dir, rng):
         ),
         optimizer=OptimizerConfig(learning_rate=5e-3),
         train=TrainConfig(batch_size=16, steps=4, eval_batch_size=8),
-        mesh=MeshConfig(data=1),
+        mesh=MeshConfig(),
         run=RunConfig(dir=str(tmp_path / "run"), progress=False, tensorboard=False, log_every=1),
     )
 
@@ -230,7 +230,7 @@ def test_a_step_in_parts_or_over_devices_is_the_same_step(config, task, settings
 
 
 def test_electras_step_over_devices_is_the_same_step(config):
-    same_step(electra(config), {"mesh": {"data": 2, "fsdp": 2, "tensor": 1}})
+    same_step(electra(config), {"mesh": {"data": 2, "fsdp": 4, "tensor": 1}})
 
 
 def same_step(config, settings):
