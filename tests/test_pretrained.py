@@ -221,8 +221,11 @@ def test_table_is_a_bijection(family, task):
 
 @pytest.mark.parametrize("table", FAMILIES.values(), ids=FAMILIES)
 def test_table_rows_are_distinct(table):
-    flax_names = {leaf.flax_name for leaf in table.leaves}
-    assert len(table.by_name) == len(table.by_path) == len(flax_names) == len(table.leaves)
+    """Each parameter is a tensor, or a part of one, of its own."""
+    tensors = {(leaf.name, leaf.part) for leaf in table.leaves}
+    flax_tensors = {(leaf.flax_name, leaf.part) for leaf in table.leaves}
+    assert len(table.by_path) == len(tensors) == len(flax_tensors) == len(table.leaves)
+    assert len(table.by_name) == sum(leaf.part[0] == 0 for leaf in table.leaves)
 
 
 @pytest.mark.parametrize("axes", [(1, 1, 1), (8, 1, 1), (2, 4, 1), (1, 2, 4)])
