@@ -20,6 +20,7 @@ from jaxllm.config_fields import (
 )
 from jaxllm.data.loader import LoaderState
 from jaxllm.errors import InputError
+from jaxllm.sharding import make_mesh
 from jaxllm.tasks import build as task_build
 
 SENTENCE = "the film was good and not bad but great with plot music acting story book"
@@ -29,6 +30,16 @@ WORDS = SENTENCE.split()
 def change(config, **sections):
     parts = {name: dataclasses.replace(getattr(config, name), **v) for name, v in sections.items()}
     return dataclasses.replace(config, **parts)
+
+
+@pytest.fixture(autouse=True)
+def as_many_devices_as_asked_for(monkeypatch):
+    """Programs for one device compile in a fraction of the time of those for all eight."""
+
+    def make(data, fsdp, tensor):
+        return make_mesh(data, fsdp, tensor, devices=jax.devices()[: data * fsdp * tensor])
+
+    monkeypatch.setattr(task_build, "make_mesh", make)
 
 
 @pytest.fixture
@@ -63,7 +74,7 @@ def config(tmp_path, tiny_tokenizer_dir, rng):
         ),
         optimizer=OptimizerConfig(learning_rate=5e-3),
         train=TrainConfig(batch_size=16, steps=4, eval_batch_size=8),
-        mesh=MeshConfig(),
+        mesh=MeshConfig(data=1),
         run=RunConfig(dir=str(tmp_path / "run"), progress=False, tensorboard=False, log_every=1),
     )
 
@@ -176,9 +187,13 @@ def test_the_loss_of_electra_is_that_of_the_plain_definition(config):
     assert float(metrics["loss"][1]) == pytest.approx(1.0)
 
 
-def test_it_learns_to_fill_masks(config):
+def test_it_learns_to_fill_masks(config, tmp_path):
+    """Each document is one word, over and over: what stands around a mask tells what it hides."""
+    lines = [" ".join([word] * 20) for word in WORDS]
+    for name in ("train.txt", "dev.txt"):
+        (tmp_path / name).write_text("\n\n".join(lines))
     summary = loop.train(change(config, train={"steps": 150, "eval_every": 150}))
-    assert summary["eval/masked_accuracy"] > 0.5
+    assert summary["eval/masked_accuracy"] > 0.9
 
 
 def batch_of(config):
