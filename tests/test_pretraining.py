@@ -214,7 +214,7 @@ def test_the_loss_is_that_of_the_plain_definition(config, task):
     def mean(logits, labels, weights):
         each = -jax.nn.log_softmax(np.asarray(logits, np.float64), -1)
         each = np.take_along_axis(each, np.asarray(labels)[..., None], -1)[..., 0]
-        return (each * weights).sum() / weights.sum()
+        return float((each * weights).sum() / weights.sum())
 
     logits = out.logits if task == "masked-lm" else out.prediction_logits
     expected = mean(logits, batch["labels"], batch["label_weights"])
