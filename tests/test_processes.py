@@ -163,11 +163,20 @@ def test_a_signal_to_one_stops_both_and_one_process_goes_on(config_file, tmp_pat
     assert_same_run(run_dir, one_process(config_file, tmp_path / "one"))
 
 
-@pytest.mark.slow
-def test_a_process_without_the_files_stops_all(config_file, tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    directories = (config_file.parent, tmp_path / "elsewhere")
-    with two(config_file, tmp_path / "run", directories=directories) as started:
+def test_a_process_without_the_files_or_with_others_stops_all(config_file, tmp_path):
+    for name in ("0", "1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.csv").write_text((config_file.parent / "train.csv").read_text())
+    options = ("--data.dev", "[]")
+    directories = (tmp_path / "0", tmp_path / "1")
+    with open(tmp_path / "1" / "train.csv", "a") as file:
+        file.write("one more,1\n")
+    with two(config_file, tmp_path / "run", *options, directories=directories) as started:
+        assert statuses(started, tmp_path / "run") == [2, 2]
+    for log in logs(tmp_path / "run"):
+        assert "error: the examples of data.train: differ between process 0 and processes" in log
+    (tmp_path / "1" / "train.csv").unlink()
+    with two(config_file, tmp_path / "run", *options, directories=directories) as started:
         assert statuses(started, tmp_path / "run") == [2, 2]
     first, second = logs(tmp_path / "run")
     assert "jaxllm: error: process 1 stopped; it says why" in first
@@ -228,12 +237,3 @@ def test_more_processes_than_expected_are_refused(monkeypatch):
     monkeypatch.setattr(processes.jax, "process_count", lambda: 4)
     with pytest.raises(InputError, match="found 1, but 4 processes were started"):
         processes.join(1, {})
-
-
-def test_what_differs_between_processes_is_refused(monkeypatch):
-    monkeypatch.setattr(processes.jax, "process_count", lambda: 3)
-    monkeypatch.setattr(processes, "_gather", lambda own: np.array([own, own, own ^ 1]))
-    with pytest.raises(InputError, match=r"the files: differ between process 0 and .* \[2\]"):
-        processes.check_same("the files", lambda: ["a", "b"])
-    monkeypatch.setattr(processes, "_gather", lambda own: np.array([own] * 3))
-    processes.check_same("the files", lambda: ["a", "b"])
