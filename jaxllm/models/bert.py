@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxllm.layers import Key
 from jaxllm.models import heads
-from jaxllm.models.encoder import gather_tokens
+from jaxllm.models.blocks import gather_tokens
 from jaxllm.models.outputs import PretrainingOutput
 from jaxllm.models.spec import EncoderSpec, dense, head_dropout
 

@@ -5,7 +5,6 @@ parameter paths.
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +13,10 @@ from flax import nnx
 from jaxllm.attention import attention_mask as make_mask
 from jaxllm.attention import dot_product_attention, segment_positions
 from jaxllm.layers import ACTIVATIONS, Embed, Key, dropout, split_key
+from jaxllm.models.blocks import QueriedEncoder, gather_tokens, scan_blocks
 from jaxllm.models.outputs import EncoderOutput
 from jaxllm.models.spec import EncoderSpec, dense, layer_norm
 from jaxllm.sharding import constrain
-
-REMAT_POLICIES = {
-    "full": None,  # keep the block's input only
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the matrix products
-}
 
 
 class Embeddings(nnx.Module):
@@ -125,7 +120,7 @@ class Block(nnx.Module):
         return constrain(self.mlp(x_BTD, mlp_key), "BTD"), weights
 
 
-class Encoder(nnx.Module):
+class Encoder(QueriedEncoder):
     """Embeddings, and L blocks stacked on a leading axis and scanned."""
 
     def __init__(self, spec: EncoderSpec, rngs: nnx.Rngs):
@@ -187,54 +182,17 @@ class Encoder(nnx.Module):
             else jax.random.split(blocks_key, self.spec.num_hidden_layers)
         )
 
-        def body(x_BTD: jax.Array, layer: tuple, queries: jax.Array | None = None) -> tuple:
+        def block(x_BTD: jax.Array, layer: tuple, queries: jax.Array | None) -> tuple:
             params, layer_key = layer
-            x_BTD, weights = nnx.merge(graphdef, params)(x_BTD, mask, layer_key, queries)
-            return x_BTD, (
-                x_BTD if output_hidden_states else None,
-                weights if output_attentions else None,
-            )
+            return nnx.merge(graphdef, params)(x_BTD, mask, layer_key, queries)
 
-        if self.spec.remat != "none":
-            body = jax.checkpoint(body, policy=REMAT_POLICIES[self.spec.remat])
-        layers = (blocks, keys)
-        embedded, last = x_BTD, None
-        if queries is not None:
-            last = jax.tree.map(lambda a: a[-1], layers)
-            layers = jax.tree.map(lambda a: a[:-1], layers)
-        collected: tuple
-        x_BTD, collected = jax.lax.scan(
-            body, x_BTD, layers, unroll=self.spec.unroll or self.spec.num_hidden_layers
+        return scan_blocks(
+            block,
+            x_BTD,
+            (blocks, keys),
+            queries,
+            remat=self.spec.remat,
+            unroll=self.spec.unroll or self.spec.num_hidden_layers,
+            hidden_states=output_hidden_states,
+            attentions=output_attentions,
         )
-        if last is not None:
-            x_BTD, _ = body(x_BTD, last, queries)
-        hidden, weights = collected
-        return EncoderOutput(
-            last_hidden_state=x_BTD,
-            hidden_states=(embedded, *hidden) if output_hidden_states else None,
-            attentions=tuple(weights) if output_attentions else None,
-        )
-
-    def encode_at(
-        self, input_ids: jax.Array, positions: jax.Array | None, **inputs: Any
-    ) -> tuple[jax.Array, EncoderOutput]:
-        """(last hidden state of the tokens at `positions` [B, P, D], the encoder's output).
-
-        Where hidden states or attentions are asked for, they are those of all tokens. `positions`
-        None: all tokens.
-        """
-        if (
-            positions is None
-            or inputs.get("output_hidden_states")
-            or inputs.get("output_attentions")
-        ):
-            out = self.encode(input_ids, **inputs)
-            x = out.last_hidden_state
-            return (x if positions is None else gather_tokens(x, positions)), out
-        out = self.encode(input_ids, queries=positions, **inputs)
-        return out.last_hidden_state, out
-
-
-def gather_tokens(x_BTD: jax.Array, positions_BP: jax.Array) -> jax.Array:
-    """x_BPD: the tokens of each row at the given positions."""
-    return jnp.take_along_axis(x_BTD, positions_BP[:, :, None], axis=1)

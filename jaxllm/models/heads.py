@@ -14,7 +14,8 @@ from flax import nnx
 
 from jaxllm.errors import InputError
 from jaxllm.layers import ACTIVATIONS, Embed, Key, add_bias, dropout, split_key
-from jaxllm.models.encoder import Encoder, gather_tokens
+from jaxllm.models.blocks import gather_tokens
+from jaxllm.models.encoder import Encoder
 from jaxllm.models.outputs import EncoderOutput, HeadOutput, SpanOutput
 from jaxllm.models.spec import EncoderSpec, dense, layer_norm
 

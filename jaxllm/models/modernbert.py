@@ -5,6 +5,7 @@ tokens (global) and a window around each (local). Equal in numbers to transforme
 `config` is a transformers ModernBertConfig.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,7 @@ from jaxllm.attention import (
     window_mask,
 )
 from jaxllm.layers import ACTIVATIONS, Dense, Embed, Key, LayerNorm, dropout, split_key
-from jaxllm.models.encoder import REMAT_POLICIES, gather_tokens
+from jaxllm.models.blocks import QueriedEncoder, gather_tokens, scan_blocks
 from jaxllm.models.outputs import EncoderOutput
 from jaxllm.sharding import constrain
 
@@ -143,7 +144,7 @@ class ModernBertBlock(nnx.Module):
         return constrain(x_BTD + self.mlp(x_BTD, mlp_key), "BTD"), weights
 
 
-class ModernBertEncoder(nnx.Module):
+class ModernBertEncoder(QueriedEncoder):
     """Embeddings, L blocks stacked on a leading axis and scanned, and the final norm.
 
     Blocks differ in two ways, both flags that the scan carries along, so that any pattern of
@@ -214,51 +215,26 @@ class ModernBertEncoder(nnx.Module):
         )
         keys = None if blocks_key is None else jax.random.split(blocks_key, L)
 
-        def body(x_BTD: jax.Array, layer: tuple, queries: jax.Array | None = None) -> tuple:
+        def block(x_BTD: jax.Array, layer: tuple, queries: jax.Array | None) -> tuple:
             params, is_first, is_global, layer_key = layer
             mask = window | is_global
             mask = mask if visible is None else mask & visible
             rotary = jnp.where(is_global, glob, local)
-            x_BTD, weights = nnx.merge(block_def, params)(
-                x_BTD, is_first, mask, rotary, layer_key, queries
-            )
-            return x_BTD, (
-                x_BTD if output_hidden_states else None,
-                weights if output_attentions else None,
-            )
+            return nnx.merge(block_def, params)(x_BTD, is_first, mask, rotary, layer_key, queries)
 
-        if self.remat != "none":
-            body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat])
-        layers = (blocks, np.arange(L) == 0, np.asarray(self.is_global), keys)
-        embedded, last = x_BTD, None
-        if queries is not None:
-            last = jax.tree.map(lambda a: a[-1], layers)
-            layers = jax.tree.map(lambda a: a[:-1], layers)
-        collected: tuple
-        x_BTD, collected = jax.lax.scan(body, x_BTD, layers, unroll=self.unroll)
-        if last is not None:
-            x_BTD, _ = body(x_BTD, last, queries)
-        x_BTD = self.final_norm(x_BTD)
-        hidden, weights = collected
-        return EncoderOutput(
-            last_hidden_state=x_BTD,
-            hidden_states=(embedded, *hidden[:-1], x_BTD) if output_hidden_states else None,
-            attentions=tuple(weights) if output_attentions else None,
+        out = scan_blocks(
+            block,
+            x_BTD,
+            (blocks, np.arange(L) == 0, np.asarray(self.is_global), keys),
+            queries,
+            remat=self.remat,
+            unroll=self.unroll,
+            hidden_states=output_hidden_states,
+            attentions=output_attentions,
         )
-
-    def encode_at(
-        self, input_ids: jax.Array, queries: jax.Array | None, **inputs: Any
-    ) -> tuple[jax.Array, EncoderOutput]:
-        """(last hidden state of the queried tokens [B, P, D], the encoder's output).
-
-        Where hidden states or attentions are asked for, they are those of all tokens.
-        """
-        if queries is None or inputs.get("output_hidden_states") or inputs.get("output_attentions"):
-            out = self.encode(input_ids, **inputs)
-            x = out.last_hidden_state
-            return (x if queries is None else gather_tokens(x, queries)), out
-        out = self.encode(input_ids, queries=queries, **inputs)
-        return out.last_hidden_state, out
+        last = self.final_norm(out.last_hidden_state)
+        hidden = None if out.hidden_states is None else (*out.hidden_states[:-1], last)
+        return replace(out, last_hidden_state=last, hidden_states=hidden)
 
 
 def tokens_at(a_BXTY: jax.Array, positions_BP: jax.Array) -> jax.Array:

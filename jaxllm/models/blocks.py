@@ -1,0 +1,86 @@
+"""What all encoders share: stacked blocks, scanned, and the last hidden state at some tokens."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxllm.models.outputs import EncoderOutput
+
+REMAT_POLICIES = {
+    "full": None,  # keep the block's input only
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the matrix products
+}
+# f(x_BTD, one block's layers, queries [B, P] or None) -> (x_BTD or x_BPD, attention weights)
+Block = Callable[[jax.Array, Any, jax.Array | None], tuple[jax.Array, jax.Array]]
+
+
+class QueriedEncoder(nnx.Module):
+    """An encoder whose last block can be computed at some tokens only."""
+
+    encode: Callable[..., EncoderOutput]  # without a head; `queries` are the last block's tokens
+
+    def encode_at(
+        self, input_ids: jax.Array, positions: jax.Array | None, **inputs: Any
+    ) -> tuple[jax.Array, EncoderOutput]:
+        """(last hidden state of the tokens at `positions` [B, P, D], the encoder's output).
+
+        Where hidden states or attentions are asked for, they are those of all tokens. `positions`
+        None: all tokens.
+        """
+        if (
+            positions is None
+            or inputs.get("output_hidden_states")
+            or inputs.get("output_attentions")
+        ):
+            out = self.encode(input_ids, **inputs)
+            x = out.last_hidden_state
+            return (x if positions is None else gather_tokens(x, positions)), out
+        out = self.encode(input_ids, queries=positions, **inputs)
+        return out.last_hidden_state, out
+
+
+def scan_blocks(
+    block: Block,
+    x_BTD: jax.Array,
+    layers: Any,
+    queries: jax.Array | None,
+    *,
+    remat: str,
+    unroll: int,
+    hidden_states: bool,
+    attentions: bool,
+) -> EncoderOutput:
+    """`block` over `layers`, a tree of arrays with a leading L axis.
+
+    `queries` [B, P]: the last block computes these tokens only. `remat`: none, full, or dots;
+    `unroll`: blocks in one iteration of the scan.
+    """
+
+    def body(x_BTD: jax.Array, layer: Any, queries: jax.Array | None = None) -> tuple:
+        x_BTD, weights = block(x_BTD, layer, queries)
+        return x_BTD, (x_BTD if hidden_states else None, weights if attentions else None)
+
+    if remat != "none":
+        body = jax.checkpoint(body, policy=REMAT_POLICIES[remat])
+    embedded, last = x_BTD, None
+    if queries is not None:
+        last = jax.tree.map(lambda a: a[-1], layers)
+        layers = jax.tree.map(lambda a: a[:-1], layers)
+    collected: tuple
+    x_BTD, collected = jax.lax.scan(body, x_BTD, layers, unroll=unroll)
+    if last is not None:
+        x_BTD, _ = body(x_BTD, last, queries)
+    hidden, weights = collected
+    return EncoderOutput(
+        last_hidden_state=x_BTD,
+        hidden_states=(embedded, *hidden) if hidden_states else None,
+        attentions=tuple(weights) if attentions else None,
+    )
+
+
+def gather_tokens(x_BTD: jax.Array, positions_BP: jax.Array) -> jax.Array:
+    """x_BPD: the tokens of each row at the given positions."""
+    return jnp.take_along_axis(x_BTD, positions_BP[:, :, None], axis=1)
