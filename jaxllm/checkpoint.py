@@ -149,6 +149,15 @@ class Checkpoints:
             self._failed(error)
         self._scores[step] = self._score(metrics)
 
+    def extra(self, step: int) -> dict[str, Any]:
+        """What `save` was given beside the state, read before any array is.
+
+        Raises:
+            DamagedError: it is not what was written.
+        """
+        with processes.together():
+            return self._about(step)["extra"]
+
     def restore(self, step: int, state_shape: Any) -> tuple[Any, "LoaderState", dict[str, Any]]:
         """(state, loader state, extra) of a step.
 

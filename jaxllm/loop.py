@@ -108,9 +108,7 @@ def _start(
     latest = checkpoints.latest()
     if latest is None:
         return state, LoaderState(epoch=0, step=0), Progress()
-    del state  # before the restored one takes its place
-    state, position, extra = checkpoints.restore(latest, job.state_shape)
-    where = checkpoints.path(latest)
+    where, extra = checkpoints.path(latest), checkpoints.extra(latest)
     changed = differences(extra["config"], to_yaml(config))
     if changed:
         raise InputError(
@@ -127,6 +125,8 @@ def _start(
             f"{where} is of a run on other data: the training files or the tokenizer have changed. "
             "Restore them, or give another run.dir."
         )
+    del state  # before the restored one takes its place
+    state, position, _ = checkpoints.restore(latest, job.state_shape)
     logger.info("going on after step %d of %d, from %s", latest, job.total_steps, where)
     return state, position, Progress(**extra["progress"])
 

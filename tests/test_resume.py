@@ -311,3 +311,22 @@ def test_a_damaged_best_checkpoint_says_from_where_the_run_goes_on(tmp_path):
         loop.run(build(config), config)
     shutil.rmtree(best)
     assert loop.run(build(config, scores=scores), config)["train/best_step"] == 6
+
+
+def test_other_data_are_named_before_arrays_of_another_shape(tmp_path):
+    """The table of reached words has other rows with other text; that is not another model."""
+
+    def stop(step):
+        if step == 5:
+            raise RuntimeError("stopped")
+
+    def of_other_data(config):
+        job = build(config, size=7)
+        job.loader.fingerprint = 8
+        return job
+
+    config = make_config(tmp_path, **{"train.save_every": 2})
+    with pytest.raises(RuntimeError, match="stopped"):
+        loop.train(config, lambda c: build(c, before_step=stop))
+    with pytest.raises(InputError, match="is of a run on other data"):
+        loop.train(config, of_other_data)
