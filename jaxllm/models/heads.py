@@ -5,6 +5,7 @@ those at `head_positions` [B, P], with logits for each. Heads for tokens look at
 have no use for `head_positions`. Logits are float32, those of a vocabulary in the model's dtype.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -126,14 +127,21 @@ class MultipleChoice(SequenceHead, PooledEncoder):
         return self.classifier(dropout(self.pool(x_BPD), self.spec.choice_dropout, key))
 
     def __call__(self, input_ids: jax.Array, **inputs: Any) -> HeadOutput:
-        choices = input_ids.shape[:2] if input_ids.ndim == 3 else None
-        if choices is not None:
-            input_ids, inputs = jax.tree.map(
-                lambda x: x.reshape(-1, x.shape[-1]) if jnp.ndim(x) == 3 else x, (input_ids, inputs)
-            )
-        out = super().__call__(input_ids, **inputs)
-        scores = out.logits[..., 0]
-        return replace(out, logits=scores if choices is None else scores.reshape(choices))
+        return score_choices(super().__call__, input_ids, inputs)
+
+
+def score_choices(
+    head: Callable[..., HeadOutput], input_ids: jax.Array, inputs: dict[str, Any]
+) -> HeadOutput:
+    """Scores [B, C] for ids [B, C, T], [B, P] or [B] for [B, T], by a head with one logit."""
+    choices = input_ids.shape[:2] if input_ids.ndim == 3 else None
+    if choices is not None:
+        input_ids, inputs = jax.tree.map(
+            lambda x: x.reshape(-1, x.shape[-1]) if jnp.ndim(x) == 3 else x, (input_ids, inputs)
+        )
+    out = head(input_ids, **inputs)
+    scores = out.logits[..., 0]
+    return replace(out, logits=scores if choices is None else scores.reshape(choices))
 
 
 class TokenHead(Encoder):

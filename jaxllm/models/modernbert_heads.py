@@ -8,6 +8,7 @@ from flax import nnx
 
 from jaxllm.errors import InputError
 from jaxllm.layers import ACTIVATIONS, Key, add_bias, dropout, split_key
+from jaxllm.models.heads import score_choices
 from jaxllm.models.modernbert import ModernBertEncoder, make_dense, make_norm, output_stddev
 from jaxllm.models.outputs import EncoderOutput, HeadOutput, SpanOutput
 
@@ -131,16 +132,7 @@ class ModernBertForMultipleChoice(ModernBertForSequenceClassification):
         return 1
 
     def __call__(self, input_ids: jax.Array, **inputs: Any) -> HeadOutput:
-        if input_ids.ndim == 2:
-            out = super().__call__(input_ids, **inputs)
-            return HeadOutput(out.logits[..., 0], out.hidden_states, out.attentions)
-        shape = input_ids.shape
-        rows = {
-            name: x.reshape(-1, shape[-1]) if getattr(x, "shape", None) == shape else x
-            for name, x in inputs.items()
-        }
-        out = super().__call__(input_ids.reshape(-1, shape[-1]), **rows)
-        return HeadOutput(out.logits.reshape(shape[:2]), out.hidden_states, out.attentions)
+        return score_choices(super().__call__, input_ids, inputs)
 
 
 class ModernBertForTokenClassification(ModernBertClassifier):
