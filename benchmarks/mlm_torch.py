@@ -6,10 +6,10 @@ import time
 from typing import Any
 
 import torch
-from transformers import BertForMaskedLM, get_linear_schedule_with_warmup
+from transformers import BertForMaskedLM
 
-from benchmarks.recipe import Job, Timer, burn_in_steps, serve, warmup_steps
-from benchmarks.torch_baseline import adamw
+from benchmarks.recipe import Job, serve
+from benchmarks.torch_baseline import train
 from jaxllm.throughput import peak_host_memory_bytes
 
 
@@ -25,40 +25,15 @@ def gate(job: Job) -> dict[str, Any]:
 def run(job: Job) -> dict[str, Any]:
     """All epochs; the figures of a result row."""
     began = time.perf_counter()
-    recipe = job.recipe
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(job.seed)
-    rows = batches(job) * recipe.epochs
-    steps = len(rows)
+    rows = batches(job) * job.recipe.epochs
     model = BertForMaskedLM.from_pretrained(job.model, dtype=torch.float32).train()
-    optimizer = adamw(model, recipe, job.fused)
-    schedule = get_linear_schedule_with_warmup(optimizer, warmup_steps(recipe, steps), steps)
-    timer, burn_in, losses = Timer(), burn_in_steps(recipe, steps), []
     startup_seconds = time.perf_counter() - began
-    for step, batch in enumerate(rows):
-        if step == burn_in:
-            timer = Timer(started=time.perf_counter())
-        loss = model(**batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-        timer.add(
-            examples=len(batch["input_ids"]),
-            real_tokens=int(batch["attention_mask"].sum()),
-            padded_tokens=batch["input_ids"].numel(),
-        )
-    timer.stopped = time.perf_counter()
     return {
-        **timer.figures(),
-        "steps": steps,
-        "compile_seconds": 0.0,  # nothing is compiled
+        **train(model, rows, len(rows), job),
         "startup_seconds": startup_seconds,
-        "train_loss": torch.stack(losses).mean().item(),
         "peak_memory": peak_host_memory_bytes(),
-        "threads": torch.get_num_threads(),
     }
 
 

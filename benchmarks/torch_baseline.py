@@ -7,6 +7,7 @@ the attention that transformers chooses by itself; bfloat16 means autocast, as T
 import itertools
 import os
 import time
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -60,12 +61,32 @@ def run(job: Job) -> dict[str, Any]:
     )
     steps = len(loader) * recipe.epochs
     model = BertForSequenceClassification.from_pretrained(job.model, dtype=torch.float32).train()
+    startup_seconds = time.perf_counter() - began
+    epochs = itertools.chain.from_iterable([loader] * recipe.epochs)
+    figures = train(model, epochs, steps, job)
+    peak_in_training = peak_host_memory_bytes()
+    trained = time.perf_counter()
+    score = evaluate(model, job)
+    return {
+        **figures,
+        "startup_seconds": startup_seconds,
+        "evaluate_seconds": time.perf_counter() - trained,
+        job.metric: score,
+        "peak_memory_in_training": peak_in_training,
+        "peak_memory": peak_host_memory_bytes(),
+        "device": "cpu",
+        "attention": model.config._attn_implementation,
+    }
+
+
+def train(model: torch.nn.Module, batches: Iterable[Batch], steps: int, job: Job) -> dict[str, Any]:
+    """The plain loop over `batches`, of which there are `steps`; what it measured."""
+    recipe = job.recipe
     optimizer = adamw(model, recipe, job.fused)
     schedule = get_linear_schedule_with_warmup(optimizer, warmup_steps(recipe, steps), steps)
-    timer, burn_in, losses = Timer(), burn_in_steps(recipe, steps), []
-    startup_seconds = time.perf_counter() - began
-    timer.started = time.perf_counter()
-    for step, batch in enumerate(itertools.chain.from_iterable([loader] * recipe.epochs)):
+    burn_in, losses = burn_in_steps(recipe, steps), []
+    timer = Timer(started=time.perf_counter())
+    for step, batch in enumerate(batches):
         if step == burn_in:
             timer = Timer(started=time.perf_counter())
         with precision(job):
@@ -77,26 +98,17 @@ def run(job: Job) -> dict[str, Any]:
         optimizer.zero_grad()
         losses.append(loss.detach())
         timer.add(
-            examples=len(batch["labels"]),
+            examples=len(batch["input_ids"]),
             real_tokens=int(batch["attention_mask"].sum()),
             padded_tokens=batch["input_ids"].numel(),
         )
     timer.stopped = time.perf_counter()
-    peak_in_training = peak_host_memory_bytes()
-    score = evaluate(model, job)
     return {
         **timer.figures(),
         "steps": steps,
         "compile_seconds": 0.0,  # nothing is compiled
-        "startup_seconds": startup_seconds,
-        "evaluate_seconds": time.perf_counter() - timer.stopped,
         "train_loss": torch.stack(losses).mean().item(),
-        job.metric: score,
-        "peak_memory_in_training": peak_in_training,
-        "peak_memory": peak_host_memory_bytes(),
         "threads": torch.get_num_threads(),
-        "device": "cpu",
-        "attention": model.config._attn_implementation,
     }
 
 
