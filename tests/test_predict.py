@@ -211,6 +211,31 @@ def test_a_model_without_description_takes_text_and_text_pair(save_model, tmp_pa
     assert "label" in answers[0]
 
 
+@pytest.mark.parametrize(
+    ("head", "row", "keys"),
+    [
+        ("token-classification", {"text": "we loved it"}, {"entities"}),
+        (
+            "question-answering",
+            {"question": "who loved it?", "context": "we loved it"},
+            {"answer", "score", "start", "end", "null_odds"},
+        ),
+        (
+            "multiple-choice",
+            {"text": "we loved", "choices": ["it", "the story"]},
+            {"label", "choice", "score", "probabilities"},
+        ),
+    ],
+)
+def test_a_model_without_description_is_what_its_class_is_for(
+    save_model, tmp_path, head, row, keys
+):
+    names = labelled(["O", "B-PER"] if head == "token-classification" else ["0", "1"])
+    plain = save_model(None, head, max_position_embeddings=256, **names)
+    answers, _ = run(str(plain), [row], tmp_path)
+    assert set(answers[0]) == keys
+
+
 def test_several_labels_and_regression(save_model, tmp_path):
     multi = save_model(**labelled(NAMES, "multi_label_classification"))
     answers, _ = run(str(multi), texts(10), tmp_path)

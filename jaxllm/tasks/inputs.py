@@ -13,6 +13,19 @@ from jaxllm.files import write_atomic
 from jaxllm.pretrained import sentence_transformers
 
 INPUT_FILE = "jaxllm.json"
+# What a model of transformers takes, by what the name of its class ends with.
+_ELSEWHERE: dict[str, dict[str, Any]] = {
+    "ForMaskedLM": {"task": "masked-lm"},
+    "ForPreTraining": {"task": "masked-lm"},
+    "ForTokenClassification": {"task": "token-classification"},
+    "ForMultipleChoice": {"task": "multiple-choice"},
+    "ForQuestionAnswering": {
+        "task": "question-answering",
+        "text": "question",
+        "text_pair": "context",
+    },
+    "": {"text_pair": "text_pair", "pair_optional": True},  # a classifier
+}
 
 
 @dataclass(frozen=True)
@@ -61,8 +74,9 @@ class InputFormat:
         cls, directory: Path, *, max_length: int, architectures: Sequence[str] = ()
     ) -> "InputFormat":
         """Reads `jaxllm.json`. Without it the model was trained elsewhere: one that comes with
-        sentence-transformers' files answers `text` with its embedding, a masked language model
-        fills the masks in `text`, any other is a classifier of `text` and `text_pair`.
+        sentence-transformers' files answers `text` with its embedding, another what its class is
+        for: masks and entities in `text`, a `question` on a `context`, one of `choices`; any other
+        is a classifier of `text` and `text_pair`.
 
         `max_length`: of the longest row that model and tokenizer take.
         `architectures`: transformers' classes that its config names.
@@ -75,9 +89,9 @@ class InputFormat:
             if sentence_transformers.read_pooling(directory) is not None:
                 own = sentence_transformers.read_max_length(directory)
                 return cls("sentence-embedding", max_length=min(own or max_length, max_length))
-            if any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in architectures):
-                return cls("masked-lm", max_length=max_length)
-            return cls(text_pair="text_pair", pair_optional=True, max_length=max_length)
+            name = architectures[0] if architectures else ""
+            form = next(form for ending, form in _ELSEWHERE.items() if name.endswith(ending))
+            return cls(**form, max_length=max_length)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             return cls(**values)

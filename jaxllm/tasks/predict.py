@@ -39,8 +39,8 @@ def predict(model: str, input: str, output: str, batch_size: int = 32) -> dict[s
     Args:
         model: a directory, Hub id or package: with a model of a task that has a predictor.
         input: a file of JSON lines, `-` = standard input: objects with the text columns that the
-            model was trained with (`jaxllm.json` beside its weights; without that file `text`, and
-            `text_pair` where a row has it), or bare strings.
+            model was trained with (`jaxllm.json` beside its weights; without that file those that
+            `InputFormat.load` names), or bare strings.
         output: the file to write, `-` = standard output; an object a line, as the task's predictor
             says. A bad line: `error` and `line`.
         batch_size: rows of a batch; rounded up to a multiple of the devices.
