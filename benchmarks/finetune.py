@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.examples import Example, select, write_json_lines
+from benchmarks.examples import Content, labelled
 from benchmarks.recipe import Dtype, Job, Recipe
 from benchmarks.report import QUIET, Row, table
 from jaxllm.errors import InputError
@@ -132,36 +132,21 @@ def run(
 
 def benchmark(arguments: argparse.Namespace) -> list[Row]:
     """All runs of one session."""
-    train, dev = select(arguments.train, arguments.dev, arguments.examples)
+    content = labelled(arguments.train, arguments.dev, count=arguments.examples)
     warn_of_load()
-    return session(train, dev, arguments, recipe=Recipe(), facts={})
+    return session(content, arguments, recipe=Recipe(), facts={})
 
 
 def session(
-    train: list[Example],
-    dev: list[Example],
-    arguments: argparse.Namespace,
-    *,
-    recipe: Recipe,
-    facts: Row,
-    regression: bool = False,
+    content: Content, arguments: argparse.Namespace, *, recipe: Recipe, facts: Row
 ) -> list[Row]:
     """All runs on one data set; `facts` are added to each row."""
     with tempfile.TemporaryDirectory(prefix="jaxllm-finetune-") as name:
         work = Path(name)
-        write_json_lines(work / "train.jsonl", train)
-        write_json_lines(work / "dev.jsonl", dev)
-        job = Job(
-            action="start",
-            model=arguments.model,
-            train=str(work / "train.jsonl"),
-            dev=str(work / "dev.jsonl"),
-            labels=[] if regression else sorted({label for *_, label in train}),
-            directory=str(work),
-            metric="pearson" if regression else "accuracy",
-            recipe=recipe,
-        )
-        facts = {**facts, "train_examples": len(train), "dev_examples": len(dev)}
+        parts = content.write(work)
+        job = Job("start", arguments.model, directory=str(work), recipe=recipe, **parts)
+        train, dev = content.examples
+        facts = {**facts, "train_examples": train, "dev_examples": dev}
         return runs(job, VARIANTS, (JAXLLM, TORCH), arguments, work, facts)
 
 

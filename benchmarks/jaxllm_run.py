@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax
 
 import benchmarks.no_torch  # noqa: F401
+import jaxllm
 from benchmarks.recipe import Job, Timer, burn_in_steps, read_examples, serve
 from jaxllm.config import Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from jaxllm.data.loader import LoaderState
@@ -20,14 +21,23 @@ NO_DROPOUT = {
 }
 
 
+MODELS: dict[str, Any] = {
+    "sequence-classification": jaxllm.AutoModelForSequenceClassification,
+    "token-classification": jaxllm.AutoModelForTokenClassification,
+    "question-answering": jaxllm.AutoModelForQuestionAnswering,
+}
+
+
 def start(job: Job) -> dict[str, Any]:
-    """Writes the model that all runs start from, its new classifier head included."""
-    from jaxllm import AutoModelForSequenceClassification
+    """Writes the model that all runs start from, its new head included."""
     from jaxllm.data.corpus import load_tokenizer
 
-    model = AutoModelForSequenceClassification.from_pretrained(
-        job.model, num_labels=len(job.labels) or 1, problem_type=problem_type(job)
-    )
+    labels: dict[str, Any] = {"num_labels": len(job.labels) or 1}
+    if job.task == "sequence-classification":
+        labels["problem_type"] = problem_type(job)
+    if job.task == "question-answering":
+        labels = {}
+    model = MODELS[job.task].from_pretrained(job.model, **labels)
     directory = Path(job.directory) / "model"
     model.save_pretrained(directory)
     load_tokenizer(job.model).save_pretrained(directory)
@@ -42,7 +52,7 @@ def gate(job: Job) -> dict[str, Any]:
     return {
         "loss": mean(metrics["loss"]),
         "grad_norm": mean(metrics["grad_norm"]),
-        "rows": sorted(int(row) - 1 for row in batch.example_rows),  # rows of a file count from 1
+        "rows": sorted(map(int, batch.members)),
     }
 
 
@@ -95,15 +105,23 @@ def run(job: Job) -> dict[str, Any]:
 def config(job: Job, overrides: dict[str, Any]) -> Config:
     """The configuration that ``jaxllm train`` would be given for this job."""
     recipe = job.recipe
+    texts: dict[str, Any] = {"format": "jsonl", "labels": job.labels or None}
+    if job.task == "question-answering":
+        texts = {}
+    elif read_examples(job.dev)[1] is not None:
+        texts["text_pair"] = "pair"
     return Config(
         model=ModelConfig(
-            path=job.model, dtype=job.dtype, config=overrides, problem_type=problem_type(job)
+            path=job.model,
+            task=job.task,  # type: ignore[arg-type]
+            dtype=job.dtype,
+            config=overrides,
+            problem_type=problem_type(job),
         ),
         data=DataConfig(
             train=[job.train],
             dev=[job.dev],
-            text_pair=None if read_examples(job.dev)[1] is None else "pair",
-            labels=job.labels or None,
+            **texts,
             max_length=recipe.max_length,
             cache_dir=f"{job.directory}/cache",  # empty: each run tokenizes, as PyTorch's does
         ),
@@ -125,7 +143,8 @@ def config(job: Job, overrides: dict[str, Any]) -> Config:
 
 
 def problem_type(job: Job) -> Literal["single_label_classification", "regression"]:
-    return "single_label_classification" if job.labels else "regression"
+    numbers = job.task == "sequence-classification" and not job.labels
+    return "regression" if numbers else "single_label_classification"
 
 
 def mean(sums: tuple[jax.Array, jax.Array]) -> float:

@@ -32,10 +32,11 @@ class Job:
 
     action: str  # "start" (write the start directory), "gate" or "run"
     model: str  # directory of a model; for "start" whatever jaxllm's model.path takes
-    train: str  # JSON lines with "text" and "label", and "pair" where a row has two texts
+    train: str  # see `benchmarks.examples`
     dev: str
     labels: list[str]  # none: the labels are numbers to be predicted
     directory: str  # empty, for whatever the worker writes
+    task: str = "sequence-classification"  # jaxllm's `model.task`
     dtype: Dtype = "float32"
     fused: bool = False
     packed: bool = True
@@ -93,8 +94,8 @@ def warmup_steps(recipe: Recipe, steps: int) -> int:
     return math.ceil(recipe.warmup * steps)
 
 
-def read_examples(path: str) -> tuple[list[str], list[str] | None, list[str]]:
-    """Texts, second texts (or None) and labels of a file of JSON lines."""
+def read_examples(path: str) -> tuple[list[Any], list[str] | None, list[Any]]:
+    """Texts (or lists of words), second texts (or None) and labels of a file of JSON lines."""
     with open(path, encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     pairs = [row["pair"] for row in rows] if "pair" in rows[0] else None

@@ -7,51 +7,64 @@ Markdown table with a line for each task ends the session.
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from benchmarks.examples import select
+from benchmarks.examples import Content, labelled, questions, tagged
 from benchmarks.finetune import VARIANTS, add_session_options, run, session, warn_of_load
 from benchmarks.recipe import Recipe
 from benchmarks.report import Row, task_table
+from jaxllm.errors import InputError
 
 
 @dataclass(frozen=True)
 class Task:
     """Where a task's rows are and how a model is fine-tuned on them.
 
-    columns: of the text or texts and, last, of the label.
-    header: the names of the files' columns; None = they are in the first line.
-    examples: so many training rows are drawn; None = all.
+    files: patterns, as they lie in the folder of all tasks.
+    read: makes the two parts of the files, `count` examples (None: all) in the first.
+    examples: so many by default.
     """
 
-    train: str
-    dev: str
-    columns: tuple[str, ...]
+    files: tuple[str, ...]
+    read: Callable[..., Content]
     recipe: Recipe
-    header: list[str] | None = None
     examples: int | None = None
-    regression: bool = False
+
+    def content(self, folder: Path, count: int | None) -> Content:
+        """Both parts; InputError where a file is missing or is not as it should be."""
+        found = [sorted(folder.glob(file)) for file in self.files]
+        for file, paths in zip(self.files, found, strict=True):
+            if not paths:
+                raise InputError(f"{folder / file}: there is no such file")
+        return self.read(*(str(paths[0]) for paths in found), count=count or self.examples)
 
 
-STS = ["genre", "file", "year", "id", "score", "sentence1", "sentence2"]
+PAIR = ("sentence1", "sentence2")
+STS = ["genre", "file", "year", "id", "score", *PAIR]
 TASKS = {
     "rte": Task(
-        "rte/train.tsv",
-        "rte/dev.tsv",
-        ("sentence1", "sentence2", "label"),
+        ("rte/train.tsv", "rte/dev.tsv"),
+        partial(labelled, columns=(*PAIR, "label")),
         Recipe(epochs=3, max_length=128),
     ),
     "stsb": Task(
-        "stsb/sts-train.csv",
-        "stsb/sts-dev.csv",
-        ("sentence1", "sentence2", "score"),
+        ("stsb/sts-train.csv", "stsb/sts-dev.csv"),
+        partial(labelled, columns=(*PAIR, "score"), header=STS, regression=True),
         Recipe(epochs=3, max_length=128),
-        header=STS,
-        regression=True,
     ),
-    "sst2": Task(
-        "sst2/train.tsv.gz", "sst2/dev.tsv", ("sentence", "label"), Recipe(), examples=8000
+    "sst2": Task(("sst2/train.tsv.gz", "sst2/dev.tsv"), labelled, Recipe(), examples=8000),
+    "wnut17": Task(
+        ("wnut17/wnut17train.conll", "wnut17/emerging.dev.conll"),
+        tagged,
+        Recipe(epochs=3, max_length=128, learning_rate=3e-4),
+    ),
+    "squad2": Task(
+        ("squad2/dev-v2.0*.json",),
+        questions,
+        Recipe(epochs=1, batch_size=24, max_length=384, learning_rate=1e-4),
     ),
 }
 
@@ -62,7 +75,8 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="files in DIR:\n"
-        + "\n".join(f"  {name:<6} {task.train}, {task.dev}" for name, task in TASKS.items()),
+        + "\n".join(f"  {name:<6} {', '.join(task.files)}" for name, task in TASKS.items())
+        + "\n\nSQuAD's small part is enough: its last two articles are the dev part.",
     )
     parser.add_argument(
         "--data", required=True, metavar="DIR", help="folder with the files named below"
@@ -90,28 +104,15 @@ def main(argv: list[str] | None = None) -> int:
 def benchmark(arguments: argparse.Namespace) -> list[Row]:
     """All runs of all tasks."""
     chosen = {name: TASKS[name] for name in TASKS if name in arguments.tasks}
-    parts = {  # all files are read before the first run
-        name: select(
-            str(Path(arguments.data) / task.train),
-            str(Path(arguments.data) / task.dev),
-            arguments.examples or task.examples,
-            task.columns,
-            header=task.header,
-            regression=task.regression,
-        )
-        for name, task in chosen.items()
+    folder = Path(arguments.data)
+    contents = {  # all files are read before the first run
+        name: task.content(folder, arguments.examples) for name, task in chosen.items()
     }
     warn_of_load()
     return [
         row
         for name, task in chosen.items()
-        for row in session(
-            *parts[name],
-            arguments,
-            recipe=task.recipe,
-            regression=task.regression,
-            facts={"task": name},
-        )
+        for row in session(contents[name], arguments, recipe=task.recipe, facts={"task": name})
     ]
 
 

@@ -11,25 +11,13 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from transformers import (
-    AutoTokenizer,
-    BertForSequenceClassification,
-    DataCollatorWithPadding,
-    PreTrainedTokenizerBase,
-    get_linear_schedule_with_warmup,
-)
+from transformers import get_linear_schedule_with_warmup
 
-from benchmarks.recipe import (
-    Job,
-    Recipe,
-    Timer,
-    burn_in_steps,
-    read_examples,
-    serve,
-    warmup_steps,
-)
+from benchmarks.recipe import Job, Recipe, Timer, burn_in_steps, serve, warmup_steps
+from benchmarks.torch_tasks import TASKS, Task
 from jaxllm.throughput import peak_host_memory_bytes
 
 Batch = dict[str, torch.Tensor]
@@ -37,10 +25,13 @@ Batch = dict[str, torch.Tensor]
 
 def gate(job: Job) -> dict[str, Any]:
     """Mean loss and gradient norm of the examples in `job.rows`, with dropout off."""
-    features, tokenizer = tokenized(job.train, job)
-    batch = DataCollatorWithPadding(tokenizer)([features[row] for row in job.rows])
-    model = BertForSequenceClassification.from_pretrained(job.model, dtype=torch.float32)
-    loss = model.eval()(**batch).loss
+    task: Task = TASKS[job.task](job)
+    features = task.features(job.train)
+    chosen = [features[row] for row in job.rows]
+    batches = [[row] for row in chosen] if task.softmax_over_padding else [chosen]
+    model = task.model.from_pretrained(job.model, dtype=torch.float32).eval()
+    losses = [model(**task.collate(batch)).loss for batch in batches]
+    loss = torch.stack(losses).mean()
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     return {"loss": loss.item(), "grad_norm": norm.item()}
@@ -52,21 +43,21 @@ def run(job: Job) -> dict[str, Any]:
     recipe = job.recipe
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(job.seed)
-    features, tokenizer = tokenized(job.train, job)
+    task: Task = TASKS[job.task](job)
     loader: DataLoader[Batch] = DataLoader(
-        features,  # type: ignore[arg-type]  # a list is a data set
+        task.features(job.train),  # type: ignore[arg-type]  # a list is a data set
         batch_size=recipe.batch_size,
         shuffle=True,
-        collate_fn=DataCollatorWithPadding(tokenizer),
+        collate_fn=task.collate,
     )
     steps = len(loader) * recipe.epochs
-    model = BertForSequenceClassification.from_pretrained(job.model, dtype=torch.float32).train()
+    model = task.model.from_pretrained(job.model, dtype=torch.float32).train()
     startup_seconds = time.perf_counter() - began
     epochs = itertools.chain.from_iterable([loader] * recipe.epochs)
     figures = train(model, epochs, steps, job)
     peak_in_training = peak_host_memory_bytes()
     trained = time.perf_counter()
-    score = evaluate(model, job)
+    score = evaluate(model, task, job)
     return {
         **figures,
         "startup_seconds": startup_seconds,
@@ -112,22 +103,6 @@ def train(model: torch.nn.Module, batches: Iterable[Batch], steps: int, job: Job
     }
 
 
-def tokenized(path: str, job: Job) -> tuple[list[dict[str, Any]], PreTrainedTokenizerBase]:
-    """Token ids and label ids of a file's examples, not padded."""
-    tokenizer = AutoTokenizer.from_pretrained(job.model)
-    texts, pairs, labels = read_examples(path)
-    encoded = tokenizer(texts, pairs, truncation=True, max_length=job.recipe.max_length)
-    ids = {name: i for i, name in enumerate(job.labels)}
-    features = [
-        {
-            **{key: encoded[key][i] for key in encoded},
-            "labels": ids[label] if ids else float(label),
-        }
-        for i, label in enumerate(labels)
-    ]
-    return features, tokenizer
-
-
 def adamw(model: torch.nn.Module, recipe: Recipe, fused: bool) -> torch.optim.Optimizer:
     """AdamW with weight decay on matrices only: biases and norms are the vectors."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
@@ -144,23 +119,19 @@ def precision(job: Job) -> AbstractContextManager[None]:
 
 
 @torch.no_grad()
-def evaluate(model: BertForSequenceClassification, job: Job) -> float:
-    """The job's metric over all rows of the dev file."""
-    features, tokenizer = tokenized(job.dev, job)
-    features.sort(key=lambda feature: len(feature["input_ids"]))  # for less padding
-    size, logits = job.recipe.eval_batch_size, []
-    collate = DataCollatorWithPadding(tokenizer)
+def evaluate(model: torch.nn.Module, task: Task, job: Job) -> float:
+    """The job's metric over all examples of the dev file."""
+    features, size = task.features(job.dev), job.recipe.eval_batch_size
+    # Like lengths together, for less padding.
+    order = sorted(range(len(features)), key=lambda i: len(features[i]["input_ids"]))
+    outputs: dict[int, np.ndarray] = {}
     model.eval()
-    for start in range(0, len(features), size):
-        batch = collate(features[start : start + size])
-        batch.pop("labels")
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
         with precision(job):
-            logits.append(model(**batch).logits.float())
-    predicted = torch.cat(logits)
-    labels = torch.tensor([feature["labels"] for feature in features])
-    if job.labels:
-        return float((predicted.argmax(-1) == labels).float().mean())
-    return float(torch.corrcoef(torch.stack([predicted[:, 0], labels]).double())[0, 1])
+            output = model(**task.collate([features[i] for i in chosen]))
+        outputs |= zip(chosen, task.outputs(output).float().numpy(), strict=True)
+    return task.score([outputs[i] for i in range(len(features))], features, job.dev)
 
 
 if __name__ == "__main__":

@@ -140,12 +140,12 @@ def test_training_rows_are_drawn_from_those_that_dev_does_not_have(tmp_path):
     known = [("a good film ", "1"), ('"BAD', "0")]
     fresh = [(f'row {i} "', str(i % 2)) for i in range(20)]
     train = write_table(tmp_path / "train.tsv.gz", known + fresh)
-    chosen, held_out = finetune.select(train, dev, 20)
+    chosen, held_out = examples.select(train, dev, 20)
     assert sorted(chosen) == sorted(fresh)
     assert held_out == [("A  good film", "1"), ('"bad', "0")]
-    assert finetune.select(train, dev, 8)[0] == chosen[:8] != fresh[:8]
+    assert examples.select(train, dev, 8)[0] == chosen[:8] != fresh[:8]
     with pytest.raises(InputError, match=r"--examples 21: .* has 20 rows .* choose 1 to 20"):
-        finetune.select(train, dev, 21)
+        examples.select(train, dev, 21)
 
 
 def test_files_without_a_header_and_with_two_texts(tmp_path):
@@ -159,30 +159,82 @@ def test_files_without_a_header_and_with_two_texts(tmp_path):
     assert dev == [("D", "e", "9.5")]
     with pytest.raises(InputError, match=r"label '9\.5' is on none"):
         examples.select(*paths, None, columns, header=header)
-    examples.write_json_lines(tmp_path / "dev.jsonl", dev)
-    assert read_examples(str(tmp_path / "dev.jsonl")) == (["D"], ["e"], ["9.5"])
-    examples.write_json_lines(tmp_path / "dev.jsonl", [("D", "1")])
-    assert read_examples(str(tmp_path / "dev.jsonl")) == (["D"], None, ["1"])
+    content = examples.labelled(*paths, count=2, columns=columns, header=header, regression=True)
+    assert (content.metric, content.labels, content.examples) == ("pearson", [], (2, 1))
+    written = content.write(tmp_path)
+    assert read_examples(written["dev"]) == (["D"], ["e"], ["9.5"])
+    one = examples.labelled(
+        *paths, count=1, columns=("first", "score"), header=header, regression=True
+    )
+    assert read_examples(one.write(tmp_path)["dev"]) == (["D"], None, ["9.5"])
+
+
+def test_tagged_sentences_and_their_tags(tmp_path):
+    (tmp_path / "train.conll").write_text("Anna\tB-PER\nLee\tI-PER\nflew\tO\n\nKyoto\tB-LOC\n")
+    (tmp_path / "dev.conll").write_text("home\tO\n\t\nOsaka\tB-LOC\n")
+    paths = [str(tmp_path / f"{part}.conll") for part in ("train", "dev")]
+    content = examples.tagged(*paths, count=None)
+    assert (content.task, content.metric) == ("token-classification", "f1")
+    assert content.labels == ["O", "B-LOC", "B-PER", "I-PER"]
+    assert content.examples == (2, 2)
+    written = content.write(tmp_path)
+    words, _, tags = read_examples(written["train"])
+    assert words == [["Anna", "Lee", "flew"], ["Kyoto"]]
+    assert tags == [["B-PER", "I-PER", "O"], ["B-LOC"]]
+    assert examples.tagged(*paths, count=1).examples == (1, 2)
+
+
+def squad(directory: Path, articles: int, start: int = 0) -> str:
+    """A file of articles with one paragraph and two questions, one without an answer."""
+
+    def asked(number: int) -> list[dict]:
+        answer = {"text": "good", "answer_start": start}
+        return [
+            {"id": f"{number} a", "question": "What is it?", "answers": [answer]},
+            {"id": f"{number} b", "question": "What not?", "answers": [], "is_impossible": True},
+        ]
+
+    data = [{"paragraphs": [{"context": "good film", "qas": asked(i)}]} for i in range(articles)]
+    directory.mkdir(exist_ok=True)
+    (directory / "dev-v2.0.json").write_text(json.dumps({"data": data}))
+    return str(directory / "dev-v2.0.json")
+
+
+def test_questions_of_the_last_articles_are_the_dev_part(tmp_path):
+    content = examples.questions(squad(tmp_path, 5), count=None)
+    assert content.examples == (6, 4)
+    content = examples.questions(squad(tmp_path, 5), count=3)
+    assert content.examples == (3, 4)
+    written = content.write(tmp_path)
+    train, dev = (json.loads(Path(written[part]).read_text())["data"] for part in ("train", "dev"))
+    names = [[asked["id"] for asked in a["paragraphs"][0]["qas"]] for a in [*train, *dev]]
+    assert names == [["0 a", "0 b"], ["1 a"], [], ["3 a", "3 b"], ["4 a", "4 b"]]
+    with pytest.raises(InputError, match="2 articles, expected more than 2"):
+        examples.questions(squad(tmp_path, 2), count=None)
+    with pytest.raises(InputError, match="does not stand at its answer_start"):
+        examples.questions(squad(tmp_path, 5, start=1), count=None)
 
 
 def test_each_task_runs_with_its_recipe(tmp_path, monkeypatch, capsys):
-    for name, task in tasks.TASKS.items():
-        for number, file in enumerate((task.train, task.dev)):
-            path = tmp_path / file
-            path.parent.mkdir(exist_ok=True)
-            names = task.header or list(task.columns)
-            lines = [] if task.header else [names]
-            for i in range(4):
-                values = {"label": str(i % 2), "score": str(i)}
-                lines.append([values.get(c, f"{name} {number} {i}") for c in names])
-            text = "".join("\t".join(line) + "\n" for line in lines).encode()
-            path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    def table(file: str, header: str | None, line: str) -> None:
+        path = tmp_path / file
+        path.parent.mkdir(exist_ok=True)
+        rows = "".join(line.format(f"{file} {i}", i % 2) + "\n" for i in range(4))
+        text = (f"{header}\n{rows}" if header else rows).encode()
+        path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+
+    for part in ("train", "dev"):
+        table(f"rte/{part}.tsv", "sentence1\tsentence2\tlabel", "{0}\tb\t{1}")
+        table(f"stsb/sts-{part}.csv", None, "g\tf\ty\t0\t{1}\t{0}\tb")
+        table(f"sst2/{part}.tsv{'.gz' * (part == 'train')}", "sentence\tlabel", "{0}\t{1}")
+    for file in tasks.TASKS["wnut17"].files:
+        table(file, None, "Anna\tB-PER\n{0}\tO\n")
+    squad(tmp_path / "squad2", 4)
     jobs = []
 
     def worker(module, job, work):
         if job.action == "run":
             jobs.append(job)
-            assert read_examples(job.train)[1] is None or job.recipe.epochs == 3
         known = {"loss": 0.7, "grad_norm": 1.0, "rows": [0], "model": "start", job.metric: 0.5}
         figures = {k: v for k, v in row("", 0, 10, 20, 0.5).items() if k not in {"variant", "seed"}}
         return figures | known
@@ -192,11 +244,14 @@ def test_each_task_runs_with_its_recipe(tmp_path, monkeypatch, capsys):
     arguments = ["--data", str(tmp_path), "--examples", "4", "--output", str(output)]
     assert tasks.main([*arguments, "--seeds", "2"]) == 0
     rows = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [r["task"] for r in rows] == ["rte"] * 4 + ["stsb"] * 4 + ["sst2"] * 4
-    assert {(r["task"], r["metric"]) for r in rows} >= {("stsb", "pearson"), ("rte", "accuracy")}
-    assert [job.labels for job in jobs[::4]] == [["0", "1"], [], ["0", "1"]]
+    assert [r["task"] for r in rows] == [name for name in tasks.TASKS for _ in range(4)]
+    assert {(r["task"], r["metric"]) for r in rows} >= {("stsb", "pearson"), ("wnut17", "f1")}
+    labels = [["0", "1"], [], ["0", "1"], ["O", "B-PER"], []]
+    assert [job.labels for job in jobs[::4]] == labels
+    assert [job.recipe.epochs for job in jobs[::4]] == [3, 3, 1, 3, 1]
     assert "| jaxllm-float32 / torch-float32 | stsb | pearson |" in capsys.readouterr().out
     assert tasks.main(["--data", str(tmp_path / "none")]) == 2
+    assert "rte/train.tsv: there is no such file" in capsys.readouterr().err
 
 
 def test_unusable_files_are_refused(tmp_path, capsys):
@@ -219,7 +274,7 @@ def test_unusable_files_are_refused(tmp_path, capsys):
         (good, other, "label '2' is on none"),
     ]:
         with pytest.raises(InputError, match=message):
-            finetune.select(str(train), str(dev), 1)
+            examples.select(str(train), str(dev), 1)
     assert finetune.main(["--train", str(empty), "--dev", good]) == 2
     assert capsys.readouterr().err.startswith("benchmarks.finetune: error: ")
 

@@ -93,6 +93,7 @@ def test_every_example_comes_once_an_epoch_and_is_counted(examples, data):
         assert b.real_tokens == np.count_nonzero(batch["segment_ids"])
         assert b.padded_tokens == batch["segment_ids"].size
         assert b.examples == batch["label_weights"].sum() == len(b.example_rows)
+        assert (b.example_rows == examples.rows[b.members]).all()
         assert batch["label_weights"].shape[0] == train_loader.rows_per_batch
         labels.extend(batch["labels"][batch["label_weights"] > 0])
         # An example's first token names the example.

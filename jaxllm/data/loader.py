@@ -38,6 +38,7 @@ class LoadedBatch:
         real_tokens: tokens of text and special tokens.
         padded_tokens: B * T.
         examples: number of examples.
+        members: int64[examples], which of the epoch's examples these are.
         example_rows: int64[examples], the examples' row numbers in their files.
         next_state: where the batch after this one is.
     """
@@ -46,6 +47,7 @@ class LoadedBatch:
     real_tokens: int
     padded_tokens: int
     examples: int
+    members: np.ndarray
     example_rows: np.ndarray
     next_state: LoaderState
 
@@ -170,6 +172,7 @@ class TrainLoader:
             real_tokens=int(lengths.sum()),
             padded_tokens=self.rows_per_batch * row_length,
             examples=len(rows.members),
+            members=rows.members,
             example_rows=np.asarray(examples.rows[rows.members]),
             next_state=LoaderState(state.epoch + 1, 0)
             if last
