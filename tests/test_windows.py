@@ -1,14 +1,17 @@
 """SQuAD's JSON to windows: as the tokenizer itself cuts them, with the answer's tokens."""
 
+import dataclasses
 import gzip
 import json
+import re
 
 import numpy as np
 import pytest
 
 from jaxllm.config_fields import DataConfig, QAConfig
 from jaxllm.data.tokenizer import load_tokenizer
-from jaxllm.data.windows import load_windows
+from jaxllm.data.window_cache import load_windows
+from jaxllm.data.windows import WindowEncoder
 from jaxllm.errors import InputError
 
 CONTEXT = "The movie was long. She liked the plot of it, but he never liked the acting at all!"
@@ -72,6 +75,79 @@ def answer_text(windows, i, label):
     return CONTEXT[windows.spans[source[0], 0] : windows.spans[source[1], 1]]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_hub_data_set_gives_the_windows_of_its_file(wordpiece, tmp_path, streaming):
+    import datasets
+
+    other = "He never liked it."
+    rows = [
+        row("who liked the plot", ("She", 20), ("the movie", 0), name="a"),
+        row("what was good", name="b"),
+        row("what did he like", ("it", 15), name="c"),
+    ]
+    contexts = [CONTEXT, CONTEXT, other]
+    paragraphs = [{"context": CONTEXT, "qas": rows[:2]}, {"context": other, "qas": rows[2:]}]
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    table = [
+        {
+            "id": asked["id"],
+            "title": "no matter",
+            "context": context,
+            "question": asked["question"],
+            "answers": {
+                key: [answer[key] for answer in asked["answers"]]
+                for key in ("text", "answer_start")
+            },
+        }
+        for asked, context in zip(rows, contexts, strict=True)
+    ]
+    table[1]["answers"] = {"text": [], "answer_start": []}
+    answers = {"text": [datasets.Value("string")], "answer_start": [datasets.Value("int32")]}
+    texts = ("id", "title", "context", "question")
+    features = {name: datasets.Value("string") for name in texts} | {"answers": answers}
+    part = datasets.Dataset.from_list(table, features=datasets.Features(features))
+    part.to_parquet(str(tmp_path / "set" / "train.parquet"))
+    expected, asked = load(str(file), wordpiece)
+    data = DataConfig(dataset=str(tmp_path / "set"), streaming=streaming, max_length=LENGTH)
+    windows, found = load_windows(data, QA, "train", wordpiece)
+    assert windows.tokens.tolist() == expected.tokens.tolist()
+    assert windows.labels.tolist() == expected.labels.tolist()
+    assert (windows.labels[:, 0] > 0).sum() == 2
+    assert found.contexts == asked.contexts == [CONTEXT, other]
+    assert [q.answers for q in found.questions] == [q.answers for q in asked.questions]
+    cut = part.remove_columns("question")
+    cut.to_parquet(str(tmp_path / "cut" / "train.parquet"))
+    data = DataConfig(dataset=str(tmp_path / "cut"), streaming=streaming, max_length=LENGTH)
+    with pytest.raises(InputError, match=r"row 1: found nothing as 'question'.*columns id,"):
+        load_windows(data, QA, "train", wordpiece)
+
+
+def test_windows_are_kept_by_content(wordpiece, tmp_path, monkeypatch):
+    path = write(tmp_path / "a.json", [row("who liked it", ("She", 20)), row("what", name="b")])
+    used = {"qa": QA, "cache_dir": str(tmp_path / "cache")}
+    first, asked = load(path, wordpiece, **used)
+    with monkeypatch.context() as patch:
+        patch.setattr(WindowEncoder, "windows", None)  # nothing is cut anew
+        again, same = load(path, wordpiece, **used)
+    assert same == asked
+    assert same.questions[0].answers == (("She", 20),)
+    for field in dataclasses.fields(first):
+        np.testing.assert_array_equal(getattr(again, field.name), getattr(first, field.name))
+    for changed in (
+        {"qa": dataclasses.replace(QA, doc_stride=3)},
+        {"qa": dataclasses.replace(QA, max_question_length=2)},
+        {"length": LENGTH - 1},
+        {"max_train_examples": 1},
+        {"on_bad_row": "drop"},
+        {"split": "dev"},
+    ):
+        load(path, wordpiece, **(used | changed))
+    write(tmp_path / "a.json", [row("who liked it", ("She", 20))])
+    assert len(load(path, wordpiece, **used)[1].questions) == 1
+    assert len(list((tmp_path / "cache").iterdir())) == 8
+
+
 def test_the_label_is_the_answer_where_the_window_holds_it(wordpiece, tmp_path):
     start = CONTEXT.index("plot of it")
     windows, _ = load(
@@ -85,6 +161,23 @@ def test_the_label_is_the_answer_where_the_window_holds_it(wordpiece, tmp_path):
     outside = [label.tolist() for label in windows.labels if not all(label)]
     assert outside == [[0, 0]] * (len(windows) - 1)
     assert len(windows) > 2
+
+
+def test_every_word_is_labelled_in_the_windows_that_hold_it_and_in_no_other(wordpiece, tmp_path):
+    words = [(match.group(), match.start()) for match in re.finditer(r"[a-zA-Z]+", CONTEXT)]
+    rows = [row("what", word, name=str(i)) for i, word in enumerate(words)]
+    path = write(tmp_path / "a.json", rows)
+    qa = QAConfig(max_question_length=6, doc_stride=2)
+    windows, _ = load(path, wordpiece, qa=qa, length=12)
+    held = 0
+    for i, label in enumerate(windows.labels):
+        word, start = words[windows.question[i]]
+        count = windows.end[i] - windows.begin[i]
+        spans = windows.spans[windows.source[i] : windows.source[i] + count]
+        inside = spans[0, 0] <= start and start + len(word) <= spans[-1, 1]
+        held += inside
+        assert (answer_text(windows, i, label) == word) if inside else not label.any()
+    assert len(words) < held < len(windows)
 
 
 def test_byte_level_offsets_hold_characters_of_several_tokens(byte_level, tmp_path):

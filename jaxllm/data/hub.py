@@ -20,40 +20,56 @@ def hub_source(data: DataConfig, split: str, *, labelled: bool) -> Source:
         InputError: the Hub cannot be reached, or the data set, its configuration, split or column
             is not there.
     """
-    from datasets import load_dataset
-
     part = data.train_split if split == "train" else data.dev_split
-    where = f"data.dataset={data.dataset} (data.{split}_split={part})"
-    try:
-        dataset = load_dataset(
-            data.dataset, data.dataset_config, split=part, streaming=data.streaming
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{where}: cannot be loaded: {error}. {_OFFLINE}") from error
+    where, dataset = load_split(data, split)
     features = dataset.features or {}
     if features:
         columns_of(where, features, data, labelled)
     names = _class_names(features.get(data.label)) if labelled else None
 
-    def records() -> Iterator[tuple[int, dict[str, Any]]]:
-        number = 0
-        try:
-            for columns in dataset.iter(batch_size=CHUNK):
-                for values in zip(*columns.values(), strict=True):
-                    number += 1
-                    record = dict(zip(columns, values, strict=True))
-                    if names is not None:
-                        record[data.label] = _named(record[data.label], names)
-                    yield number, record
-        except OSError as error:
-            raise InputError(f"{where}: stopped after row {number}: {error}. {_OFFLINE}") from error
+    def rows() -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, record in records(where, dataset):
+            if names is not None:
+                record[data.label] = _named(record[data.label], names)
+            yield number, record
 
     return Source(
         where,
         lambda: f"{data.dataset} {data.dataset_config} {part} {dataset._fingerprint}",
-        lambda: rows_of(where, records(), data, labelled),
+        lambda: rows_of(where, rows(), data, labelled),
         names,
     )
+
+
+def load_split(data: DataConfig, split: str) -> tuple[str, Any]:
+    """(what messages call it, the `datasets` object) of a split of ``data.dataset``.
+
+    Raises:
+        InputError: the Hub cannot be reached, or the data set, its configuration or split is not
+            there.
+    """
+    from datasets import load_dataset
+
+    part = data.train_split if split == "train" else data.dev_split
+    where = f"data.dataset={data.dataset} (data.{split}_split={part})"
+    try:
+        return where, load_dataset(
+            data.dataset, data.dataset_config, split=part, streaming=data.streaming
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{where}: cannot be loaded: {error}. {_OFFLINE}") from error
+
+
+def records(where: str, dataset: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows with their numbers, from 1; InputError where the Hub gives no more."""
+    number = 0
+    try:
+        for columns in dataset.iter(batch_size=CHUNK):
+            for values in zip(*columns.values(), strict=True):
+                number += 1
+                yield number, dict(zip(columns, values, strict=True))
+    except OSError as error:
+        raise InputError(f"{where}: stopped after row {number}: {error}. {_OFFLINE}") from error
 
 
 def _class_names(feature: Any) -> list[str] | None:

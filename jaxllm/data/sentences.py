@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jaxllm import processes
 from jaxllm.config_fields import DataConfig
 from jaxllm.data import cache
 from jaxllm.data.bad_rows import BadRows
@@ -85,8 +86,21 @@ def load_sentences(
     arrays are cached on disk by content, and memory-mapped.
 
     Raises:
-        InputError: a file, column, row or tag is not as it should be, or the Hub is out of reach.
+        InputError: a file, column, row or tag is not as it should be, the Hub is out of reach, or
+            the processes of a run do not read the same.
     """
+    with processes.together():
+        sentences, names = _load(data, split, tokenizer, names)
+    processes.check_same(f"the sentences of data.{split}", lambda: (sentences.fingerprint, names))
+    return sentences, names
+
+
+def _load(
+    data: DataConfig,
+    split: str,
+    tokenizer: "PreTrainedTokenizerFast",
+    names: list[str] | None,
+) -> tuple[Sentences, list[str]]:
     encoder = WordEncoder(tokenizer, data.max_length, data.truncation)
     sources = sources_of(data, split, labelled=True)
     names = names or sources[0].label_names

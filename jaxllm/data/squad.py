@@ -1,19 +1,38 @@
-"""Questions on contexts out of JSON files in the schema of SQuAD 1.1, SQuAD 2.0 and CMRC 2018."""
+"""Questions on contexts, as SQuAD 1.1, SQuAD 2.0 and CMRC 2018 have them: JSON files or the Hub."""
 
 import gzip
+import hashlib
+import itertools
 import json
 import logging
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxllm.config_fields import DataConfig
 from jaxllm.data.builder import text_fault
+from jaxllm.data.hub import load_split, records
 from jaxllm.errors import InputError
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 5  # questions of each kind in a message
+
+Paragraph = tuple[str, list[dict[str, Any]]]  # a context, and the fields of its questions
+
+
+class Source(NamedTuple):
+    """A file, or a split of a data set of the Hub.
+
+    name: in messages.
+    fingerprint: gives a string that is another one whenever the content is.
+    """
+
+    name: str
+    fingerprint: Callable[[], str]
+    paragraphs: Iterable[Paragraph]
 
 
 @dataclass(frozen=True)
@@ -83,31 +102,31 @@ class Faults:
 
 
 def read_squad(
-    files: Sequence[str], *, faults: Faults, limit: int | None, only_aligned: bool
+    sources: Iterable[Source], *, faults: Faults, limit: int | None, only_aligned: bool
 ) -> Questions:
-    """The first `limit` questions of `files` (each also .gz) that are as they should be.
+    """The first `limit` questions of `sources` that are as they should be.
 
     An answer must stand in its context at its `answer_start`. With `only_aligned` a question none
     of whose answers does (in CMRC 2018 -1 is one that was never aligned) is a fault; without it is
     kept, because predictions are compared with texts.
 
     Raises:
-        InputError: a file that cannot be read or has another schema.
+        InputError: a source that cannot be read or has another schema.
     """
-    if not files:
-        raise InputError(f"data.{faults.split}: found no files, expected SQuAD's JSON")
     questions: list[Question] = []
     contexts: list[str] = []
     seen: set[str] = set()
     number = 0
-    for file in files:
-        for context, rows in _paragraphs(file):
+    for source in sources:
+        for context, rows in source.paragraphs:
             contexts.append(context)
             for row in rows:
                 if limit is not None and len(questions) >= limit:
                     return Questions(questions, contexts)
                 number += 1
-                question = Question(file=file, number=number, context=len(contexts) - 1, **row)
+                question = Question(
+                    file=source.name, number=number, context=len(contexts) - 1, **row
+                )
                 fault = _fault(question, context, seen, only_aligned)
                 if fault is None:
                     questions.append(question)
@@ -115,6 +134,18 @@ def read_squad(
                 else:
                     faults.add(fault, question)
     return Questions(questions, contexts)
+
+
+def squad_sources(data: DataConfig, split: str) -> list[Source]:
+    """The files of a split, each also .gz, or its part of a data set of the Hub."""
+    if data.dataset is not None:
+        where, dataset = load_split(data, split)
+        print_of = lambda: f"{where} {data.dataset_config} {dataset._fingerprint}"  # noqa: E731
+        return [Source(where, print_of, _hub_paragraphs(where, dataset))]
+    files = data.train if split == "train" else data.dev
+    if not files:
+        raise InputError(f"data.{split}: found no files, expected SQuAD's JSON, or data.dataset")
+    return [Source(file, partial(_sha256, file), _paragraphs(file)) for file in files]
 
 
 def _first(questions: list[Question]) -> str:
@@ -146,7 +177,15 @@ def _fault(question: Question, context: str, seen: set[str], only_aligned: bool)
     return None
 
 
-def _paragraphs(file: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def _sha256(file: str) -> str:
+    try:
+        with open(file, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error}") from None
+
+
+def _paragraphs(file: str) -> Iterator[Paragraph]:
     """Each context with the fields of its questions."""
     for a, article in enumerate(_get(_load(file), "data", list, file), 1):
         where = f"{file}, article {a}"
@@ -155,6 +194,23 @@ def _paragraphs(file: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             context = _get(paragraph, "context", str, at)
             rows = _get(paragraph, "qas", list, at)
             yield context, [_row(row, f"{at}, question {q}") for q, row in enumerate(rows, 1)]
+
+
+def _hub_paragraphs(where: str, dataset: Any) -> Iterator[Paragraph]:
+    """As the Hub has SQuAD: a row a question, `answers` as a list of texts and one of places."""
+    rows = ((record, f"{where}, row {number}") for number, record in records(where, dataset))
+    for context, group in itertools.groupby(rows, lambda row: _get(row[0], "context", str, row[1])):
+        yield context, [_hub_row(record, at) for record, at in group]
+
+
+def _hub_row(record: Any, where: str) -> dict[str, Any]:
+    answers = _get(record, "answers", dict, where)
+    columns = (_get(answers, key, list, where) for key in ("text", "answer_start"))
+    pairs = [
+        dict(zip(("text", "answer_start"), pair, strict=True))
+        for pair in zip(*columns, strict=True)
+    ]
+    return _row(record | {"answers": pairs}, where)
 
 
 def _row(row: Any, where: str) -> dict[str, Any]:
@@ -172,9 +228,9 @@ def _get(parent: Any, key: str, kind: type, where: str) -> Any:
     if not isinstance(value, kind):
         found = "nothing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
         raise InputError(
-            f"{where}: found {found} as {key!r}, expected {kind.__name__}: the file must have "
+            f"{where}: found {found} as {key!r}, expected {kind.__name__}: a file must have "
             "SQuAD's schema, data > paragraphs > context and qas > id, question, answers > text, "
-            "answer_start"
+            "answer_start; a data set of the Hub the columns id, context, question, answers"
         )
     return value
 

@@ -4,23 +4,22 @@ A window is `[CLS] question [SEP] part of the context [SEP]`, or what the tokeni
 """
 
 import itertools
-import logging
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxllm.config_fields import DataConfig, QAConfig
+from jaxllm.config_fields import QAConfig
 from jaxllm.data.corpus import Examples, ReadReport
 from jaxllm.data.rows import CHUNK
-from jaxllm.data.squad import Faults, Question, Questions, aligned, read_squad
+from jaxllm.data.squad import Faults, Question, Questions, aligned
 from jaxllm.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_LOG = logging.getLogger(__name__)
 _SHORT = 32  # tokens: rows have place for windows that are this long on average
 UNKNOWN = (-1, -1)  # the span of a question whose answers are not aligned
 
@@ -52,40 +51,6 @@ class Windows(Examples):
         return max(1, row_length // _SHORT) if packing else 1
 
 
-def load_windows(
-    data: DataConfig, qa: QAConfig, split: str, tokenizer: "PreTrainedTokenizerFast"
-) -> tuple[Windows, Questions]:
-    """The windows of `split` "train" or "dev", and its questions in the order of their indices.
-
-    Raises:
-        InputError: a file or a question is not as it should be, or the lengths leave no room.
-    """
-    encoder = WindowEncoder(tokenizer, data.max_length, qa)
-    files, limit = data.dev, data.max_dev_examples
-    if split == "train":
-        files, limit = data.train, data.max_train_examples
-    faults = Faults(split)
-    read = read_squad(files, faults=faults, limit=limit, only_aligned=split == "train")
-    windows, kept = encoder.windows(read, faults)
-    count = len(kept.questions)
-    dropped = faults.finish(count, data.on_bad_row)
-    report = ReadReport(count + sum(dropped.values()), count, dropped, len(windows.cut))
-    _LOG.info("data.%s: %d questions in %d windows", split, count, len(windows))
-    if report.truncated:
-        _LOG.warning(
-            "data.%s: %d questions cut to qa.max_question_length=%d tokens",
-            *(split, report.truncated, qa.max_question_length),
-        )
-    assert windows.labels is not None
-    if unknown := len(np.unique(windows.question[windows.labels[:, 0] < 0])):
-        _LOG.warning(
-            "data.%s: %d questions have no answer that stands at its answer_start; they count in "
-            "EM and F1, not in the loss",
-            *(split, unknown),
-        )
-    return replace(windows, report=report), kept
-
-
 class WindowEncoder:
     """Questions and contexts to windows of at most `max_length` tokens.
 
@@ -112,6 +77,12 @@ class WindowEncoder:
                 f"{qa.max_question_length} and qa.doc_stride={qa.doc_stride}; expected at least "
                 f"{least}"
             )
+
+    def fingerprint(self) -> str:
+        """Another string for every tokenizer that can give other tokens."""
+        from tokenizers import __version__
+
+        return json.dumps([__version__, json.loads(self._backend.to_str())], sort_keys=True)
 
     def windows(self, read: Questions, faults: Faults) -> tuple[Windows, Questions]:
         """The windows of all questions, and the questions that have any; the others are faults."""

@@ -13,7 +13,9 @@ from jax.sharding import Mesh
 
 from jaxllm.answer_metrics import SCORINGS, answer_metrics
 from jaxllm.config_fields import Config
-from jaxllm.data.windows import Questions, Windows, load_windows
+from jaxllm.data.squad import Questions
+from jaxllm.data.window_cache import load_windows
+from jaxllm.data.windows import Windows
 from jaxllm.errors import InputError
 from jaxllm.files import write_atomic
 from jaxllm.metrics import Sums, check_finite
@@ -34,7 +36,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     _refuse(config)
     data, qa = config.data, config.qa
     train = load_windows(data, qa, "train", tokenizer) if saved is None else None
-    dev = load_windows(data, qa, "dev", tokenizer) if data.dev else None
+    dev = load_windows(data, qa, "dev", tokenizer) if data.has_dev else None
     nullable = any(part[1].unanswerable for part in (train, dev) if part is not None)
     model_config = saved
     if saved is None:
@@ -64,11 +66,6 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
 
 def _refuse(config: Config) -> None:
     """What the other sections offer and this task has no use for."""
-    if config.data.dataset is not None:
-        raise InputError(
-            "data.dataset: question answering reads files in SQuAD's schema; name them in "
-            "data.train and data.dev"
-        )
     for key in ("label_smoothing", "class_weights"):
         if getattr(config.train, key):
             raise InputError(f"train.{key}: expected none, question answering has no labels")

@@ -12,7 +12,7 @@ from jaxllm.answer_metrics import SCORINGS, answer_metrics
 from jaxllm.config_fields import DataConfig, QAConfig
 from jaxllm.data.sentences import load_sentences
 from jaxllm.data.tokenizer import load_tokenizer
-from jaxllm.data.windows import load_windows
+from jaxllm.data.window_cache import load_windows
 from jaxllm.entities import entity_metrics
 from jaxllm.tasks.answers import best_answers
 
