@@ -73,7 +73,7 @@ def evaluate(argv: list[str]) -> None:
         print(json.dumps(metrics, indent=2))
 
 
-def predict(argv: list[str]) -> None:
+def predict(argv: list[str]) -> int:
     """answer JSON lines with JSON lines: labels, entities, answers, vectors, masked words"""
     parser = _Parser("jaxllm predict", predict.__doc__)
     parser.add_argument("--model", required=True, metavar="DIR", help="directory of a saved model")
@@ -86,7 +86,13 @@ def predict(argv: list[str]) -> None:
     with _work_on(options.output):
         from jaxllm.tasks import predict as task
 
-        task.predict(options.model, options.input, options.output, options.batch_size)
+        counts = task.predict(options.model, options.input, options.output, options.batch_size)
+    if counts["rows"] == counts["errors"] > 0:
+        raise InputError(
+            f"--input {options.input}: not one of its {counts['rows']} lines could be answered; "
+            "expected an object of JSON on each line. The output says of each what is wrong"
+        )
+    return 0
 
 
 def convert(argv: list[str]) -> None:

@@ -53,6 +53,13 @@ def apply(environ: MutableMapping[str, str] = os.environ) -> bool:
     return True
 
 
+def withdraw(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Takes back what apply() did and nobody has heard of; for a process that is to start anew."""
+    if _unsaid:
+        environ["XLA_FLAGS"] = environ["XLA_FLAGS"].replace(SETTING, "").strip()
+        _unsaid.clear()
+
+
 def announce() -> None:
     """Logs what apply() did, once, as soon as the level of the logger lets INFO through.
 

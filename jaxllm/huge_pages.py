@@ -11,6 +11,8 @@ import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
+from jaxllm import cpu_guard
+
 TUNABLE = "glibc.malloc.hugetlb"
 _MODES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -34,4 +36,5 @@ def add_tunable(environ: MutableMapping[str, str] = os.environ, modes: Path = _M
 def restart() -> None:
     """Starts this very command again, as the same process, if that gains huge pages."""
     if sys.platform == "linux" and sys.orig_argv and add_tunable():
+        cpu_guard.withdraw()  # else what is the guard's would be taken for the user's own setting
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

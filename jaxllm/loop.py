@@ -59,6 +59,7 @@ def train(config: Config, build: Callable[[Config], Job] | None = None) -> dict[
                 raise Interrupted(stop.signum, message) from None
         mean = summary.over_seeds(summaries)
         directory.write_summary(mean)
+        logger.info("%d seeds: %s", len(summaries), summary.told(mean))
         return mean
 
 

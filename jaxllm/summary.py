@@ -37,3 +37,12 @@ def over_seeds(summaries: list[dict[str, float]]) -> dict[str, float]:
             result[key] = statistics.fmean(values)
             result[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
     return result
+
+
+def told(mean: dict[str, float]) -> str:
+    """The evaluation in what `over_seeds` gives, as "eval/f1 0.8330 ± 0.0021, …"."""
+    return ", ".join(
+        f"{key} {value:.4f} ± {mean[f'{key}_std']:.4f}"
+        for key, value in mean.items()
+        if key.startswith("eval/") and f"{key}_std" in mean
+    )

@@ -23,13 +23,15 @@ TRAIN = Config(
 )
 PREDICT = ["predict", "--model", "m", "--input", "-", "--output", "out.jsonl"]
 
+CONVERT = ["convert", "a", "b", "--weights", "flax"]
+
 
 @pytest.fixture
 def calls(monkeypatch):
     """The arguments of the functions behind the commands, which do nothing but `calls.effect()`."""
 
     class Calls(list):
-        effect = staticmethod(lambda: None)
+        effect = staticmethod(lambda: {"rows": 2, "errors": 1})
 
         def record(self, *arguments):
             self.append(arguments)
@@ -68,10 +70,18 @@ def test_evaluate_prints_json(calls, file, capsys):
     assert json.loads(capsys.readouterr().out) == {"accuracy": 0.5}
 
 
+def test_a_file_of_which_no_line_can_be_answered_is_a_mistake(calls, capsys):
+    calls.effect = lambda: {"rows": 3, "errors": 3}
+    assert cli.main(PREDICT) == 2
+    assert "not one of its 3 lines could be answered" in capsys.readouterr().err
+    calls.effect = lambda: {"rows": 0, "errors": 0}
+    assert cli.main(PREDICT) == 0
+
+
 def test_predict_and_convert_get_their_arguments(calls):
     assert cli.main(PREDICT) == 0
     assert cli.main([*PREDICT, "--batch_size", "7"]) == 0
-    assert cli.main(["convert", "a", "b", "--weights", "flax"]) == 0
+    assert cli.main(CONVERT) == 0
     assert calls == [("m", "-", "out.jsonl", 32), ("m", "-", "out.jsonl", 7), ("a", "b", "flax")]
 
 
@@ -158,7 +168,7 @@ def test_log_goes_to_stderr_while_a_command_runs(calls, capsys):
     log = logging.getLogger("jaxllm.loop")
     calls.effect = lambda: (log.info("step 1"), log.debug("detail"))
     handlers, level = cli.logger.handlers[:], cli.logger.level
-    cli.main(PREDICT)
+    cli.main(CONVERT)
     captured = capsys.readouterr()
     assert "INFO step 1" in captured.err
     assert "detail" not in captured.err
@@ -170,7 +180,7 @@ def test_of_many_processes_the_first_logs_and_all_warn(calls, capsys, monkeypatc
     monkeypatch.setattr(cpu_guard, "backends_started", lambda: True)
     monkeypatch.setattr("jax.process_index", lambda: 1)
     calls.effect = lambda: (cli.logger.info("all is well"), cli.logger.warning("something"))
-    cli.main(PREDICT)
+    cli.main(CONVERT)
     err = capsys.readouterr().err
     assert "all is well" not in err
     assert "WARNING something" in err

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import logging
 import os
 import signal
 import threading
@@ -181,7 +182,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, poison):
     assert job.loader.open_iterators == 0
 
 
-def test_several_seeds(tmp_path):
+def test_several_seeds(tmp_path, caplog):
     config = make_config(tmp_path, **{"run.seeds": [1, 2, 3], "train.steps": 6})
     built = []
 
@@ -189,7 +190,10 @@ def test_several_seeds(tmp_path):
         built.append(seed_config.train.seed)
         return build(seed_config)
 
-    summary = loop.train(config, one)
+    with caplog.at_level(logging.INFO, "jaxllm"):
+        summary = loop.train(config, one)
+    told = f"3 seeds: eval/loss {summary['eval/loss']:.4f} ± {summary['eval/loss_std']:.4f}"
+    assert told in caplog.text
     each = [json.loads((tmp_path / f"seed_{n}" / "summary.json").read_text()) for n in (1, 2, 3)]
     losses = [s["eval/loss"] for s in each]
     assert len(set(losses)) == 3

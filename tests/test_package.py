@@ -191,6 +191,19 @@ def test_said_once_when_the_log_shows_it(jaxlib, caplog):
     assert FLAG in caplog.messages[0]
 
 
+def test_a_process_that_starts_anew_finds_the_flags_of_its_user(jaxlib, caplog):
+    jaxlib("0.10.2")
+    environment = {"XLA_FLAGS": "--xla_foo=1"}
+    cpu_guard.apply(environment)
+    cpu_guard.withdraw(environment)
+    assert environment == {"XLA_FLAGS": "--xla_foo=1"}
+    with caplog.at_level(logging.INFO, "jaxllm"):
+        cpu_guard.announce()
+    assert caplog.messages == []
+    cpu_guard.withdraw(environment)  # nothing is left to take back
+    assert environment == {"XLA_FLAGS": "--xla_foo=1"}
+
+
 def test_too_late_is_a_warning(jaxlib, monkeypatch, caplog):
     jaxlib("0.10.2")
     started = types.SimpleNamespace(backends_are_initialized=lambda: True)

@@ -61,6 +61,16 @@ def test_directory_that_is_empty_or_lacks_files(tmp_path):
         formats.read_tensors(hf.resolve(tmp_path))
 
 
+def test_a_run_directory_is_told_where_its_model_is(tmp_path):
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(InputError, match=r"has no config\.json; expected one that .* wrote$"):
+        hf.load_config(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"; .*model has one$"):
+        hf.load_config(tmp_path)
+
+
 def test_hub_id_that_cannot_be_reached():
     with pytest.raises(InputError) as caught:
         hf.resolve("google-bert/bert-base-uncased")

@@ -12,7 +12,11 @@ def read_config(directory: Path) -> dict[str, Any]:
     """config.json as it is in the directory, before transformers drops or renames a key."""
     file = directory / "config.json"
     if not file.is_file():
-        raise InputError(f"{directory} has no config.json; expected one that transformers wrote")
+        inside = directory / "model"
+        hint = f"; {inside} has one" if (inside / "config.json").is_file() else ""
+        raise InputError(
+            f"{directory} has no config.json; expected one that transformers wrote{hint}"
+        )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -173,6 +173,7 @@ def evaluate(config: Config) -> dict[str, float]:
     if jax.process_index() == 0:
         write_json(directory / "metrics.json", finite(values))
     logger.info("%s\n%s", config.model.path, text)
+    logger.info("report, predictions and metrics: %s", directory)
     return values
 
 

@@ -63,7 +63,7 @@ def run(config: Config, tasks: list[str]) -> Summary:
             if jax.process_index() == 0:
                 write_json(directory / "summary.json", finite(result))
                 write_atomic(directory / "report.md", report(summaries))
-    logger.info("%s", report(summaries))
+    logger.info("report:\n%s", report(summaries))
     return result
 
 
