@@ -83,6 +83,7 @@ def predict(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if options.batch_size < 1:
         raise InputError(f"--batch_size: found {options.batch_size}, expected at least 1")
+    cpu_guard.announce()
     with _work_on(options.output):
         from jaxllm.tasks import predict as task
 
@@ -107,6 +108,7 @@ def convert(argv: list[str]) -> None:
         help="safetensors with PyTorch's names, or flax_model.msgpack",
     )
     options = parser.parse_args(argv)
+    cpu_guard.announce()
     with _work_on(options.dst):
         from jaxllm.pretrained import hf
 
@@ -209,7 +211,6 @@ def _complain(message: str) -> int:
 @contextlib.contextmanager
 def _work_on(target: str) -> Iterator[None]:
     """Names `target` in an OSError without a file, as a write to an open file raises it."""
-    cpu_guard.announce()
     try:
         yield
     except OSError as error:
