@@ -9,7 +9,7 @@ import torch
 from transformers import BertForMaskedLM
 
 from benchmarks.recipe import Job, serve
-from benchmarks.torch_baseline import train
+from benchmarks.torch_baseline import gradient_norm, train
 from jaxllm.throughput import peak_host_memory_bytes
 
 
@@ -18,8 +18,7 @@ def gate(job: Job) -> dict[str, Any]:
     model = BertForMaskedLM.from_pretrained(job.model, dtype=torch.float32).eval()
     loss = model(**batches(job)[0]).loss
     loss.backward()
-    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    return {"loss": loss.item(), "grad_norm": norm.item()}
+    return {"loss": loss.item(), "grad_norm": gradient_norm(model)}
 
 
 def run(job: Job) -> dict[str, Any]:
