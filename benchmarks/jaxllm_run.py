@@ -32,12 +32,10 @@ def start(job: Job) -> dict[str, Any]:
     """Writes the model that all runs start from, its new head included."""
     from jaxllm.data.corpus import load_tokenizer
 
-    labels: dict[str, Any] = {"num_labels": len(job.labels) or 1}
-    if job.task == "sequence-classification":
-        labels["problem_type"] = problem_type(job)
-    if job.task == "question-answering":
-        labels = {}
-    model = MODELS[job.task].from_pretrained(job.model, **labels)
+    head: dict[str, Any] = {}  # spans have no labels
+    if job.task != "question-answering":
+        head = {"num_labels": len(job.labels) or 1, "problem_type": problem_type(job)}
+    model = MODELS[job.task].from_pretrained(job.model, **head)
     directory = Path(job.directory) / "model"
     model.save_pretrained(directory)
     load_tokenizer(job.model).save_pretrained(directory)

@@ -47,22 +47,28 @@ class Task(Protocol):
         """The job's metric for a file whose features gave these outputs."""
 
 
-class Texts:
-    """Sequence classification, and regression where a job has no labels."""
+class _Tokenized:
+    """The model's tokenizer, and the padding of its batches."""
 
-    model = BertForSequenceClassification
     softmax_over_padding = False
+    collator: Any = DataCollatorWithPadding
 
     def __init__(self, job: Job):
         self.tokenizer = AutoTokenizer.from_pretrained(job.model)
-        self.collate = DataCollatorWithPadding(self.tokenizer)
-        self.ids = {name: i for i, name in enumerate(job.labels)}
+        self.collate = self.collator(self.tokenizer)
+        self.names = job.labels
         self.max_length = job.recipe.max_length
+
+
+class Texts(_Tokenized):
+    """Sequence classification, and regression where a job has no labels."""
+
+    model = BertForSequenceClassification
 
     def features(self, path: str) -> Features:
         texts, pairs, labels = read_examples(path)
         encoded = self.tokenizer(texts, pairs, truncation=True, max_length=self.max_length)
-        ids = [self.ids[label] if self.ids else float(label) for label in labels]
+        ids = [self.names.index(y) if self.names else float(y) for y in labels]
         return [{**row, "labels": label} for row, label in zip(_rows(encoded), ids, strict=True)]
 
     def outputs(self, output: Any) -> torch.Tensor:
@@ -70,22 +76,16 @@ class Texts:
 
     def score(self, outputs: Sequence[np.ndarray], features: Features, path: str) -> float:
         predicted, labels = np.array(outputs), np.array([row["labels"] for row in features])
-        if self.ids:
+        if self.names:
             return float((predicted.argmax(-1) == labels).mean())
         return float(np.corrcoef(predicted[:, 0], labels)[0, 1])
 
 
-class Words:
+class Words(_Tokenized):
     """Token classification: a word is learned and judged at its first piece."""
 
     model = BertForTokenClassification
-    softmax_over_padding = False
-
-    def __init__(self, job: Job):
-        self.tokenizer = AutoTokenizer.from_pretrained(job.model)
-        self.collate = DataCollatorForTokenClassification(self.tokenizer)
-        self.names = job.labels
-        self.max_length = job.recipe.max_length
+    collator = DataCollatorForTokenClassification
 
     def features(self, path: str) -> Features:
         texts, _, tags = read_examples(path)
@@ -112,16 +112,11 @@ class Words:
         return float(f1_score(truth, predicted, mode="strict", scheme=IOB2))
 
 
-class Questions:
+class Questions(_Tokenized):
     """Extractive question answering; a question may have no answer."""
 
     model = BertForQuestionAnswering
     softmax_over_padding = True
-
-    def __init__(self, job: Job):
-        self.tokenizer = AutoTokenizer.from_pretrained(job.model)
-        self.collate = DataCollatorWithPadding(self.tokenizer)
-        self.max_length = job.recipe.max_length
 
     def features(self, path: str) -> Features:
         encoded = self._windows(path)

@@ -20,7 +20,6 @@ def hub_source(data: DataConfig, split: str, *, labelled: bool) -> Source:
         InputError: the Hub cannot be reached, or the data set, its configuration, split or column
             is not there.
     """
-    part = data.train_split if split == "train" else data.dev_split
     where, dataset = load_split(data, split)
     features = dataset.features or {}
     if features:
@@ -35,7 +34,7 @@ def hub_source(data: DataConfig, split: str, *, labelled: bool) -> Source:
 
     return Source(
         where,
-        lambda: f"{data.dataset} {data.dataset_config} {part} {dataset._fingerprint}",
+        lambda: fingerprint(where, data, dataset),
         lambda: rows_of(where, rows(), data, labelled),
         names,
     )
@@ -58,6 +57,11 @@ def load_split(data: DataConfig, split: str) -> tuple[str, Any]:
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{where}: cannot be loaded: {error}. {_OFFLINE}") from error
+
+
+def fingerprint(where: str, data: DataConfig, dataset: Any) -> str:
+    """Another string for every split and every content of one."""
+    return f"{where} {data.dataset_config} {dataset._fingerprint}"
 
 
 def records(where: str, dataset: Any) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -68,6 +68,13 @@ def _uncased(vocabulary: Path) -> bool:
     return not any(re.match(r"(##)?[a-z]*[A-Z]", word) for word in words)
 
 
+def backend_fingerprint(backend: Any) -> str:
+    """Another string for every tokenizer of the `tokenizers` library that can give other tokens."""
+    from tokenizers import __version__
+
+    return json.dumps([__version__, json.loads(backend.to_str())], sort_keys=True)
+
+
 @dataclass(frozen=True)
 class Encoded:
     """Token arrays of n texts, one after the other.
@@ -120,10 +127,8 @@ class Encoder:
             )
 
     def fingerprint(self) -> str:
-        """Another string for every tokenizer that can give other tokens."""
-        from tokenizers import __version__
-
-        return json.dumps([__version__, json.loads(self._backend.to_str())], sort_keys=True)
+        """See `backend_fingerprint`."""
+        return backend_fingerprint(self._backend)
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Encoded:
         """Tokens of `texts`, or of each text with its pair."""

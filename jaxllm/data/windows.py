@@ -4,7 +4,6 @@ A window is `[CLS] question [SEP] part of the context [SEP]`, or what the tokeni
 """
 
 import itertools
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from jaxllm.config_fields import QAConfig
 from jaxllm.data.corpus import Examples, ReadReport
 from jaxllm.data.rows import CHUNK
 from jaxllm.data.squad import Faults, Question, Questions, aligned
+from jaxllm.data.tokenizer import backend_fingerprint
 from jaxllm.errors import InputError
 
 if TYPE_CHECKING:
@@ -79,10 +79,8 @@ class WindowEncoder:
             )
 
     def fingerprint(self) -> str:
-        """Another string for every tokenizer that can give other tokens."""
-        from tokenizers import __version__
-
-        return json.dumps([__version__, json.loads(self._backend.to_str())], sort_keys=True)
+        """See `backend_fingerprint`."""
+        return backend_fingerprint(self._backend)
 
     def windows(self, read: Questions, faults: Faults) -> tuple[Windows, Questions]:
         """The windows of all questions, and the questions that have any; the others are faults."""
