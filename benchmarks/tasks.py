@@ -48,23 +48,23 @@ TASKS = {
     "rte": Task(
         ("rte/train.tsv", "rte/dev.tsv"),
         partial(labelled, columns=(*PAIR, "label")),
-        Recipe(epochs=3, max_length=128),
+        Recipe(max_length=128, learning_rate=1e-4),
     ),
     "stsb": Task(
         ("stsb/sts-train.csv", "stsb/sts-dev.csv"),
         partial(labelled, columns=(*PAIR, "score"), header=STS, regression=True),
-        Recipe(epochs=3, max_length=128),
+        Recipe(max_length=128, learning_rate=1e-4),
     ),
     "sst2": Task(("sst2/train.tsv.gz", "sst2/dev.tsv"), labelled, Recipe(), examples=8000),
     "wnut17": Task(
         ("wnut17/wnut17train.conll", "wnut17/emerging.dev.conll"),
         tagged,
-        Recipe(epochs=3, max_length=128, learning_rate=3e-4),
+        Recipe(max_length=80, learning_rate=3e-4),  # the longest sentence has 75 tokens
     ),
     "squad2": Task(
         ("squad2/dev-v2.0*.json",),
         questions,
-        Recipe(epochs=1, batch_size=24, max_length=384, learning_rate=1e-4),
+        Recipe(batch_size=24, max_length=384, learning_rate=1e-4),
     ),
 }
 

@@ -29,29 +29,38 @@ class PretrainedModel:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, dtype: str = "float32", seed: int = 0, **config_overrides: Any
+        cls,
+        path: str | Path,
+        *,
+        dtype: str = "float32",
+        attention: str = "xla",
+        seed: int = 0,
+        **config_overrides: Any,
     ) -> Self:
         """The model at `path`: a directory, a Hub id, or package:NAME/sub/dir.
 
-        `dtype`: of the computation (float32 or bfloat16); parameters are float32. `seed`: for the
-        parameters of a head that the checkpoint lacks. `config_overrides`: config attributes, such
-        as num_labels=3. Raises InputError for a path, config or tensor that cannot be used.
+        `dtype`: of the computation (float32 or bfloat16); parameters are float32. `attention`: xla,
+        cudnn or splash. `seed`: for the parameters of a head that the checkpoint lacks.
+        `config_overrides`: config attributes, such as num_labels=3. Raises InputError for a path,
+        config or tensor that cannot be used.
         """
         directory = hf.resolve(path)
         config = hf.load_config(directory, **config_overrides)
-        graphdef, abstract = module_parts(config, cls.task, dtype=dtype)
+        graphdef, abstract = module_parts(config, cls.task, dtype=dtype, attention=attention)
         init = partial(init_one, config, cls.task, seed)
         params, _ = hf.load_params(directory, config, abstract, init=init)
         return cls(config, params, graphdef, directory)
 
     @classmethod
-    def from_config(cls, config: Any, *, seed: int = 0, dtype: str = "float32") -> Self:
+    def from_config(
+        cls, config: Any, *, seed: int = 0, dtype: str = "float32", attention: str = "xla"
+    ) -> Self:
         """A model with random parameters drawn from `seed`.
 
         Raises InputError for a config that is not implemented.
         """
         configs.check_attributes(config.to_diff_dict(), type(config).__name__)
-        graphdef, _ = module_parts(config, cls.task, dtype=dtype)
+        graphdef, _ = module_parts(config, cls.task, dtype=dtype, attention=attention)
         return cls(config, init_params(config, cls.task, seed), graphdef)
 
     def __call__(

@@ -85,8 +85,10 @@ def predict(argv: list[str]) -> int:
         raise InputError(f"--batch_size: found {options.batch_size}, expected at least 1")
     cpu_guard.announce()
     with _work_on(options.output):
+        from jaxllm import compile_cache
         from jaxllm.tasks import predict as task
 
+        compile_cache.enable()
         counts = task.predict(options.model, options.input, options.output, options.batch_size)
     if counts["rows"] == counts["errors"] > 0:
         raise InputError(

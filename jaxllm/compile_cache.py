@@ -1,35 +1,24 @@
-"""Equal programs are compiled once, though different runs of a process trace them."""
-
-import contextlib
-import tempfile
-from collections.abc import Iterator
+"""Programs that a command compiles are kept in the user's cache, for its next start."""
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 
-_DIRECTORY, _SHORTEST = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+from jaxllm.files import user_cache
+
+_SETTINGS = {
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+    "jax_compilation_cache_max_size": 4 * 2**30,  # bytes; what was used longest ago goes first
+}
 
 
-@contextlib.contextmanager
-def compiled_once() -> Iterator[None]:
-    """Keeps what is compiled within, in a directory of its own that goes at the end.
+def enable() -> None:
+    """Turns JAX's persistent compilation cache on.
 
-    Where JAX's compilation cache is in use already (JAX_COMPILATION_CACHE_DIR), that one serves.
+    A directory that is set already (JAX_COMPILATION_CACHE_DIR) is left as it is, with its settings;
+    JAX_ENABLE_COMPILATION_CACHE=false turns the cache off.
     """
-    if jax.config.values[_DIRECTORY] is not None:
-        yield
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
-    with tempfile.TemporaryDirectory(prefix="jaxllm-compiled-") as directory:
-        before = jax.config.values[_SHORTEST]
-        jax.config.update(_SHORTEST, 0.0)
-        _use(directory)
-        try:
-            yield
-        finally:
-            _use(None)
-            jax.config.update(_SHORTEST, before)
-
-
-def _use(directory: str | None) -> None:
-    jax.config.update(_DIRECTORY, directory)
-    compilation_cache.reset_cache()  # JAX decides once whether there is a cache
+    for name, value in _SETTINGS.items():
+        jax.config.update(name, value)
+    jax.config.update("jax_compilation_cache_dir", str(user_cache() / "compiled"))

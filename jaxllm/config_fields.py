@@ -15,12 +15,16 @@ class ModelConfig:
         tokenizer: directory, Hub id or package: of the tokenizer, when it is not beside the weights
         config: transformers config attributes set over those at `path`; all of them, with
             model_type, when `path` is null
+        generator: pretraining of an ELECTRA at `path`: directory or Hub id of its generator; null =
+            the directory `generator` within that of `path`, where jaxllm puts it
         problem_type: one label a row, several labels a row, or a number
         pooling: sentence-embedding: the mean or the maximum of a text's tokens, or its first token;
             auto = as sentence-transformers' files at `path` say, else the mean
         normalize: sentence-embedding: scale vectors to length 1; null = as those files say, else
             true
         dtype: type of the computation; parameters and optimizer stay float32
+        attention: what computes it: xla, everywhere; cudnn on NVIDIA GPUs, in bfloat16; splash on
+            TPU, rows of a multiple of 128 tokens; these two without dropout of attention weights
         remat: what the backward pass computes again instead of keeping: nothing, each layer, or all
             of it but the matrix products
         unroll: layers per iteration of the scan over layers; 0 = all, the fastest step on CPU and
@@ -39,12 +43,14 @@ class ModelConfig:
     ] = "sequence-classification"
     tokenizer: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    generator: str | None = None
     problem_type: Literal[
         "single_label_classification", "multi_label_classification", "regression"
     ] = "single_label_classification"
     pooling: Literal["auto", "mean", "cls", "max"] = "auto"
     normalize: bool | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Literal["xla", "cudnn", "splash"] = "xla"
     remat: Literal["none", "full", "dots"] = "none"
     unroll: int = 0
 

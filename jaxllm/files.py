@@ -23,6 +23,11 @@ _DISK_PHRASES = (
 )
 
 
+def user_cache() -> Path:
+    """``jaxllm`` in the user's cache directory."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxllm"
+
+
 def disk_problem(error: BaseException) -> str | None:
     """What the operating system said, where `error` or its cause is a failed write; else None."""
     seen: BaseException | None = error

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxllm import cpu_guard
+from jaxllm import compile_cache, cpu_guard
 from jaxllm.errors import InputError
 from jaxllm.interrupt import Interrupted
 
@@ -24,6 +24,7 @@ _LINGER = 10  # seconds
 def joined(processes: int) -> Iterator[None]:
     """`join`; and a process that fails inside ends, whatever the others wait for."""
     join(processes)
+    compile_cache.enable()
     cpu_guard.announce()  # not before: only now it is known which process is the first
     try:
         yield

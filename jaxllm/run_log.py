@@ -110,8 +110,8 @@ class RunLog:
                     os.truncate(self._path, size)  # no half line
                 raise
             if self._tensorboard is not None:
-                for name, value in record.items():
-                    if name not in ("step", "epoch"):
+                for name, value in finite(record).items():  # tensorboardX warns of each NaN
+                    if name not in ("step", "epoch") and value is not None:
                         self._tensorboard.add_scalar(prefix + name, value, record["step"])
 
 

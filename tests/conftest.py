@@ -57,9 +57,12 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    no_gpu = pytest.mark.skip(reason="needs an NVIDIA GPU: JAX_PLATFORMS=cuda pytest -m gpu -n 0")
     for item in items:
         if PARITY in item.path.parents:
             item.add_marker(pytest.mark.parity)
+        if item.get_closest_marker("gpu") and "cuda" not in os.environ["JAX_PLATFORMS"]:
+            item.add_marker(no_gpu)
 
 
 @pytest.fixture

@@ -4,14 +4,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
-from jax.experimental.compilation_cache import compilation_cache
 
 from jaxllm import cli, loop
-from jaxllm.compile_cache import compiled_once
 from jaxllm.config import to_yaml
 from jaxllm.config_fields import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
 from jaxllm.data import glue as table
@@ -311,23 +308,3 @@ def test_what_cannot_be_run_is_told_before_training(tasks, data, message, config
     data = {key: value and value.format(tmp=tmp_path) for key, value in data.items()}
     with pytest.raises(InputError, match=message):
         glue.run(replace(config, data=replace(config.data, **data)), tasks)
-
-
-def test_equal_programs_are_compiled_once():
-    hits = []
-    jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
-
-    def compile_it():
-        jax.jit(lambda x: x * 3.25 + 1.5)(np.ones(7, np.float32))
-        return hits.count("/jax/compilation_cache/cache_hits")
-
-    directory = jax.config.values["jax_compilation_cache_dir"]
-    jax.config.update("jax_compilation_cache_dir", None)
-    try:
-        with compiled_once():
-            assert (compile_it(), compile_it()) == (0, 1)
-        assert compile_it() == 1
-        assert jax.config.values["jax_compilation_cache_dir"] is None
-    finally:
-        jax.config.update("jax_compilation_cache_dir", directory)
-        compilation_cache.reset_cache()

@@ -16,7 +16,7 @@ from jaxllm import cpu_guard
 
 ROOT = Path(__file__).parent.parent
 AFFECTED = cpu_guard.affected(version("jaxlib"))
-FLAG = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
+FLAG = cpu_guard.setting()
 
 
 def python(code: str, **environment: str) -> str:
@@ -162,6 +162,17 @@ def test_flag_is_appended(jaxlib):
     empty: dict[str, str] = {}
     assert cpu_guard.apply(empty) is True
     assert empty == {"XLA_FLAGS": FLAG}
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "value"),
+    [("flags : avx2 avx512f fma\n", "-reduce"), ("flags : avx2 fma\n", ""), (None, "")],
+)
+def test_the_flag_is_the_faster_one_of_the_processor(tmp_path, cpuinfo, value):
+    file = tmp_path / "cpuinfo"
+    if cpuinfo is not None:
+        file.write_text(cpuinfo)
+    assert cpu_guard.setting(file) == f"--xla_cpu_experimental_ynn_fusion_type={value}"
 
 
 def test_own_setting_is_left_alone(jaxlib):

@@ -19,7 +19,9 @@ from jaxllm.config_fields import (
     TrainConfig,
 )
 from jaxllm.data.loader import LoaderState
+from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
+from jaxllm.pretrained import hf
 from jaxllm.sharding import make_mesh
 from jaxllm.tasks import build as task_build
 
@@ -113,22 +115,86 @@ def test_a_run_from_files_to_a_model_that_is_judged_again(config, task, tmp_path
     assert f"masked_accuracy {again['masked_accuracy']:.4f}" in report
 
 
-def test_a_run_of_electra_leaves_the_discriminator(config, tmp_path):
-    summary = loop.train(electra(config))
+def test_a_run_of_electra_leaves_a_pair_that_is_judged_and_trained_again(config, tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    config = electra(config)
+    config = change(config, model={"config": {**config.model.config, "generator": sizes}})
+    summary = loop.train(config)
     assert {"eval/replaced_loss", "eval/replaced_accuracy"} <= set(summary)
     parts = summary["eval/masked_loss"] + 50 * summary["eval/replaced_loss"]
     assert summary["eval/loss"] == pytest.approx(parts)
-    from jaxllm import AutoModelForPreTraining
+    from jaxllm import AutoModelForMaskedLM, AutoModelForPreTraining
 
-    model = AutoModelForPreTraining.from_pretrained(tmp_path / "run/model")
-    assert set(model.params) == {"blocks", "discriminator", "embeddings"}
-    with pytest.raises(InputError, match=r"model\.path: .* a saved ELECTRA is the discriminator"):
-        task_build.evaluate(
-            change(
-                config,
-                model={"task": "pretraining", "path": str(tmp_path / "run/model"), "config": {}},
-            )
+    directory = tmp_path / "run" / "model"
+    discriminator = AutoModelForPreTraining.from_pretrained(directory)
+    assert set(discriminator.params) == {"blocks", "discriminator", "embeddings"}
+    generator = AutoModelForMaskedLM.from_pretrained(directory / "generator")
+    assert {name: getattr(generator.config, name) for name in sizes} == sizes
+    words = [
+        model.params["embeddings"]["word"]["embedding"] for model in (discriminator, generator)
+    ]
+    np.testing.assert_array_equal(*words)
+
+    saved = change(
+        config,
+        model={"path": str(directory), "tokenizer": None, "config": {}},
+        run={"dir": str(tmp_path / "more")},
+    )
+    assert task_build.evaluate(saved)["loss"] == pytest.approx(summary["eval/loss"], rel=1e-5)
+    job, _ = batch_of(saved)
+    assert job.evaluate(job.state.params)["loss"] == pytest.approx(summary["eval/loss"], rel=1e-5)
+
+    moved = tmp_path / "elsewhere"
+    (directory / "generator").rename(moved)
+    with pytest.raises(InputError, match=r"discriminator alone.* as model\.generator"):
+        task_build.evaluate(saved)
+    apart = change(saved, model={"generator": str(moved)})
+    assert task_build.evaluate(apart)["loss"] == pytest.approx(summary["eval/loss"], rel=1e-5)
+
+
+def save_electra(directory, config, head, **sizes):
+    shape = {**electra(config).model.config, **sizes}
+    model_config = hf.load_config(None, **shape)
+    params = models.init_params(model_config, head, seed=len(head))
+    source = load_tokenizer(config.model.tokenizer)
+    hf.save_pretrained(directory, params, model_config, head, tokenizer=source)
+    return str(directory)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"embedding_size": 24}, r"'embedding_size': 24.*expected a generator that shares"),
+        ({}, r"its embeddings are not those of the discriminator"),
+    ],
+)
+def test_a_generator_of_another_discriminator(config, tmp_path, sizes, message):
+    path = save_electra(tmp_path / "discriminator", config, "pretraining")
+    generator = save_electra(tmp_path / "generator", config, "masked-lm", **sizes)
+    with pytest.raises(InputError, match=message):
+        task_build.build(
+            change(pairs(config), model={"path": path, "generator": generator, "config": {}})
         )
+
+
+def test_a_generator_for_a_model_without_one(config):
+    with pytest.raises(InputError, match=r"model\.generator: found some/dir, expected null"):
+        task_build.build(change(pairs(config), model={"generator": "some/dir"}))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"hidden_size": 10, "num_attention_heads": 4}, "hidden_size=10 is not divisible"),
+        ({"width": 10}, r"found generator=\{'width': 10\}, expected sizes by name"),
+        (4, "found generator=4, expected sizes by name"),
+        (None, r"num_attention_heads=2 cannot be divided by 4"),
+    ],
+)
+def test_sizes_that_no_generator_has(config, sizes, message):
+    shape = {**electra(config).model.config, "num_attention_heads": 2, "generator": sizes}
+    with pytest.raises(InputError, match=message):
+        task_build.build(change(electra(config), model={"config": shape}))
 
 
 def test_electra_replaces_masks_by_samples_and_shares_its_embeddings(config):
@@ -229,8 +295,6 @@ def test_the_loss_is_that_of_the_plain_definition(config, task):
 
 
 def tokenizer(config):
-    from jaxllm.data.tokenizer import load_tokenizer
-
     return load_tokenizer(config.model.tokenizer)
 
 

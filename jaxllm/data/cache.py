@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxllm.files import writing
+from jaxllm.files import user_cache, writing
 
 _META = "meta.json"
 _STALE_SECONDS = 24 * 3600
@@ -21,9 +21,7 @@ _STALE_SECONDS = 24 * 3600
 
 def directory(configured: str | None) -> Path:
     """``data.cache_dir``, or ``jaxllm`` in the user's cache directory."""
-    if configured is not None:
-        return Path(configured).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxllm"
+    return user_cache() if configured is None else Path(configured).expanduser()
 
 
 def read(entry: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:

@@ -1,19 +1,17 @@
 """Batches on the device, in an order that depends on the seed and the epoch alone."""
 
-import atexit
 import functools
 import logging
-import queue
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
 
 from jaxllm.config_fields import DataConfig
 from jaxllm.data.packing import Rows, bucket, first_fit, one_per_row
+from jaxllm.data.prefetch import prefetched
 from jaxllm.errors import InputError
 
 logger = logging.getLogger("jaxllm")
@@ -152,7 +150,7 @@ class TrainLoader:
                 f"epoch {start.epoch} has {steps} steps with these data and settings, so it cannot "
                 f"go on at step {start.step}; continue with those the checkpoint was made with"
             )
-        return _prefetched(self._endless(start), prefetch)
+        return prefetched(self._endless(start), prefetch)
 
     def _endless(self, state: LoaderState) -> Iterator[LoadedBatch]:
         while True:
@@ -301,41 +299,3 @@ class _Place:
             )
             for name, array in local.items()
         }
-
-
-def _prefetched(source: Iterator[LoadedBatch], ahead: int) -> Iterator[LoadedBatch]:
-    """`source`, run in a thread that stays at most `ahead` items in front."""
-    free = threading.Semaphore(ahead)
-    stop = threading.Event()
-    ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def work() -> None:
-        try:
-            while free.acquire() and not stop.is_set():
-                ready.put((next(source), None))
-        except BaseException as error:  # also StopIteration: the consumer must not wait for ever
-            ready.put((None, error))
-
-    def consume() -> Iterator[LoadedBatch]:
-        thread = threading.Thread(target=work, name="jaxllm-loader", daemon=True)
-
-        def end() -> None:
-            if not stop.is_set():
-                stop.set()
-                free.release()
-                thread.join()
-                atexit.unregister(end)
-
-        atexit.register(end)  # an iterator still open then is closed too late to join a thread
-        thread.start()
-        try:
-            while True:
-                batch, error = ready.get()
-                if error is not None:
-                    raise error
-                free.release()
-                yield batch
-        finally:
-            end()
-
-    return consume()

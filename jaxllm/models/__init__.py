@@ -33,13 +33,13 @@ def _heads(family: ModuleType, heads: Mapping[str, type[Encoder]]) -> Heads:
 
 
 # transformers' model_type -> task -> what makes the module, from a transformers config, `rngs`,
-# `dtype`, `remat` and `unroll`. "base" is the model without a head.
+# `dtype`, `attention`, `remat` and `unroll`. "base" is the model without a head.
 FAMILIES: dict[str, Heads] = {
     **{name: _heads(family, family.HEADS) for name, family in ENCODERS.items()},
     "modernbert": dict(modernbert_heads.HEADS),
 }
-# Likewise, modules that there are in training only.
-JOINT: dict[str, Heads] = {"electra": _heads(electra, electra.JOINT_HEADS)}
+# Likewise, modules that there are in training only: nothing in transformers is like them.
+JOINT: dict[str, Heads] = {"electra": {"joint-pretraining": electra.joint}}
 
 
 def build(
@@ -48,8 +48,7 @@ def build(
     *,
     rngs: nnx.Rngs,
     dtype: str = "float32",
-    remat: str = "none",
-    unroll: int = 1,
+    **options: Any,
 ) -> nnx.Module:
     """The module of `task` for a transformers config, with random parameters drawn from `rngs`."""
     heads = FAMILIES.get(config.model_type)
@@ -63,7 +62,7 @@ def build(
         raise InputError(
             f"{config.model_type} has no head for task {task!r}; expected one of {sorted(heads)}"
         )
-    return heads[task](config, dtype=jnp.dtype(dtype), rngs=rngs, remat=remat, unroll=unroll)
+    return heads[task](config, dtype=jnp.dtype(dtype), rngs=rngs, **options)
 
 
 def module_parts(config: Any, task: str, **options: Any) -> tuple[Any, Params]:

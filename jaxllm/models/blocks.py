@@ -14,7 +14,7 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the matrix products
 }
 # f(x_BTD, one block's layers, queries [B, P] or None) -> (x_BTD or x_BPD, attention weights)
-Block = Callable[[jax.Array, Any, jax.Array | None], tuple[jax.Array, jax.Array]]
+Block = Callable[[jax.Array, Any, jax.Array | None], tuple[jax.Array, jax.Array | None]]
 
 
 class QueriedEncoder(nnx.Module):

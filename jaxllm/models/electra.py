@@ -6,7 +6,7 @@ generator, "pretraining" the discriminator; where they are trained together they
 `config` is a transformers ElectraConfig.
 """
 
-from dataclasses import replace
+import copy
 from typing import Any
 
 import jax
@@ -19,6 +19,9 @@ from jaxllm.models import heads
 from jaxllm.models.outputs import HeadOutput, ReplacedTokenOutput
 from jaxllm.models.spec import EncoderSpec, dense, head_dropout
 
+SHARED_TABLES = ("word", "position", "token_type", "norm")  # of the embeddings of both
+# What a generator's config has for itself.
+GENERATOR_SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
 _GENERATOR_SHARE = 4
 
 
@@ -35,6 +38,42 @@ def spec(config: Any, **options: Any) -> EncoderSpec:
         classifier_act="gelu",
         **options,
     )
+
+
+def generator_config(config: Any) -> Any:
+    """The config of the generator that is trained with this discriminator.
+
+    Its sizes are those in `config.generator`; without, the width and the heads are a quarter, as
+    those of the paper's small and large models.
+    """
+    sizes = getattr(config, "generator", None)
+    if sizes is None:
+        if config.num_attention_heads % _GENERATOR_SHARE:
+            raise InputError(
+                f"model.config: num_attention_heads={config.num_attention_heads} cannot be divided "
+                f"by {_GENERATOR_SHARE} for the generator; choose 4, 8, 12 or 16, or give its "
+                "sizes: generator: {hidden_size: …, intermediate_size: …, num_attention_heads: …}"
+            )
+        sizes = {name: getattr(config, name) // _GENERATOR_SHARE for name in GENERATOR_SIZES[1:]}
+    if not isinstance(sizes, dict) or not sizes.keys() <= set(GENERATOR_SIZES):
+        raise InputError(
+            f"model.config: found generator={sizes!r}, expected sizes by name, of "
+            f"{', '.join(GENERATOR_SIZES)}"
+        )
+    generator = copy.deepcopy(config)
+    for name, value in (sizes | {"generator": None}).items():
+        setattr(generator, name, value)
+    if generator.hidden_size % generator.num_attention_heads:
+        raise InputError(
+            f"model.config: the generator's hidden_size={generator.hidden_size} is not divisible "
+            f"by its num_attention_heads={generator.num_attention_heads}"
+        )
+    return generator
+
+
+def joint(config: Any, *, rngs: nnx.Rngs, **options: Any) -> "Joint":
+    """The module of "joint-pretraining"."""
+    return Joint(spec(config, **options), spec(generator_config(config), **options), rngs)
 
 
 class DiscriminatorLayers(nnx.Module):
@@ -65,21 +104,14 @@ class Discriminator(heads.TokenHead):
 class Joint(Discriminator):
     """Generator and discriminator as they are trained: the embeddings are one (section 3.2).
 
-    The generator has a quarter of the width and of the heads, as the paper's small and large ones.
-    The discriminator sees its samples in the place of masks, and no gradient goes through them.
+    The discriminator sees the generator's samples in the place of masks, and no gradient goes
+    through them.
     """
 
-    def __init__(self, spec: EncoderSpec, rngs: nnx.Rngs):
+    def __init__(self, spec: EncoderSpec, generator: EncoderSpec, rngs: nnx.Rngs):
         super().__init__(spec, rngs)
-        if spec.num_attention_heads % _GENERATOR_SHARE:
-            raise InputError(
-                f"model.config: num_attention_heads={spec.num_attention_heads} cannot be divided "
-                f"by {_GENERATOR_SHARE} for the generator; choose 4, 8, 12 or 16"
-            )
-        sizes = ("hidden_size", "intermediate_size", "num_attention_heads")
-        smaller = {name: getattr(spec, name) // _GENERATOR_SHARE for name in sizes}
-        self.generator = heads.MaskedLM(replace(spec, **smaller), rngs)
-        for table in ("word", "position", "token_type", "norm"):
+        self.generator = heads.MaskedLM(generator, rngs)
+        for table in SHARED_TABLES:
             setattr(self.generator.embeddings, table, getattr(self.embeddings, table))
 
     def __call__(  # type: ignore[override]
@@ -119,5 +151,3 @@ HEADS = {
     "question-answering": heads.QuestionAnswering,
     "multiple-choice": heads.MultipleChoice,
 }
-# Trained as one, saved as two: nothing in transformers is like it.
-JOINT_HEADS = {"joint-pretraining": Joint}

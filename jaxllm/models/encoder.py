@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxllm.attention import attention_mask as make_mask
-from jaxllm.attention import dot_product_attention, segment_positions
+from jaxllm.attention import segment_positions
+from jaxllm.attention_backends import Attend, make_attend
 from jaxllm.layers import ACTIVATIONS, Embed, Key, dropout, split_key
 from jaxllm.models.blocks import QueriedEncoder, gather_tokens, scan_blocks
 from jaxllm.models.outputs import EncoderOutput
@@ -68,21 +68,17 @@ class Attention(nnx.Module):
         self.hidden_dropout = spec.hidden_dropout_prob
 
     def __call__(
-        self, x_BTD: jax.Array, mask: jax.Array | None, key: Key, queries: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array]:
+        self, x_BTD: jax.Array, attend: Attend, key: Key, queries: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array | None]:
         weights_key, output_key = split_key(key, 2)
-        q_BTD = x_BTD
-        if queries is not None:
-            q_BTD = gather_tokens(x_BTD, queries)
-            if mask is not None and mask.shape[2] > 1:  # [B, 1, T, S] to [B, 1, P, S]
-                mask = jnp.take_along_axis(mask, queries[:, None, :, None], axis=2)
-        out_BTNH, weights = dot_product_attention(
+        q_BTD = x_BTD if queries is None else gather_tokens(x_BTD, queries)
+        out_BTNH, weights = attend(
             self.query(q_BTD),
             self.key(x_BTD),
             self.value(x_BTD),
-            mask=mask,
             dropout_rate=self.attention_dropout,
             key=weights_key,
+            queries_BP=queries,
         )
         out_BTD = dropout(self.output(out_BTNH), self.hidden_dropout, output_key)
         return self.norm(q_BTD + out_BTD), weights
@@ -110,13 +106,13 @@ class Block(nnx.Module):
     def __call__(
         self,
         x_BTD: jax.Array,
-        mask: jax.Array | None,
+        attend: Attend,
         key: Key,
         queries: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, jax.Array | None]:
         """`queries` [B, P]: compute these tokens only, which still look at all; then T is P."""
         attention_key, mlp_key = split_key(key, 2)
-        x_BTD, weights = self.attention(x_BTD, mask, attention_key, queries)
+        x_BTD, weights = self.attention(x_BTD, attend, attention_key, queries)
         return constrain(self.mlp(x_BTD, mlp_key), "BTD"), weights
 
 
@@ -170,7 +166,9 @@ class Encoder(QueriedEncoder):
                 )
             position_ids = self.position_ids(input_ids, segment_ids)
         embed_key, blocks_key = split_key(key, 2)
-        mask = make_mask(attention_mask, segment_ids)
+        attend = make_attend(
+            self.spec.attention, T, attention_mask, segment_ids, weights=output_attentions
+        )
         x_BTD = constrain(
             self.embeddings(input_ids, token_type_ids, position_ids, embed_key), "BTD"
         )
@@ -184,7 +182,7 @@ class Encoder(QueriedEncoder):
 
         def block(x_BTD: jax.Array, layer: tuple, queries: jax.Array | None) -> tuple:
             params, layer_key = layer
-            return nnx.merge(graphdef, params)(x_BTD, mask, layer_key, queries)
+            return nnx.merge(graphdef, params)(x_BTD, attend, layer_key, queries)
 
         return scan_blocks(
             block,

@@ -14,14 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxllm.attention import attention_mask as make_mask
-from jaxllm.attention import (
-    dot_product_attention,
-    rotary_table,
-    rotate,
-    segment_positions,
-    window_mask,
-)
+from jaxllm.attention import rotary_table, rotate, segment_positions
+from jaxllm.attention_backends import Attend, make_attend, tokens_at
 from jaxllm.layers import ACTIVATIONS, Dense, Embed, Key, LayerNorm, dropout, split_key
 from jaxllm.models.blocks import QueriedEncoder, gather_tokens, scan_blocks
 from jaxllm.models.outputs import EncoderOutput
@@ -82,24 +76,26 @@ class ModernBertAttention(nnx.Module):
         self,
         x_BTD: jax.Array,
         is_first: jax.Array,
-        mask: jax.Array,
+        is_global: jax.Array,
+        attend: Attend,
         rotary: jax.Array,
         key: Key,
         queries: jax.Array | None,
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, jax.Array | None]:
         weights_key, output_key = split_key(key, 2)
         x_BTD = jnp.where(is_first, x_BTD, self.norm(x_BTD))
         q_BTD, q_rotary = x_BTD, rotary
         if queries is not None:
             q_BTD = gather_tokens(x_BTD, queries)
-            q_rotary, mask = tokens_at(rotary, queries), tokens_at(mask, queries)
-        out_BTNH, weights = dot_product_attention(
+            q_rotary = tokens_at(rotary, queries)
+        out_BTNH, weights = attend(
             rotate(self.query(q_BTD), q_rotary),
             rotate(self.key(x_BTD), rotary),
             self.value(x_BTD),
-            mask=mask,
             dropout_rate=self.dropout_rate,
             key=weights_key,
+            queries_BP=queries,
+            is_global=is_global,
         )
         return dropout(self.output(out_BTNH), self.dropout_rate, output_key), weights
 
@@ -132,14 +128,17 @@ class ModernBertBlock(nnx.Module):
         self,
         x_BTD: jax.Array,
         is_first: jax.Array,
-        mask: jax.Array,
+        is_global: jax.Array,
+        attend: Attend,
         rotary: jax.Array,
         key: Key,
         queries: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, jax.Array | None]:
         """`queries` [B, P]: compute these tokens only, which still look at all; then T is P."""
         attention_key, mlp_key = split_key(key, 2)
-        out_BTD, weights = self.attention(x_BTD, is_first, mask, rotary, attention_key, queries)
+        out_BTD, weights = self.attention(
+            x_BTD, is_first, is_global, attend, rotary, attention_key, queries
+        )
         x_BTD = out_BTD + (x_BTD if queries is None else gather_tokens(x_BTD, queries))
         return constrain(x_BTD + self.mlp(x_BTD, mlp_key), "BTD"), weights
 
@@ -152,6 +151,7 @@ class ModernBertEncoder(QueriedEncoder):
     window to the row and takes the other rotary table, and the first block has no norm before its
     attention. blocks/attention/norm therefore has L - 1 rows, those of the checkpoint.
     `unroll`: blocks in one iteration of the scan, 0 = all.
+    `attention`: xla, cudnn or splash (attention_backends.py).
     `remat`: none, full, or dots (REMAT_POLICIES).
     """
 
@@ -161,6 +161,7 @@ class ModernBertEncoder(QueriedEncoder):
         *,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
+        attention: str = "xla",
         remat: str = "none",
         unroll: int = 1,
     ):
@@ -175,6 +176,7 @@ class ModernBertEncoder(QueriedEncoder):
         self.thetas = tuple(config.rope_parameters[kind]["rope_theta"] for kind in (LOCAL, GLOBAL))
         self.head_size = config.hidden_size // config.num_attention_heads
         self.radius = config.local_attention // 2
+        self.attention = attention
         self.remat = remat
         self.unroll = unroll or L
 
@@ -202,8 +204,14 @@ class ModernBertEncoder(QueriedEncoder):
             position_ids = segment_positions(segment_ids)
         elif position_ids is None:
             position_ids = jnp.arange(T)[None]
-        window = window_mask(T, self.radius)
-        visible = make_mask(attention_mask, segment_ids)
+        attend = make_attend(
+            self.attention,
+            T,
+            attention_mask,
+            segment_ids,
+            radius=self.radius,
+            weights=output_attentions,
+        )
         local, glob = (rotary_table(position_ids, self.head_size, theta) for theta in self.thetas)
 
         embed_key, blocks_key = split_key(key, 2)
@@ -217,10 +225,10 @@ class ModernBertEncoder(QueriedEncoder):
 
         def block(x_BTD: jax.Array, layer: tuple, queries: jax.Array | None) -> tuple:
             params, is_first, is_global, layer_key = layer
-            mask = window | is_global
-            mask = mask if visible is None else mask & visible
             rotary = jnp.where(is_global, glob, local)
-            return nnx.merge(block_def, params)(x_BTD, is_first, mask, rotary, layer_key, queries)
+            return nnx.merge(block_def, params)(
+                x_BTD, is_first, is_global, attend, rotary, layer_key, queries
+            )
 
         out = scan_blocks(
             block,
@@ -235,9 +243,3 @@ class ModernBertEncoder(QueriedEncoder):
         last = self.final_norm(out.last_hidden_state)
         hidden = None if out.hidden_states is None else (*out.hidden_states[:-1], last)
         return replace(out, last_hidden_state=last, hidden_states=hidden)
-
-
-def tokens_at(a_BXTY: jax.Array, positions_BP: jax.Array) -> jax.Array:
-    """a_BXPY: masks and rotary tables of the tokens at the given positions; B may be 1 in `a`."""
-    a_BXTY = jnp.broadcast_to(a_BXTY, (positions_BP.shape[0], *a_BXTY.shape[1:]))
-    return jnp.take_along_axis(a_BXTY, positions_BP[:, None, :, None], axis=2)

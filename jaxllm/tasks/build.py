@@ -29,7 +29,7 @@ from jaxllm.tasks import (
     question_answering,
     tokens,
 )
-from jaxllm.tasks.model import check_head, initial_params, load_saved, place
+from jaxllm.tasks.model import check_head, computation, initial_params, load_saved, place
 from jaxllm.tasks.task import SMALLER_IS_BETTER, Prepare
 from jaxllm.train import flatten, init_state, make_train_step, state_shapes
 from jaxllm.vocabulary import Vocabulary
@@ -57,8 +57,9 @@ def build(config: Config) -> Job:
     tokenizer = load_tokenizer(_tokenizer_path(config))
     task = TASKS[config.model.task](config, tokenizer)
     assert task.train is not None
-    options = {name: getattr(config.model, name) for name in ("dtype", "remat", "unroll")}
-    graphdef, abstract = models.module_parts(task.model_config, task.head, **options)
+    graphdef, abstract = models.module_parts(
+        task.model_config, task.head, remat=config.model.remat, **computation(config.model)
+    )
     apply = models.apply_fn(graphdef)
     frozen = config.optimizer.frozen
     check_frozen(list(flatten(abstract)), frozen)
@@ -81,7 +82,7 @@ def build(config: Config) -> Job:
     schedule = learning_rate_schedule(config.optimizer, total_steps)
     tx = make_optimizer(config.optimizer, total_steps)
     # The weights come last: all mistakes above are told before a large file is read.
-    params = initial_params(config, task.head, task.model_config, place(mesh, abstract))
+    params = initial_params(config, task, place(mesh, abstract))
     complete: Callable[[Any], Any] = lambda params: params  # noqa: E731
     if vocabulary is not None:
         params, complete = vocabulary.take(params, mesh)
@@ -106,10 +107,7 @@ def build(config: Config) -> Job:
         if jax.process_count() > 1:  # shards of other hosts; all of them take part
             params = multihost_utils.process_allgather(params, tiled=True)
         if jax.process_index() == 0:
-            head, part = task.exported or (task.head, lambda params: params)
-            hf.save_pretrained(
-                directory, part(params), task.model_config, head, tokenizer=tokenizer
-            )
+            task.stored().save(directory, params, tokenizer)
             task.save_extras(directory)
 
     def report(params: Any, directory: Path) -> None:
@@ -162,8 +160,8 @@ def evaluate(config: Config) -> dict[str, float]:
         task.head,
         saved,
         mesh,
-        dtype=config.model.dtype,
-        unroll=config.model.unroll,
+        storage=task.storage,
+        **computation(config.model),
     )
     evaluator = task.evaluator(models.apply_fn(graphdef), mesh)
     directory = Path(config.run.dir) / "evaluate"

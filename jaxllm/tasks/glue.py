@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from jaxllm import loop, metrics, summary
-from jaxllm.compile_cache import compiled_once
 from jaxllm.config_check import check
 from jaxllm.config_fields import Config, DataConfig
 from jaxllm.data.corpus import Examples, load_examples
@@ -22,7 +21,7 @@ from jaxllm.models import apply_fn
 from jaxllm.pretrained import hf
 from jaxllm.sharding import make_mesh
 from jaxllm.tasks import build, classification
-from jaxllm.tasks.model import label_names, load_saved
+from jaxllm.tasks.model import computation, label_names, load_saved
 
 logger = logging.getLogger("jaxllm")
 
@@ -54,15 +53,14 @@ def run(config: Config, tasks: list[str]) -> Summary:
         (directory / "submission").mkdir(parents=True, exist_ok=True)
     summaries: dict[str, Summary] = {}
     result: Summary = {}
-    with compiled_once():
-        for name, (one, *more) in parts.items():
-            logger.info("GLUE: %s", name)
-            summaries[name] = _train(name, one, more)
-            _submit(name, one, config.data, directory / "submission")
-            result = _flat(summaries)
-            if jax.process_index() == 0:
-                write_json(directory / "summary.json", finite(result))
-                write_atomic(directory / "report.md", report(summaries))
+    for name, (one, *more) in parts.items():
+        logger.info("GLUE: %s", name)
+        summaries[name] = _train(name, one, more)
+        _submit(name, one, config.data, directory / "submission")
+        result = _flat(summaries)
+        if jax.process_index() == 0:
+            write_json(directory / "summary.json", finite(result))
+            write_atomic(directory / "report.md", report(summaries))
     logger.info("report:\n%s", report(summaries))
     return result
 
@@ -189,8 +187,7 @@ def _test_logits(model: str, config: Config) -> tuple[Examples, np.ndarray]:
         classification.HEAD,
         saved,
         mesh,
-        dtype=config.model.dtype,
-        unroll=config.model.unroll,
+        **computation(config.model),
     )
     # The evaluator counts every row once; the loss it gives besides is of no use here.
     kind = np.float32 if config.model.problem_type == "regression" else np.int32

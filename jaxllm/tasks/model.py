@@ -11,13 +11,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxllm import models
-from jaxllm.config_fields import Config
+from jaxllm.config_fields import Config, ModelConfig
 from jaxllm.data.tokenizer import load_tokenizer, vocabulary_size
 from jaxllm.errors import InputError
 from jaxllm.objectives import Apply
 from jaxllm.pretrained import FAMILIES, hf
 from jaxllm.sharding import batch_sharding, map_params, parameter_sharding
 from jaxllm.tasks.inputs import InputFormat
+from jaxllm.tasks.storage import OneModel, Storage
+from jaxllm.tasks.task import Task
 from jaxllm.train import flatten
 
 # Tasks whose head has another name; of a pretrained BERT, prediction uses the one that fills masks.
@@ -48,11 +50,11 @@ def head_config(config: Config, names: list[str]) -> Any:
     return hf.load_config(config.model.path, **config.model.config, **head)
 
 
-def initial_params(config: Config, head: str, model_config: Any, abstract: Any) -> Any:
+def initial_params(config: Config, task: Task, abstract: Any) -> Any:
     """Pretrained parameters, or random ones; either is born in the shardings of `abstract`."""
 
     def random() -> Any:
-        return models.init_params(model_config, head, config.train.seed)
+        return models.init_params(task.model_config, task.head, config.train.seed)
 
     if config.model.path is None:
         return jax.jit(random, out_shardings=map_params(lambda _, x: x.sharding, abstract))()
@@ -61,20 +63,32 @@ def initial_params(config: Config, head: str, model_config: Any, abstract: Any) 
         # The compiler drops all that this one parameter does not need.
         return jax.jit(lambda: flatten(random())[path])()
 
-    directory = hf.resolve(config.model.path)
-    return hf.load_params(directory, model_config, abstract, init=new)[0]
+    return task.stored().load(hf.resolve(config.model.path), abstract, new)
+
+
+def computation(model: ModelConfig) -> dict[str, Any]:
+    """How a forward pass is computed: options of `models.build`."""
+    return {name: getattr(model, name) for name in ("dtype", "attention", "unroll")}
 
 
 def load_saved(
-    path: str, head: str, config: Any, mesh: Mesh, *, dtype: str = "float32", unroll: int = 1
+    path: str,
+    head: str,
+    config: Any,
+    mesh: Mesh,
+    *,
+    storage: Storage | None = None,
+    **options: Any,
 ) -> tuple[Path, Any, Any]:
     """(directory, graphdef, parameters in their shardings) of a saved model with its head.
+
+    `storage`: None = one model with this head and config. `options`: see `models.build`.
 
     Raises:
         InputError: no model there, or one whose weights lack the head.
     """
     directory = hf.resolve(path)
-    graphdef, abstract = models.module_parts(config, head, dtype=dtype, unroll=unroll)
+    graphdef, abstract = models.module_parts(config, head, **options)
 
     def refuse(parameter: str) -> Any:
         raise InputError(
@@ -82,7 +96,8 @@ def load_saved(
             "expected a model that `jaxllm train` wrote, or another with such a head"
         )
 
-    params, _ = hf.load_params(directory, config, place(mesh, abstract), init=refuse)
+    storage = storage or OneModel(head, config)
+    params = storage.load(directory, place(mesh, abstract), refuse)
     return directory, graphdef, params
 
 

@@ -26,6 +26,7 @@ from jaxllm.pretrained import hf
 from jaxllm.sharding import batch_sharding, batch_shards
 from jaxllm.tasks.inputs import InputFormat
 from jaxllm.tasks.model import check_fit
+from jaxllm.tasks.storage import ElectraPair
 from jaxllm.tasks.task import Task
 from jaxllm.train import make_eval_step
 
@@ -93,6 +94,16 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     """The task on a configuration's data, see `task.Prepare`."""
     model_config = saved or hf.load_config(config.model.path, **config.model.config)
     kind = _kind(config, model_config.model_type)
+    storage = None
+    if kind.head == "joint-pretraining":
+        storage = ElectraPair(model_config)
+        if path := config.model.path:
+            storage = ElectraPair.at(path, config.model.generator, model_config)
+    elif config.model.generator:
+        raise InputError(
+            f"model.generator: found {config.model.generator}, expected null: only ELECTRA's "
+            "model.task: pretraining has a generator"
+        )
     check_fit(config, model_config, tokenizer, pair=kind.pairs)
     if vocabulary_size(tokenizer) < model_config.vocab_size:
         logger.warning(
@@ -137,7 +148,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         save_extras=InputFormat.of(config).save,
         reads_word_table_only=False,
         whole_batch=kind.whole_batch,
-        exported=("pretraining", _discriminator) if kind.head == "joint-pretraining" else None,
+        storage=storage,
     )
 
 
@@ -149,17 +160,7 @@ def _kind(config: Config, model_type: str) -> Kind:
             f"model.task: found pretraining, which there is for {' and '.join(KINDS)}, but the "
             f"model is {model_type}; set model.task: masked-lm"
         )
-    if model_type == "electra" and config.model.path is not None:
-        raise InputError(
-            f"model.path: found {config.model.path}, but a saved ELECTRA is the discriminator "
-            "alone; generator and discriminator are trained and judged together from random "
-            "weights, so set model.path: null and describe the model in model.config"
-        )
     return KINDS[model_type]
-
-
-def _discriminator(params: Any) -> Any:
-    return {name: tree for name, tree in params.items() if name != "generator"}
 
 
 @dataclass(frozen=True)

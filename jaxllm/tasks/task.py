@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from jaxllm.data.loader import TrainExamples
 from jaxllm.objectives import Apply, Batch, Objective
+from jaxllm.tasks.storage import OneModel, Storage
 
 SMALLER_IS_BETTER = {"loss", "mse", "mae", "perplexity"}
 
@@ -38,7 +39,7 @@ class Task:
         reads_word_table_only: the word embedding is used for nothing but to look up the tokens of
             `train`, so rows of other tokens have no gradient (not so with a tied decoder).
         whole_batch: see `train.make_train_step`.
-        exported: the head that is saved, and its part of the parameters, where that is not all.
+        storage: how the parameters are saved and loaded; None = as one model with `head`.
     """
 
     head: str
@@ -50,7 +51,11 @@ class Task:
     save_extras: Callable[[Path], None]
     reads_word_table_only: bool = True
     whole_batch: Callable[[Batch], Batch] = lambda batch: batch
-    exported: tuple[str, Callable[[Any], Any]] | None = None
+    storage: Storage | None = None
+
+    def stored(self) -> Storage:
+        """How the parameters are saved and loaded."""
+        return self.storage or OneModel(self.head, self.model_config)
 
 
 class Prepare(Protocol):

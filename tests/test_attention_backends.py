@@ -1,0 +1,273 @@
+"""Attention by cuDNN and splash beside a plain definition: every kind of mask, and every refusal.
+
+splash runs in Pallas' interpreter here, cuDNN's masks are checked through XLA; on a GPU cuDNN
+itself runs, and for a TPU splash compiles where libtpu is installed.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas.ops.tpu import splash_attention
+
+from jaxllm import AutoModel
+from jaxllm.attention_backends import make_attend
+from jaxllm.errors import InputError
+from jaxllm.sharding import make_mesh
+
+B, T, N, H = 2, 256, 2, 16
+RADIUS = 40
+
+
+def segments():
+    ids = np.zeros((B, T), np.int32)
+    for row, ends in enumerate([(70, 130, 250), (128, 129, 256)]):
+        for start, end, number in zip((0, *ends), ends, (1, 2, 3), strict=False):
+            ids[row, start:end] = number
+    return ids
+
+
+def padding():
+    mask = np.ones((B, T), np.int32)
+    mask[0, 200:] = 0
+    mask[1, :30] = 0  # on the left, too
+    return mask
+
+
+MASKS = {
+    "nothing": {},
+    "padding": {"padding": padding()},
+    "segments": {"segments": segments()},
+    "padding in segments": {"padding": padding(), "segments": segments()},
+    "window": {"radius": RADIUS},
+    "window in segments": {"radius": RADIUS, "segments": segments()},
+    "window, but global": {"radius": RADIUS, "segments": segments(), "is_global": True},
+    "window, and local": {"radius": RADIUS, "padding": padding(), "is_global": False},
+}
+
+
+def plain(q, k, v, padding=None, segments=None, radius=None, is_global=False):
+    """The definition, in float64, a query at a time."""
+    out = np.zeros(q.shape)
+    for b, t, n in np.ndindex(B, T, N):
+        seen = np.ones(T, bool)
+        if padding is not None:
+            seen &= padding[b] != 0
+        if segments is not None:
+            seen &= segments[b] == segments[b, t]
+        if radius is not None and not is_global:
+            seen &= np.abs(np.arange(T) - t) <= radius
+        if seen.any():
+            scores = k[b, seen, n] @ q[b, t, n] / np.sqrt(H)
+            weights = np.exp(scores - scores.max())
+            out[b, t, n] = weights @ v[b, seen, n] / weights.sum()
+    return out
+
+
+def real(padding=None, segments=None, **_):
+    """bool [B, T]: queries whose answer means something."""
+    ids = np.ones((B, T), np.int32) if segments is None else segments
+    return (ids > 0) & (np.ones((B, T), bool) if padding is None else padding != 0)
+
+
+@pytest.fixture(scope="module")
+def qkv():
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=(B, T, N, H)).astype(np.float32) for _ in range(3)]
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """splash in Pallas' interpreter: there is no TPU."""
+    make = splash_attention.make_splash_mha
+    monkeypatch.setattr(splash_attention, "make_splash_mha", partial(make, interpret=True))
+
+
+@pytest.fixture
+def through_xla(monkeypatch):
+    """cuDNN's calls are computed by XLA."""
+    attention = jax.nn.dot_product_attention
+
+    def call(*arrays, mask, implementation):
+        assert implementation == "cudnn"
+        assert mask is None or mask.shape[2:] == (T, T)
+        return attention(*arrays, mask=mask, implementation="xla")
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", call)
+
+
+def run(name, arrays, kind, dtype=jnp.float32):
+    """(out, gradients of a weighted sum of the real queries' outputs)."""
+    given = dict(MASKS[kind])
+    flag = given.pop("is_global", None)
+    weights = np.random.default_rng(1).normal(size=(B, T, N, H)) * real(**given)[..., None, None]
+
+    def total(q, k, v):
+        parts = (given.get("padding"), given.get("segments"))
+        attend = make_attend(name, T, *map(to_device, parts), radius=given.get("radius"))
+        is_global = None if flag is None else jnp.asarray(flag)
+        out, _ = attend(q, k, v, is_global=is_global)
+        return jnp.sum(out * weights.astype(np.float32)), out
+
+    arrays = [jnp.asarray(x, dtype) for x in arrays]
+    grads, out = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(*arrays)
+    return np.asarray(out, np.float32), [np.asarray(g, np.float32) for g in grads]
+
+
+def to_device(x):
+    return None if x is None else jnp.asarray(x)
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_xla_is_the_definition(qkv, kind):
+    out, _ = run("xla", qkv, kind)
+    keep = real(**MASKS[kind])
+    np.testing.assert_allclose(out[keep], plain(*qkv, **MASKS[kind])[keep], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_splash_is_xla(qkv, kind, interpreted):
+    same("splash", qkv, kind, jnp.float32, 1e-5)
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_cudnn_is_given_the_mask(qkv, kind, through_xla):
+    same("cudnn", qkv, kind, jnp.bfloat16, 3e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", MASKS)
+def test_cudnn_is_xla(qkv, kind):
+    same("cudnn", qkv, kind, jnp.bfloat16, 3e-2)
+
+
+def same(name, qkv, kind, dtype, tolerance):
+    rounded = [np.asarray(jnp.asarray(x, dtype), np.float32) for x in qkv]
+    expected, expected_grads = run("xla", rounded, kind)
+    out, grads = run(name, qkv, kind, dtype)
+    keep = real(**MASKS[kind])
+    np.testing.assert_allclose(out[keep], expected[keep], rtol=tolerance, atol=tolerance)
+    for grad, wanted in zip(grads, expected_grads, strict=True):
+        scale = np.abs(wanted).max()
+        np.testing.assert_allclose(grad / scale, wanted / scale, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["xla", "splash", "cudnn"])
+def test_chosen_queries_get_the_same_answers(qkv, name, interpreted):
+    q, k, v = map(jnp.asarray, qkv)
+    ids = jnp.asarray(segments())
+    places = jnp.asarray([[0, 69, 70, 249], [5, 127, 128, 255]])
+    whole, _ = make_attend("xla", T, None, ids, radius=RADIUS)(q, k, v)
+    chosen = jnp.take_along_axis(q, places[..., None, None], 1)
+    few, _ = make_attend(name, T, None, ids, radius=RADIUS)(chosen, k, v, queries_BP=places)
+    np.testing.assert_allclose(
+        few, jnp.take_along_axis(whole, places[..., None, None], 1), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_splash_over_a_mesh_is_splash(qkv, interpreted):
+    expected, _ = run("splash", qkv, "window in segments")
+    mesh = make_mesh(2, 1, 2, devices=jax.devices()[:4])
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), jax.set_mesh(mesh):
+        out, _ = run("splash", qkv, "window in segments")
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"model_type": "bert", "attention_probs_dropout_prob": 0.0},
+        {"model_type": "modernbert", "local_attention": 16, "num_hidden_layers": 3},
+    ],
+    ids=["bert", "modernbert"],
+)
+def test_a_model_by_splash_is_the_model(shape, interpreted):
+    from transformers import CONFIG_MAPPING
+
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
+    rest = {"vocab_size": 99, "num_hidden_layers": 2, "pad_token_id": 0}
+    config = CONFIG_MAPPING[shape["model_type"]](**{**rest, **sizes, **shape})
+    xla = AutoModel.from_config(config)
+    fused = AutoModel.from_config(config, attention="splash")
+    ids = np.random.default_rng(2).integers(5, 99, (2, T))
+    inputs = {"segment_ids": segments()}
+    expected = np.asarray(xla(ids, **inputs).last_hidden_state)
+    out = np.asarray(fused(ids, **inputs, params=xla.params).last_hidden_state)
+    keep = segments() > 0
+    np.testing.assert_allclose(out[keep], expected[keep], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["splash", "cudnn"])
+def test_dropout_of_weights_is_refused(qkv, name):
+    attend = make_attend(name, T, None, None)
+    arrays = [jnp.asarray(x, jnp.bfloat16) for x in qkv]
+    with pytest.raises(InputError, match=rf"{name} cannot drop attention weights.* 0\.1 of them"):
+        attend(*arrays, dropout_rate=0.1, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", ["splash", "cudnn"])
+def test_weights_are_refused(name):
+    with pytest.raises(InputError, match=f"{name} attention has no weights to give"):
+        make_attend(name, T, None, None, weights=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype", "message"),
+    [
+        ("cudnn", (1, 8, 1, 8), jnp.float32, "does not compute in float32"),
+        ("cudnn", (1, 8, 1, 12), jnp.bfloat16, "the model's is 12"),
+        ("cudnn", (1, 8, 1, 136), jnp.bfloat16, "the model's is 136"),
+        ("cudnn", (1, 9, 1, 8), jnp.bfloat16, "even number of tokens, found 9"),
+        ("splash", (1, 192, 1, 8), jnp.float32, "multiple of 128 tokens, found 192"),
+    ],
+)
+def test_shapes_that_are_refused(name, shape, dtype, message):
+    x = jnp.zeros(shape, dtype)
+    with pytest.raises(InputError, match=message):
+        make_attend(name, shape[1], None, None)(x, x, x)
+
+
+COMPILE = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.experimental.topologies import get_topology_desc
+from jax.sharding import NamedSharding, PartitionSpec as P
+from jaxllm.attention_backends import make_attend
+from jaxllm.sharding import make_mesh
+
+topology = get_topology_desc(
+    platform="tpu", topology_name="v5e:2x2", chip_config_name="default",
+    chips_per_host_bounds=(2, 2, 1), num_slices=1, wrap=(False, False, False),
+)
+mesh = make_mesh(2, 1, 2, devices=topology.devices)
+
+def loss(q, k, v, ids, flag):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        attend = make_attend("splash", 512, None, ids, radius=64)
+        return jnp.sum(attend(q, k, v, is_global=flag)[0].astype(jnp.float32))
+
+x = jax.ShapeDtypeStruct(
+    (4, 512, 4, 64), jnp.bfloat16, sharding=NamedSharding(mesh, P("data", None, "tensor", None))
+)
+ids = jax.ShapeDtypeStruct((4, 512), jnp.int32, sharding=NamedSharding(mesh, P("data")))
+flag = jax.ShapeDtypeStruct((), jnp.bool_, sharding=NamedSharding(mesh, P()))
+text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x, ids, flag).compile().as_text()
+print(text.count("tpu_custom_call"))
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install libtpu"
+)
+def test_splash_compiles_for_a_slice_of_v5e():
+    environment = {**os.environ, "TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout.split()[-1]) >= 4  # forward and backward, everywhere and near
