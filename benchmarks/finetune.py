@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,14 +19,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
+from benchmarks import machine, workers
 from benchmarks.examples import Content, labelled
 from benchmarks.recipe import Dtype, Job, Recipe
 from benchmarks.report import QUIET, Row, table
+from benchmarks.workers import BenchmarkError
 from jaxllm.errors import InputError
-from jaxllm.huge_pages import add_tunable
 
-ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE = 1e-4  # relative, for loss and gradient norm
 JAXLLM, TORCH = "benchmarks.jaxllm_run", "benchmarks.torch_baseline"
 
@@ -47,10 +45,6 @@ VARIANTS = {
     "torch-float32-fused": Variant(TORCH, "float32", fused=True),
     "torch-bfloat16-fused": Variant(TORCH, "bfloat16", fused=True),
 }
-
-
-class BenchmarkError(RuntimeError):
-    """The comparison cannot be made: a worker failed, or the two sides do not agree."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -84,6 +78,7 @@ def add_session_options(
         help="pretrained BERT: directory, Hub id or package:NAME/directory (default: %(default)s)",
     )
     add("--seeds", type=int, default=3, help="runs of each variant (default: %(default)s)")
+    add("--first-seed", type=int, default=0, help="to add runs later (default: %(default)s)")
     add(
         "--only",
         nargs="+",
@@ -176,7 +171,7 @@ def runs(
         "gate": check_gate(job, work, sides) if both else None,
     }
     rows = []
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         for name, variant in variants.items():
             rows.append({**measure(name, variant, seed, job, work), **common})
             with open(arguments.output, "a", encoding="utf-8") as file:
@@ -219,8 +214,9 @@ def check_gate(job: Job, work: Path, sides: tuple[str, str]) -> dict[str, Any]:
 
 
 def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    """Both losses and gradient norms; BenchmarkError when they differ by more than TOLERANCE."""
-    for key in ("loss", "grad_norm"):
+    """What both sides computed; BenchmarkError where it differs by more than TOLERANCE."""
+    keys = [key for key in ("loss", "grad_norm", "outputs") if key in theirs]
+    for key in keys:
         difference = abs(ours[key] - theirs[key]) / abs(theirs[key])
         if not difference <= TOLERANCE:  # a NaN is a difference
             raise BenchmarkError(
@@ -228,7 +224,6 @@ def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
                 f"{theirs[key]:.8g}, relative difference {difference:.1e}, expected at most "
                 f"{TOLERANCE:g}. Their speeds cannot be compared; nothing was measured."
             )
-    keys = ("loss", "grad_norm")
     return {"jaxllm": {k: ours[k] for k in keys}, "torch": {k: theirs[k] for k in keys}}
 
 
@@ -237,22 +232,8 @@ def worker(module: str, job: Job, work: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=work) as name:
         # What the start worker writes outlives it.
         given = job if job.action == "start" else replace(job, directory=name)
-        files = {part: Path(name) / part for part in ("job", "result", "log")}
-        given.write(files["job"])
         # Both sides on the CPU, whatever else the machine has.
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        forced = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
-        environment = {**os.environ, **forced}
-        add_tunable(environ=environment)  # as the command `jaxllm` does; here for both sides
-        command = [sys.executable, "-m", module, str(files["job"]), str(files["result"])]
-        with files["log"].open("w") as log:
-            done = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        if done.returncode:
-            tail = "\n".join(files["log"].read_text(errors="replace").splitlines()[-30:])
-            raise BenchmarkError(
-                f"{module} ({job.action}) ended with status {done.returncode}:\n{tail}"
-            )
-        return json.loads(files["result"].read_text(encoding="utf-8"))
+        return workers.call(module, given, Path(name), environment=workers.ON_CPU)
 
 
 def warn_of_load() -> None:

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxllm.attention import attention_mask, dot_product_attention, window_mask
 from jaxllm.errors import InputError
 from jaxllm.layers import Key
-from jaxllm.sharding import LETTER_AXES
+from jaxllm.sharding import LETTER_AXES, in_mesh
 
 _LANES = 128  # splash works on blocks of so many tokens, or a multiple
 
@@ -246,7 +246,7 @@ def tokens_at(a_BXTY: jax.Array, positions_BP: jax.Array) -> jax.Array:
 
 def _over_mesh(call: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """`call(q, k, v, ids, ids)` on each device's rows and heads: no compiler splits a kernel."""
-    if jax.sharding.get_abstract_mesh().empty:
+    if not in_mesh():
         return call
     batch, heads = LETTER_AXES["B"], LETTER_AXES["N"]
     rows, ids = P(batch, None, heads, None), P(batch, None)

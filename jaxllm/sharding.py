@@ -170,12 +170,16 @@ def map_params(f: Callable[[str, Any], Any], params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, x: f(path_name(path), x), params)
 
 
+def in_mesh() -> bool:
+    """Whether the mesh of the current context has this module's axes."""
+    return set(AXES) <= set(jax.sharding.get_abstract_mesh().axis_names)
+
+
 def constrain(x: jax.Array, letters: str) -> jax.Array:
     """Pin an activation's layout under the mesh of the current `jax.sharding` context; without one,
-    nothing.
+    or under one of other axes, nothing.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if not in_mesh():
         return x
     return jax.lax.with_sharding_constraint(
         x, P(*(ACTIVATION_AXES.get(letter) for letter in letters))

@@ -14,9 +14,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # benchmarks are not part of the installed package
 
-from benchmarks import finetune, mlm  # noqa: E402
+from benchmarks import finetune  # noqa: E402
 from benchmarks.examples import labelled  # noqa: E402
 from benchmarks.recipe import Job  # noqa: E402
+from benchmarks.workers import BenchmarkError  # noqa: E402
 
 pytestmark = pytest.mark.parity
 pytest.importorskip("torch", reason="the baseline needs PyTorch: install the parity extra")
@@ -101,31 +102,11 @@ def test_a_task_with_pairs_and_numbers_runs_on_both_sides(toy, tmp_path):
     assert "| jaxllm-float32 / torch-float32 | stsb | pearson |" in done.stdout
     ours, torch = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
     assert (ours["variant"], torch["variant"]) == ("jaxllm-float32", "torch-float32")
-    assert torch["steps"] == 12  # three epochs of four batches
+    assert torch["steps"] == 4
     for row in (ours, torch):
         assert -1 <= row["pearson"] <= 1
         assert row["gate"]["torch"]["grad_norm"] > 0
     assert ours["train_loss"] == pytest.approx(torch["train_loss"], rel=0.3)
-
-
-@pytest.mark.slow
-def test_the_masked_lm_step_is_the_same_padded_and_packed(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.mlm", "--size", "toy", "--seeds", "1"]
-    command += ["--output", str(tmp_path / "results.jsonl")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    padded, packed, torch = rows
-    assert [row["variant"] for row in rows] == list(mlm.VARIANTS)
-    assert padded["steps"] == torch["steps"] == 8 > packed["steps"]
-    assert padded["timed_padded_tokens"] == torch["timed_padded_tokens"]
-    assert padded["timed_real_tokens"] == torch["timed_real_tokens"]
-    share = {row["variant"]: row["timed_real_tokens"] / row["timed_padded_tokens"] for row in rows}
-    assert share[packed["variant"]] > share[padded["variant"]]
-    for row in rows:
-        assert row["train_loss"] == pytest.approx(np.log(99), abs=0.1)
-        assert row["gate"]["jaxllm"]["loss"] == pytest.approx(np.log(99), abs=0.1)
-    assert "| jaxllm-float32-packed |" in done.stdout
 
 
 @pytest.mark.slow
@@ -143,5 +124,5 @@ def test_the_gate_refuses_perturbed_weights(toy, tmp_path):
     tensors["bert.encoder.layer.1.attention.self.value.weight"] *= 1.05
     save_file(tensors, weights, metadata={"format": "pt"})
     theirs = finetune.worker(finetune.TORCH, replace(job, rows=ours["rows"]), tmp_path)
-    with pytest.raises(finetune.BenchmarkError, match="do not compute the same"):
+    with pytest.raises(BenchmarkError, match="do not compute the same"):
         finetune.compare(ours, theirs)

@@ -1,0 +1,265 @@
+"""The jaxllm side of the suite: the step of ``jaxllm train``, or the encoder alone."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+import benchmarks.no_torch  # noqa: F401
+import jaxllm
+from benchmarks.stepping import Batch, Steps, serve
+from benchmarks.texts import BATCHES, GATE_ROWS, Text, digest, texts
+from benchmarks.workloads import StepJob
+from jaxllm import losses, models
+from jaxllm.config_fields import OptimizerConfig
+from jaxllm.data.packing import Rows, first_fit, one_per_row, starts_of
+from jaxllm.objectives import INPUTS
+from jaxllm.optim import make_optimizer
+from jaxllm.pretrained import hf
+from jaxllm.sharding import batch_sharding, make_mesh
+from jaxllm.tasks.model import load_saved
+from jaxllm.throughput import peak_flops, peak_host_memory_bytes
+from jaxllm.train import init_state, make_train_step
+
+HEADS = {
+    "mlm": ("masked-lm", jaxllm.AutoModelForMaskedLM),
+    "classify": ("sequence-classification", jaxllm.AutoModelForSequenceClassification),
+    "encode": ("base", jaxllm.AutoModel),
+}
+SETTINGS = OptimizerConfig(learning_rate=1e-4, schedule="constant", warmup=0, clip_norm=1.0)
+
+
+def start(job: StepJob) -> dict[str, Any]:
+    """Writes the model that all runs start from."""
+    config = hf.load_config(None, **job.workload.config())
+    HEADS[job.workload.kind][1].from_config(config).save_pretrained(job.model)
+    return {"parameters": sum(x.size for x in jax.tree.leaves(_shapes(job)))}
+
+
+def gate(job: StepJob) -> dict[str, Any]:
+    """Loss and gradient norm of some texts, or a figure of the outputs, without dropout."""
+    job = replace(job, workload=replace(job.workload, dropout=0.0, dtype="float32"))
+    with jax.default_matmul_precision("highest"):
+        (batch,) = batches(job, _texts(job, GATE_ROWS), 1)
+        if job.workload.kind == "encode":
+            x_BTD = encoder(job)(batch.arrays)
+            real = np.asarray(batch.arrays["segment_ids"]) > 0
+            return {"outputs": digest(np.asarray(x_BTD)[real])}
+        step, state = training(job)
+        _, metrics = step(state, batch.arrays)
+        return {name: _mean(metrics[name]) for name in ("loss", "grad_norm")}
+
+
+def prepare(job: StepJob) -> Steps:
+    """The batches on the device, and what computes one."""
+    workload = job.workload
+    found = batches(job, _texts(job, BATCHES * workload.batch * 2), BATCHES)
+    held: dict[str, Any] = {}
+    if workload.kind == "encode":
+        encode = encoder(job)
+
+        def run(batch: Batch) -> None:
+            held["state"] = encode(batch.arrays)
+    else:
+        step, held["state"] = (pmapped if job.variant.pmap else training)(job)
+
+        def run(batch: Batch) -> None:
+            held["state"], _ = step(held["state"], batch.arrays)
+
+    return Steps(found, run, lambda: jax.block_until_ready(held["state"]))
+
+
+def facts() -> dict[str, Any]:
+    """Memory and device, after the timings."""
+    device = jax.devices()[0]
+    memory = device.memory_stats() or {}
+    return {
+        "peak_memory": memory.get("peak_bytes_in_use", peak_host_memory_bytes()),
+        "device": device.device_kind,
+        "peak_flops": peak_flops(device.device_kind),
+    }
+
+
+@contextlib.contextmanager
+def traced(directory: str) -> Iterator[None]:
+    with jax.profiler.trace(directory):
+        yield
+
+
+def training(job: StepJob) -> tuple[Any, Any]:
+    """(the jitted step, the state at step 0)."""
+    mesh = one_device()
+    apply, params = model(job, mesh)
+    tx = make_optimizer(SETTINGS, 1000)
+    state = init_state(params, tx, mesh, seed=0, frozen=[])
+    step = make_train_step(
+        objective(apply),
+        tx,
+        state,
+        mesh,
+        clip_norm=SETTINGS.clip_norm,
+        accumulation=1,
+        frozen=[],
+    )
+    return step, state
+
+
+def pmapped(job: StepJob) -> tuple[Any, Any]:
+    """(the step under `jax.pmap` with optax's clipping, its state on each device)."""
+    apply, params = model(job, one_device())
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4, weight_decay=0.01))
+    loss = objective(apply)
+
+    def step(state: Any, batch: Any) -> tuple[Any, Any]:
+        params, opt_state, key = state
+        key, dropout_key = jax.random.split(key)
+
+        def mean_loss(params: Any) -> jax.Array:
+            total, (metrics, _) = loss(params, batch, dropout_key)
+            return total / metrics["loss"][1]
+
+        value, grads = jax.value_and_grad(mean_loss)(params)
+        grads = jax.lax.pmean(grads, "batch")
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state, key), value
+
+    mapped = jax.pmap(step, axis_name="batch", donate_argnums=0, devices=jax.devices()[:1])
+
+    state = (params, tx.init(params), jax.random.key_data(jax.random.key(0)))
+    state = jax.tree.map(lambda x: x[None], state)
+    return lambda state, batch: mapped(state, jax.tree.map(lambda x: x[None], batch)), state
+
+
+def one_device() -> Mesh:
+    """PyTorch's side has one, too."""
+    return make_mesh(devices=jax.devices()[:1])
+
+
+def encoder(job: StepJob) -> Callable[[dict[str, jax.Array]], jax.Array]:
+    """Rows to the last hidden state [B, T, D]."""
+    apply, params = model(job, one_device())
+
+    @jax.jit
+    def encode(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        inputs = {name: batch[name] for name in ("input_ids", "segment_ids", "token_type_ids")}
+        return apply(params, **inputs).last_hidden_state
+
+    return lambda batch: encode(params, batch)
+
+
+def model(job: StepJob, mesh: Mesh) -> tuple[Any, Any]:
+    """(the model's pure function, its parameters)."""
+    head, _ = HEADS[job.workload.kind]
+    variant = job.variant
+    _, graphdef, params = load_saved(
+        job.model,
+        head,
+        hf.load_config(None, **job.workload.config()),
+        mesh,
+        dtype=job.workload.dtype,
+        attention=variant.attention,
+        unroll=variant.unroll,
+    )
+    return models.apply_fn(graphdef), params
+
+
+def objective(apply: Any) -> Any:
+    """Cross entropy where there are labels, at `head_positions` or, without, at every token."""
+
+    def loss(params: Any, batch: dict[str, jax.Array], key: jax.Array | None) -> tuple:
+        inputs = {name: batch[name] for name in INPUTS if name in batch}
+        logits = apply(params, **inputs, key=key).logits
+        total, weight = losses.cross_entropy(logits, batch["labels"], batch["label_weights"])
+        return total, ({"loss": (total, weight)}, ())
+
+    return loss
+
+
+def batches(job: StepJob, found: list[Text], count: int) -> list[Batch]:
+    """`count` batches of the texts, in rows of one text or packed, on the device."""
+    workload, sharding = job.workload, batch_sharding(one_device())
+    lengths = np.array([len(text.ids) for text in found])
+    rows = one_per_row(np.arange(len(found)))
+    if job.variant.packed:
+        rows = first_fit(
+            lengths,
+            np.arange(len(found)),
+            row_length=workload.length,
+            max_per_row=max(1, workload.length // 4),
+            window=len(found),
+        )
+    height = GATE_ROWS if job.action == "gate" else workload.batch
+    parts = [rows.between(i * height, (i + 1) * height) for i in range(count)]
+    filled = [fill(job, found, part, height) for part in parts]
+    slots = max(arrays["labels"].shape[1] for arrays in filled)
+    for arrays in filled:  # one shape for all
+        for name in ("head_positions", "labels", "label_weights"):
+            if name in arrays:
+                missing = slots - arrays[name].shape[1]
+                arrays[name] = np.pad(arrays[name], ((0, 0), (0, missing)))
+    return [
+        Batch(jax.device_put(arrays, sharding), int(lengths[part.members].sum()), height)
+        for arrays, part in zip(filled, parts, strict=True)
+    ]
+
+
+def fill(job: StepJob, found: list[Text], rows: Rows, height: int) -> dict[str, np.ndarray]:
+    """The arrays of one batch."""
+    workload, members = job.workload, rows.members
+    counts = np.diff(rows.starts)
+    row = np.repeat(np.arange(rows.height), counts)
+    slot = np.arange(len(members)) - np.repeat(rows.starts[:-1], counts)
+    lengths = np.array([len(found[i].ids) for i in members])
+    ends = starts_of(lengths)
+    begin = ends[:-1] - ends[rows.starts[:-1]][row]
+    shape = (height, workload.length)
+    arrays = {name: np.zeros(shape, np.int32) for name in ("input_ids", "segment_ids")}
+    arrays["token_type_ids"] = np.zeros(shape, np.int32)
+    asked: list[list[tuple[int, int]]] = [[] for _ in range(height)]  # (position, label) of a row
+    for i, r, s, b in zip(members, row, slot, begin, strict=True):
+        text = found[i]
+        arrays["input_ids"][r, b : b + len(text.ids)] = text.ids
+        arrays["segment_ids"][r, b : b + len(text.ids)] = s + 1
+        if workload.kind == "mlm":
+            asked[r] += zip((b + text.masked).tolist(), text.originals.tolist(), strict=True)
+        else:
+            asked[r].append((int(b), text.label))
+    most = max(map(len, asked))
+    positions, labels = (np.zeros((height, most), np.int32) for _ in range(2))
+    weights = np.zeros((height, most), np.float32)
+    for r, pairs in enumerate(asked):
+        for s, (position, label) in enumerate(pairs):
+            positions[r, s], labels[r, s], weights[r, s] = position, label, 1
+    if job.variant.masked_head or workload.kind != "mlm":
+        return {**arrays, "head_positions": positions, "labels": labels, "label_weights": weights}
+    whole = {"labels": np.zeros(shape, np.int32), "label_weights": np.zeros(shape, np.float32)}
+    r, s = np.nonzero(weights)
+    whole["labels"][r, positions[r, s]] = labels[r, s]
+    whole["label_weights"][r, positions[r, s]] = 1
+    return {**arrays, **whole}
+
+
+def _texts(job: StepJob, count: int) -> list[Text]:
+    return texts(job.workload, _vocabulary(job), count)
+
+
+def _vocabulary(job: StepJob) -> int:
+    return hf.load_config(None, **job.workload.config()).vocab_size
+
+
+def _shapes(job: StepJob) -> Any:
+    config = hf.load_config(None, **job.workload.config())
+    return models.module_parts(config, HEADS[job.workload.kind][0])[1]
+
+
+def _mean(sums: tuple[jax.Array, jax.Array]) -> float:
+    return float(sums[0]) / float(sums[1])
+
+
+if __name__ == "__main__":
+    serve(start=start, gate=gate, prepare=prepare, facts=facts, traced=traced)

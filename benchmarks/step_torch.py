@@ -1,0 +1,145 @@
+"""The PyTorch side of the suite: transformers' model, one text a row, padded where it is shorter.
+
+AdamW is PyTorch's fused one, bfloat16 autocast; where no row has padding, no mask is given, since
+a mask takes the fast attention away. On NVIDIA cuDNN's attention is preferred.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+)
+
+from benchmarks.stepping import Batch, Steps, serve
+from benchmarks.texts import BATCHES, GATE_ROWS, Text, digest, texts
+from benchmarks.torch_baseline import gradient_norm
+from benchmarks.workloads import StepJob, Workload
+from jaxllm.throughput import peak_flops, peak_host_memory_bytes
+
+CLASSES = {
+    "mlm": AutoModelForMaskedLM,
+    "classify": AutoModelForSequenceClassification,
+    "encode": AutoModel,
+}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BACKENDS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
+BACKENDS += [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+def gate(job: StepJob) -> dict[str, Any]:
+    """As the other side's, of the same texts."""
+    model = load(job).eval()
+    # Packed on the other side: all the texts that its rows hold.
+    found = texts(job.workload, model.config.vocab_size, GATE_ROWS)
+    (batch,) = batches(job.workload, found, 1, GATE_ROWS)
+    if job.workload.kind == "encode":
+        with torch.no_grad():
+            x_BTD = model(**batch.arrays).last_hidden_state
+        mask = batch.arrays.get("attention_mask")
+        real = x_BTD if mask is None else x_BTD[mask > 0]
+        return {"outputs": digest(real.reshape(-1, real.shape[-1]).cpu().numpy())}
+    loss = model(**batch.arrays).loss
+    loss.backward()
+    return {"loss": loss.item(), "grad_norm": gradient_norm(model)}
+
+
+def prepare(job: StepJob) -> Steps:
+    """The batches on the device, and what computes one."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high")
+    workload = job.workload
+    model = load(job)
+    found = texts(workload, model.config.vocab_size, BATCHES * workload.batch)
+    data = batches(workload, found, BATCHES, workload.batch)
+    call = torch.compile(model) if job.variant.compiled else model
+    if workload.kind == "encode":
+        model.eval()
+
+        def encode(batch: Batch) -> Any:
+            with torch.inference_mode(), computing(workload):
+                return call(**batch.arrays).last_hidden_state
+
+        return Steps(data, encode, finish)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
+
+    def step(batch: Batch) -> Any:
+        with computing(workload):
+            loss = call(**batch.arrays).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return Steps(data, step, finish)
+
+
+@contextlib.contextmanager
+def computing(workload: Workload) -> Iterator[None]:
+    bfloat16 = workload.dtype == "bfloat16"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=bfloat16))
+        if DEVICE == "cuda":
+            stack.enter_context(sdpa_kernel(BACKENDS, set_priority=True))
+        yield
+
+
+def load(job: StepJob) -> Any:
+    values = job.workload.config()
+    config = CONFIG_MAPPING[values.pop("model_type")](**values)
+    attention = job.variant.attention
+    model = CLASSES[job.workload.kind].from_pretrained(
+        job.model, config=config, dtype=torch.float32, attn_implementation=attention
+    )
+    return model.to(DEVICE)
+
+
+def batches(workload: Workload, found: list[Text], count: int, height: int) -> list[Batch]:
+    """`count` batches of the texts, a row for each."""
+    made = []
+    for first in range(0, count * height, height):
+        chosen = found[first : first + height]
+        shape = (len(chosen), workload.length)
+        ids, mask, labels = (torch.full(shape, fill) for fill in (0, 0, -100))
+        for row, text in enumerate(chosen):
+            ids[row, : len(text.ids)] = torch.from_numpy(text.ids).long()
+            mask[row, : len(text.ids)] = 1
+            labels[row, text.masked] = torch.from_numpy(text.originals).long()
+        arrays = {"input_ids": ids}
+        if not bool(mask.all()):
+            arrays["attention_mask"] = mask
+        if workload.kind == "mlm":
+            arrays["labels"] = labels
+        elif workload.kind == "classify":
+            arrays["labels"] = torch.tensor([text.label for text in chosen])
+        arrays = {name: x.to(DEVICE) for name, x in arrays.items()}
+        made.append(Batch(arrays, int(mask.sum()), height))
+    return made
+
+
+def finish() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def facts() -> dict[str, Any]:
+    """Memory and device, after the timings."""
+    if DEVICE == "cuda":
+        name = torch.cuda.get_device_name()
+        memory = torch.cuda.max_memory_allocated()
+        return {"peak_memory": memory, "device": name, "peak_flops": peak_flops(name)}
+    return {"peak_memory": peak_host_memory_bytes(), "device": "cpu", "peak_flops": None}
+
+
+if __name__ == "__main__":
+    serve(gate=gate, prepare=prepare, facts=facts)

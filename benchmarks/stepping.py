@@ -1,0 +1,86 @@
+"""What the workers of the suite share: timings of steps, several in a row, and their figures."""
+
+import contextlib
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.workloads import StepJob
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`arrays`: on the device, as the side wants them; `real_tokens`: those of texts."""
+
+    arrays: Any
+    real_tokens: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Steps:
+    """`step` may return before the device is done; `finish` waits for all of it."""
+
+    batches: list[Batch]
+    step: Callable[[Batch], Any]
+    finish: Callable[[], None]
+
+
+def timed(job: StepJob, prepare: Callable[[StepJob], Steps], traced: Any) -> dict[str, Any]:
+    """Warm-up, then `repeats` timings of `steps` steps each; the clock is read at their ends."""
+    began = time.perf_counter()
+    steps = prepare(job)
+    prepared = time.perf_counter()
+    steps.step(steps.batches[0])
+    steps.finish()
+    first = time.perf_counter()
+    turns = itertools.cycle(steps.batches)
+    workload = job.workload
+    for batch in itertools.islice(turns, workload.warmup):
+        steps.step(batch)
+    steps.finish()
+    timings = []
+    for _ in range(workload.repeats):
+        chosen = list(itertools.islice(turns, workload.steps))
+        start = time.perf_counter()
+        for batch in chosen:
+            steps.step(batch)
+        steps.finish()
+        seconds = time.perf_counter() - start
+        real = sum(batch.real_tokens for batch in chosen)
+        padded = sum(batch.rows for batch in chosen) * workload.length
+        timings.append({"seconds": seconds, "real_tokens": real, "padded_tokens": padded})
+    if job.profile is not None:
+        with traced(job.profile):
+            for batch in itertools.islice(turns, 3):
+                steps.step(batch)
+            steps.finish()
+    return {
+        "prepare_seconds": prepared - began,
+        "first_step_seconds": first - prepared,
+        "timings": timings,
+    }
+
+
+def serve(
+    *,
+    start: Callable[[StepJob], dict[str, Any]] | None = None,
+    gate: Callable[[StepJob], dict[str, Any]],
+    prepare: Callable[[StepJob], Steps],
+    facts: Callable[[], dict[str, Any]],
+    traced: Any = contextlib.nullcontext,
+) -> None:
+    """The main of a worker: ``python -m benchmarks.<worker> JOB RESULT``, both JSON files."""
+    job, result = StepJob.read(Path(sys.argv[1])), Path(sys.argv[2])
+    if job.action == "run":
+        figures = timed(job, prepare, traced) | facts()
+    else:
+        action = start if job.action == "start" else gate
+        assert action is not None
+        figures = action(job)
+    result.write_text(json.dumps(figures), encoding="utf-8")

@@ -1,0 +1,148 @@
+"""Result rows, the suite's and those of fine-tuning, as Markdown tables and as plots."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import QUIET, table, task_table
+from jaxllm.errors import InputError
+
+Row = dict[str, Any]
+COLUMNS = ["variant", "real tokens/s", "x eager", "x best PyTorch", "padded tokens/s"]
+COLUMNS += ["MFU", "peak memory", "first step"]
+
+
+def read(files: list[str]) -> list[Row]:
+    """The rows of result files; of what was measured again, the last.
+
+    Raises:
+        InputError: a file that cannot be read, or that holds something else.
+    """
+    rows: dict[tuple[Any, ...], Row] = {}
+    for file in files:
+        try:
+            lines = Path(file).read_text(encoding="utf-8").splitlines()
+            for row in map(json.loads, lines):
+                what = row.get("workload") or (row.get("task"), row["seed"])
+                rows[what, row["variant"]] = row
+        except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file}: not a file of result rows: {error}") from error
+    if not rows:
+        raise InputError(f"{', '.join(files)}: there is no row")
+    return list(rows.values())
+
+
+def by_workload(rows: list[Row]) -> dict[str, dict[str, Row]]:
+    grouped: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        if "workload" in row:
+            grouped.setdefault(row["workload"], {})[row["variant"]] = row
+    return grouped
+
+
+def markdown(rows: list[Row]) -> str:
+    """A table for each workload, and below them where and when; one for all tasks."""
+    tasks = [row for row in rows if "task" in row]
+    finetuned = [row for row in rows if "workload" not in row and "task" not in row]
+    parts = [make(some) for make, some in ((table, finetuned), (task_table, tasks)) if some]
+    rows = [row for row in rows if "workload" in row]
+    parts += [section(name, variants) for name, variants in by_workload(rows).items()]
+    places = {json.dumps(row["machine"], sort_keys=True): row for row in reversed(rows)}
+    parts += [place(row) for row in places.values()]
+    return "\n\n".join(parts) + "\n"
+
+
+def section(name: str, variants: dict[str, Row]) -> str:
+    shape = next(iter(variants.values()))["shape"]
+    described = (
+        f"{shape['kind']} of {shape['shape']}, {shape['batch']} x {shape['length']} tokens, "
+        f"texts: {shape['texts']}, dropout {shape['dropout']:g}, {shape['dtype']}"
+    )
+    lines = [f"### {name}", "", f"{described}.", "", line(COLUMNS)]
+    lines.append(line(["---", *["---:"] * (len(COLUMNS) - 1)]))
+    lines += [line(cells(row, variants)) for row in variants.values()]
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes(variants))])
+
+
+def cells(row: Row, variants: dict[str, Row]) -> list[str]:
+    speed = row["real_tokens_per_second"]
+    padded = statistics.median(t["padded_tokens"] / t["seconds"] for t in row["timings"])
+    eager = variants.get("torch-eager")
+    return [
+        row["variant"],
+        f"{speed:,.0f} ({row['lowest']:,.0f} to {row['highest']:,.0f})",
+        "" if eager is None else f"{speed / eager['real_tokens_per_second']:.2f}",
+        "" if (best := best_torch(variants)) is None else f"{speed / best:.2f}",
+        f"{padded:,.0f}",
+        "" if row["mfu"] is None else f"{row['mfu']:.1%}",
+        f"{row['peak_memory'] / 2**20:,.0f} MiB",
+        f"{row['first_step_seconds']:.1f} s",
+    ]
+
+
+def best_torch(variants: dict[str, Row]) -> float | None:
+    """Real tokens/s of the fastest PyTorch."""
+    speeds = [
+        row["real_tokens_per_second"]
+        for row in variants.values()
+        if row["options"]["side"] == "torch"
+    ]
+    return max(speeds, default=None)
+
+
+def notes(variants: dict[str, Row]) -> list[str]:
+    rows = list(variants.values())
+    gate = rows[0]["gate"]
+    said = ["Loss and gradient norm were not compared: there was no PyTorch."]
+    if gate is not None:
+        ours = ", ".join(f"{key} {value:.6g}" for key, value in gate["jaxllm"].items())
+        theirs = ", ".join(f"{value:.6g}" for value in gate["torch"].values())
+        said = [f"Before: jaxllm {ours}; PyTorch {theirs}."]
+    said.append(f"{rows[0]['flops_per_token'] / 1e6:.3g} MFLOP a real token.")
+    loads = [row["other_load"] for row in rows if row["other_load"] is not None]
+    if loads and max(loads) > QUIET:
+        said.append(f"Caution: other programs took up to {max(loads):.0%} of the machine.")
+    return said
+
+
+def place(row: Row) -> str:
+    machine = row["machine"]
+    versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items() if v)
+    return (
+        f"{row['date'][:10]}, {row['device']}, {machine['cpus']} x {machine['cpu']}, Python "
+        f"{machine['python']}, {versions}, revision {machine['git']}. Medians of "
+        f"{len(row['timings'])} timings, the lowest and the highest in brackets."
+    )
+
+
+def line(values: list[str]) -> str:
+    return f"| {' | '.join(values)} |"
+
+
+def plot(rows: list[Row], directory: Path) -> list[Path]:
+    """Bars of real tokens/s, a picture a workload; the paths."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, variants in by_workload(rows).items():
+        figure, axes = pyplot.subplots(figsize=(7, 0.4 * len(variants) + 1.2))
+        names = list(variants)[::-1]
+        speeds = [variants[v]["real_tokens_per_second"] for v in names]
+        ends = [
+            [speed - variants[v]["lowest"] for speed, v in zip(speeds, names, strict=True)],
+            [variants[v]["highest"] - speed for speed, v in zip(speeds, names, strict=True)],
+        ]
+        colours = ["tab:blue" if v.startswith("jaxllm") else "tab:orange" for v in names]
+        axes.barh(names, speeds, xerr=ends, color=colours)
+        axes.set_xlabel("real tokens/s")
+        axes.set_title(name)
+        figure.tight_layout()
+        paths.append(directory / f"{name}.png")
+        figure.savefig(paths[-1], dpi=120)
+        pyplot.close(figure)
+    return paths

@@ -1,0 +1,208 @@
+"""What the suite measures: workloads, the variants that take turns on each, and the suites.
+
+A workload is one shape of batch through one model: a training step, or the encoder alone. Variants
+are jaxllm, jaxllm with one thing taken away, and PyTorch's ways of running the same model.
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+LARGE = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+}
+MINI = {
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+}
+TOY = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
+# transformers' configs; what they do not say is the model type's default, which is the base size.
+SHAPES: dict[str, dict[str, Any]] = {
+    "bert-base": {"model_type": "bert", "vocab_size": 30522},
+    "bert-large": {"model_type": "bert", "vocab_size": 30522, **LARGE},
+    "bert-base-4-layers": {"model_type": "bert", "vocab_size": 30522, "num_hidden_layers": 4},
+    "minilm": {"model_type": "bert", "vocab_size": 30522, **MINI},
+    "modernbert-base": {"model_type": "modernbert"},
+    "bert-toy": {"model_type": "bert", **TOY},
+    "modernbert-toy": {"model_type": "modernbert", "pad_token_id": 0, **TOY},
+}
+DROPOUTS = {
+    "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
+    "modernbert": ("embedding_dropout", "mlp_dropout", "attention_dropout"),
+}
+MASKED = 0.15  # share of the tokens that a masked language model is asked for
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Attributes:
+    kind: a masked-LM step, a step of sequence classification, or the encoder without a head.
+    shape: a key of SHAPES.
+    batch, length: rows and tokens of a row; a packed batch is as large.
+    texts: all as long as a row; N(length / 2, length / 8); or uniform from length / 8 to length.
+    steps: in each of `repeats` timings.
+    """
+
+    kind: Literal["mlm", "classify", "encode"]
+    shape: str
+    batch: int
+    length: int
+    texts: Literal["full", "normal", "uniform"] = "full"
+    dropout: float = 0.1
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    steps: int = 20
+    warmup: int = 5
+    repeats: int = 3
+
+    def config(self) -> dict[str, Any]:
+        """Of the model, as transformers names it; longer rows than the default's have positions."""
+        shape = SHAPES[self.shape]
+        rates = dict.fromkeys(DROPOUTS[shape["model_type"]], self.dropout)
+        return {**shape, **rates}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run a workload.
+
+    Attributes:
+        side: whose code.
+        packed: jaxllm: several texts in a row.
+        masked_head: jaxllm: logits of the masked tokens only.
+        attention: jaxllm's `model.attention`, or transformers' `attn_implementation`.
+        unroll: jaxllm's `model.unroll`.
+        pmap: jaxllm: the step as it was written in 2021: `jax.pmap`, and optax's own clipping.
+        compiled: torch.compile.
+    """
+
+    side: Literal["jaxllm", "torch"]
+    packed: bool = True
+    masked_head: bool = True
+    attention: str = "xla"
+    unroll: int = 0
+    pmap: bool = False
+    compiled: bool = False
+
+
+# Each of jaxllm's has one thing more than the one above it.
+VARIANTS = {
+    "jaxllm-2021": Variant("jaxllm", packed=False, masked_head=False, unroll=1, pmap=True),
+    "jaxllm-full-head": Variant("jaxllm", packed=False, masked_head=False),
+    "jaxllm-padded": Variant("jaxllm", packed=False),
+    "jaxllm": Variant("jaxllm"),
+    "jaxllm-cudnn": Variant("jaxllm", attention="cudnn"),
+    "jaxllm-splash": Variant("jaxllm", attention="splash"),
+    "torch-eager": Variant("torch", attention="eager"),
+    "torch-sdpa": Variant("torch", attention="sdpa"),
+    "torch-compile": Variant("torch", attention="sdpa", compiled=True),
+}
+
+
+def applies(variant: Variant, workload: Workload) -> bool:
+    """Whether a variant can run a workload, and is another there than the variants below it."""
+    if variant.side == "torch":
+        return True
+    if variant.attention != "xla":  # no fused attention drops weights
+        return workload.dropout == 0 and workload.dtype == "bfloat16"
+    if not variant.masked_head:
+        return workload.kind == "mlm"
+    return variant.packed or workload.texts != "full"
+
+
+@dataclass(frozen=True)
+class Suite:
+    workloads: dict[str, Workload]
+    variants: tuple[str, ...]
+
+
+def _on_chip() -> dict[str, Workload]:
+    base = Workload("mlm", "bert-base", 512, 128)
+    long = replace(base, batch=128, length=512)
+    large = replace(long, shape="bert-large", batch=96)
+    return {
+        "mlm-base-128": base,
+        "mlm-base-128-no-dropout": replace(base, dropout=0.0),
+        "mlm-base-512": long,
+        "mlm-base-512-no-dropout": replace(long, dropout=0.0),
+        "mlm-base-512-mixed": replace(long, dropout=0.0, texts="normal"),
+        "mlm-large-128": replace(large, batch=256, length=128),
+        "mlm-large-512": large,
+        "mlm-large-512-no-dropout": replace(large, dropout=0.0),
+        "mlm-modernbert-1024": Workload("mlm", "modernbert-base", 48, 1024, dropout=0.0),
+        "classify-base-128": Workload("classify", "bert-base", 32, 128),
+        "classify-base-384": Workload("classify", "bert-base", 32, 384),
+        "encode-base-512": Workload("encode", "bert-base", 128, 512, dropout=0.0),
+        "encode-base-512-mixed": Workload("encode", "bert-base", 128, 512, "normal", dropout=0.0),
+    }
+
+
+def _on_cpu() -> dict[str, Workload]:
+    def small(*args: Any, **kwargs: Any) -> Workload:
+        timing = {"dtype": "float32", "steps": 4, "warmup": 2, **kwargs}
+        return Workload(*args, **timing)
+
+    return {
+        "mlm-4-layers-128": small("mlm", "bert-base-4-layers", 8, 128),
+        "mlm-4-layers-128-mixed": small("mlm", "bert-base-4-layers", 8, 128, "uniform"),
+        "classify-minilm-128-mixed": small("classify", "minilm", 32, 128, "uniform"),
+        "encode-minilm-512-mixed": small("encode", "minilm", 8, 512, "normal", dropout=0.0),
+    }
+
+
+def _toys() -> dict[str, Workload]:
+    timing: dict[str, Any] = {"dtype": "float32", "steps": 2, "warmup": 1, "repeats": 3}
+    return {
+        "toy-mlm": Workload("mlm", "bert-toy", 4, 32, "uniform", **timing),
+        "toy-modernbert": Workload("mlm", "modernbert-toy", 4, 32, "uniform", **timing),
+        "toy-classify": Workload("classify", "bert-toy", 4, 32, "uniform", **timing),
+        "toy-encode": Workload("encode", "bert-toy", 4, 32, "uniform", dropout=0.0, **timing),
+    }
+
+
+_OURS = ("jaxllm-2021", "jaxllm-full-head", "jaxllm-padded", "jaxllm")
+_TORCH = ("torch-eager", "torch-sdpa", "torch-compile")
+SUITES = {
+    "cpu": Suite(_on_cpu(), (*_OURS, *_TORCH)),
+    "gpu": Suite(_on_chip(), (*_OURS, "jaxllm-cudnn", *_TORCH)),
+    "tpu": Suite(_on_chip(), (*_OURS, "jaxllm-splash")),  # no PyTorch there
+    "toy": Suite(_toys(), (*_OURS, *_TORCH)),
+}
+
+
+@dataclass(frozen=True)
+class StepJob:
+    """What a worker process does.
+
+    Attributes:
+        action: write the model that all start from; one step in float32 without dropout, whose loss
+            and gradient norm are compared; or the timings.
+        model: directory of the weights; for "start", where they are to be.
+        profile: directory for a trace of some steps; None = no trace.
+    """
+
+    action: Literal["start", "gate", "run"]
+    workload: Workload
+    variant: Variant
+    model: str
+    profile: str | None = None
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        parts = {"workload": Workload(**values.pop("workload"))}
+        return cls(variant=Variant(**values.pop("variant")), **parts, **values)

@@ -1,0 +1,165 @@
+"""The frame of the benchmark suite: what runs where, FLOPs, tables. Its runs: tests/parity."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # benchmarks are not part of the installed package
+
+from benchmarks import __main__ as command  # noqa: E402
+from benchmarks import flops, suite, suite_report  # noqa: E402
+from benchmarks.stepping import Batch, Steps, timed  # noqa: E402
+from benchmarks.texts import MASK, texts  # noqa: E402
+from benchmarks.workloads import SUITES, VARIANTS, StepJob, Workload, applies  # noqa: E402
+from jaxllm.errors import InputError  # noqa: E402
+
+
+def row(workload: str, variant: str, speed: float, **more: object) -> dict:
+    return {
+        "workload": workload,
+        "variant": variant,
+        "date": "2026-01-02T03:04:05+00:00",
+        "shape": vars(SUITES["toy"].workloads["toy-mlm"]),
+        "options": vars(VARIANTS[variant]),
+        "real_tokens_per_second": speed,
+        "lowest": 0.9 * speed,
+        "highest": 1.1 * speed,
+        "flops_per_token": 5.4e8,
+        "mfu": None,
+        "other_load": 0.01,
+        "timings": [{"seconds": 2.0, "real_tokens": 100, "padded_tokens": 400}],
+        "first_step_seconds": 3.0,
+        "peak_memory": 512 * 2**20,
+        "device": "cpu",
+        "gate": {"jaxllm": {"loss": 0.7}, "torch": {"loss": 0.7}},
+        "machine": {"cpus": 2, "cpu": "cpu", "python": "3", "versions": {"jax": "1"}, "git": "0"},
+        **more,
+    }
+
+
+ROWS = [
+    row("a", "jaxllm", 3000),
+    row("a", "torch-eager", 1000),
+    row("a", "torch-compile", 1500, mfu=0.25),
+    row("b", "jaxllm", 10, gate=None, other_load=0.5),
+]
+
+
+def test_the_table_has_each_row_beside_its_baselines():
+    lines = suite_report.markdown(ROWS).splitlines()
+    assert "| jaxllm | 3,000 (2,700 to 3,300) | 3.00 | 2.00 | 200 |  | 512 MiB | 3.0 s |" in lines
+    assert (
+        "| torch-compile | 1,500 (1,350 to 1,650) | 1.50 | 1.00 | 200 | 25.0% | 512 MiB | 3.0 s |"
+        in lines
+    )
+    assert "| jaxllm | 10 (9 to 11) |  |  | 200 |  | 512 MiB | 3.0 s |" in lines
+    text = "\n".join(lines)
+    assert "Loss and gradient norm were not compared" in text
+    assert "other programs took up to 50%" in text
+    assert text.count("Medians of 1 timings") == 1
+
+
+def test_rows_of_fine_tuning_have_tables_of_their_own(tmp_path, capsys):
+    file = tmp_path / "results.jsonl"
+    known = {"model": "tiny", "train_examples": 9, "dev_examples": 3, "metric": "f1", "steps": 30}
+    timing = {"timed_steps": 20, "padded_tokens_per_second": 9, "compile_seconds": 1}
+    rows = [
+        row("x", variant, 100 * factor, seed=seed, task="ner", f1=0.5, **known, **timing)
+        for seed in (0, 1)
+        for variant, factor in (("jaxllm", 2), ("torch-eager", 1))
+    ]
+    names = {"jaxllm": "jaxllm-float32", "torch-eager": "torch-float32"}
+    rows = [{**r, "variant": names[r["variant"]]} for r in rows]
+    for r in rows:
+        del r["workload"]
+    file.write_text("".join(json.dumps(r) + "\n" for r in [*rows, *ROWS]))
+    assert command.main(["report", str(file)]) == 0
+    text = capsys.readouterr().out
+    assert "| jaxllm-float32 / torch-float32 | ner | f1 | 0.5000 ± 0.0000 |" in text
+    assert "| jaxllm | 3,000 (2,700 to 3,300) | 3.00 | 2.00 |" in text
+
+
+def test_files_of_several_runs_make_one_report_and_plots(tmp_path, capsys):
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    first.write_text("".join(json.dumps(r) + "\n" for r in [ROWS[0], row("a", "torch-eager", 1)]))
+    second.write_text("".join(json.dumps(r) + "\n" for r in ROWS[1:]))
+    plots = tmp_path / "plots"
+    assert command.main(["report", str(first), str(second), "--plots", str(plots)]) == 0
+    assert "| jaxllm | 3,000 (2,700 to 3,300) | 3.00 | 2.00 |" in capsys.readouterr().out
+    assert sorted(path.name for path in plots.iterdir()) == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("content", [None, "", "{}\n", "no json\n"])
+def test_a_file_that_is_no_output_is_refused(tmp_path, content, capsys):
+    file = tmp_path / "rows.jsonl"
+    if content is not None:
+        file.write_text(content)
+    assert command.main(["report", str(file)]) == 2
+    assert "rows.jsonl" in capsys.readouterr().err
+
+
+def test_names_of_workloads_and_variants_choose_runs(capsys):
+    assert suite.chosen("cpu", None)[1] == list(SUITES["cpu"].variants)
+    picked = suite.chosen("toy", ["toy-encode", "jaxllm"])
+    assert picked == (["toy-encode"], ["jaxllm"])
+    with pytest.raises(InputError, match=r"--only: found jaxllm-cudnn, expected .*toy-mlm"):
+        suite.chosen("toy", ["jaxllm-cudnn", "toy-mlm"])
+    assert command.main(["run", "--suite", "cpu", "--only", "nothing"]) == 2
+    assert "found nothing" in capsys.readouterr().err
+
+
+def test_a_variant_runs_where_it_is_another_than_the_next():
+    def names(name: str, workload: str) -> list[str]:
+        return [
+            v
+            for v in SUITES[name].variants
+            if applies(VARIANTS[v], SUITES[name].workloads[workload])
+        ]
+
+    torch = ["torch-eager", "torch-sdpa", "torch-compile"]
+    old = ["jaxllm-2021", "jaxllm-full-head"]
+    assert names("cpu", "mlm-4-layers-128") == [*old, "jaxllm", *torch]
+    assert names("cpu", "mlm-4-layers-128-mixed") == [*old, "jaxllm-padded", "jaxllm", *torch]
+    assert names("cpu", "encode-minilm-512-mixed") == ["jaxllm-padded", "jaxllm", *torch]
+    assert names("gpu", "mlm-base-512") == [*old, "jaxllm", *torch]
+    assert names("gpu", "mlm-base-512-no-dropout") == [*old, "jaxllm", "jaxllm-cudnn", *torch]
+    assert names("tpu", "classify-base-128") == ["jaxllm"]
+
+
+def test_flops_are_those_of_the_formulas_in_the_literature():
+    """BERT-base at 128 and 512 tokens with a head on 15 % of them: 545 and 588 MFLOP a token."""
+    for length, expected in ((128, 545e6), (512, 588e6)):
+        found = flops.per_real_token(Workload("mlm", "bert-base", 1, length))
+        assert found == pytest.approx(expected, rel=2e-3)
+    body = flops.per_real_token(Workload("encode", "bert-base", 1, 128))
+    assert body == pytest.approx((509.6e6 + 14.2e6) / 3, rel=2e-3)
+
+
+def test_texts_are_the_same_for_every_side_and_as_long_as_they_should_be():
+    workload = Workload("mlm", "bert-base", 1, 512, "normal")
+    first, again = texts(workload, 1000, 400), texts(workload, 1000, 400)
+    lengths = np.array([len(text.ids) for text in first])
+    assert abs(lengths.mean() - 256) < 12
+    assert abs(lengths.std() - 64) < 8
+    for text, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(text.ids, other.ids)
+        assert (text.ids[text.masked] == MASK).all()
+        assert abs(len(text.masked) - 0.15 * len(text.ids)) <= 1
+        assert (text.originals >= 5).all()
+
+
+def test_timings_are_of_their_own_steps_alone():
+    calls = []
+    steps = Steps(
+        [Batch("a", 3, 2), Batch("b", 5, 2)], lambda b: calls.append(b.arrays), lambda: None
+    )
+    workload = Workload("mlm", "bert-toy", 2, 8, steps=2, warmup=1, repeats=3)
+    job = StepJob("run", workload, VARIANTS["jaxllm"], "model")
+    figures = timed(job, lambda _: steps, None)
+    assert len(calls) == 1 + 1 + 3 * 2
+    assert [t["real_tokens"] for t in figures["timings"]] == [8, 8, 8]
+    assert [t["padded_tokens"] for t in figures["timings"]] == [32, 32, 32]
