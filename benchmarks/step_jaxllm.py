@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from benchmarks.texts import BATCHES, GATE_ROWS, Text, digest, texts
 from benchmarks.workloads import StepJob
 from jaxllm import losses, models
 from jaxllm.config_fields import OptimizerConfig
-from jaxllm.data.packing import Rows, first_fit, one_per_row, starts_of
+from jaxllm.data.packing import Rows, fill_packed, first_fit, one_per_row, slots, starts_of
 from jaxllm.objectives import INPUTS
 from jaxllm.optim import make_optimizer
 from jaxllm.pretrained import hf
@@ -32,6 +32,24 @@ HEADS = {
     "encode": ("base", jaxllm.AutoModel),
 }
 SETTINGS = OptimizerConfig(learning_rate=1e-4, schedule="constant", warmup=0, clip_norm=1.0)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Texts as `fill_packed` takes them."""
+
+    texts: list[Text]
+    tokens: np.ndarray
+    type_ids: np.ndarray
+    offsets: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def of(cls, found: list[Text]) -> "Tokens":
+        tokens = np.concatenate([text.ids for text in found])
+        offsets = starts_of(np.array([len(text.ids) for text in found]))
+        labels = np.array([text.label for text in found], np.int32)
+        return cls(found, tokens, np.zeros_like(tokens), offsets, labels)
 
 
 def start(job: StepJob) -> dict[str, Any]:
@@ -183,24 +201,25 @@ def objective(apply: Any) -> Any:
 def batches(job: StepJob, found: list[Text], count: int) -> list[Batch]:
     """`count` batches of the texts, in rows of one text or packed, on the device."""
     workload, sharding = job.workload, batch_sharding(one_device())
-    lengths = np.array([len(text.ids) for text in found])
+    tokens = Tokens.of(found)
+    lengths = np.diff(tokens.offsets)
     rows = one_per_row(np.arange(len(found)))
     if job.variant.packed:
         rows = first_fit(
             lengths,
             np.arange(len(found)),
             row_length=workload.length,
-            max_per_row=max(1, workload.length // 4),
+            max_per_row=per_row(job),
             window=len(found),
         )
     height = GATE_ROWS if job.action == "gate" else workload.batch
     parts = [rows.between(i * height, (i + 1) * height) for i in range(count)]
-    filled = [fill(job, found, part, height) for part in parts]
-    slots = max(arrays["labels"].shape[1] for arrays in filled)
+    filled = [fill(job, tokens, part, height) for part in parts]
+    most = max(arrays["label_weights"].shape[1] for arrays in filled)
     for arrays in filled:  # one shape for all
         for name in ("head_positions", "labels", "label_weights"):
             if name in arrays:
-                missing = slots - arrays[name].shape[1]
+                missing = most - arrays[name].shape[1]
                 arrays[name] = np.pad(arrays[name], ((0, 0), (0, missing)))
     return [
         Batch(jax.device_put(arrays, sharding), int(lengths[part.members].sum()), height)
@@ -208,40 +227,35 @@ def batches(job: StepJob, found: list[Text], count: int) -> list[Batch]:
     ]
 
 
-def fill(job: StepJob, found: list[Text], rows: Rows, height: int) -> dict[str, np.ndarray]:
-    """The arrays of one batch."""
-    workload, members = job.workload, rows.members
-    counts = np.diff(rows.starts)
-    row = np.repeat(np.arange(rows.height), counts)
-    slot = np.arange(len(members)) - np.repeat(rows.starts[:-1], counts)
-    lengths = np.array([len(found[i].ids) for i in members])
-    ends = starts_of(lengths)
-    begin = ends[:-1] - ends[rows.starts[:-1]][row]
-    shape = (height, workload.length)
-    arrays = {name: np.zeros(shape, np.int32) for name in ("input_ids", "segment_ids")}
-    arrays["token_type_ids"] = np.zeros(shape, np.int32)
+def fill(job: StepJob, found: Tokens, rows: Rows, height: int) -> dict[str, np.ndarray]:
+    """The arrays of one batch; of a masked LM the head's positions are the masked ones."""
+    workload = job.workload
+    arrays = fill_packed(
+        found, rows, row_length=workload.length, max_per_row=per_row(job), height=height
+    )
+    if workload.kind != "mlm":
+        return arrays
+    begins_BP = arrays.pop("head_positions")
     asked: list[list[tuple[int, int]]] = [[] for _ in range(height)]  # (position, label) of a row
-    for i, r, s, b in zip(members, row, slot, begin, strict=True):
-        text = found[i]
-        arrays["input_ids"][r, b : b + len(text.ids)] = text.ids
-        arrays["segment_ids"][r, b : b + len(text.ids)] = s + 1
-        if workload.kind == "mlm":
-            asked[r] += zip((b + text.masked).tolist(), text.originals.tolist(), strict=True)
-        else:
-            asked[r].append((int(b), text.label))
-    most = max(map(len, asked))
-    positions, labels = (np.zeros((height, most), np.int32) for _ in range(2))
-    weights = np.zeros((height, most), np.float32)
-    for r, pairs in enumerate(asked):
-        for s, (position, label) in enumerate(pairs):
-            positions[r, s], labels[r, s], weights[r, s] = position, label, 1
-    if job.variant.masked_head or workload.kind != "mlm":
-        return {**arrays, "head_positions": positions, "labels": labels, "label_weights": weights}
-    whole = {"labels": np.zeros(shape, np.int32), "label_weights": np.zeros(shape, np.float32)}
-    r, s = np.nonzero(weights)
-    whole["labels"][r, positions[r, s]] = labels[r, s]
-    whole["label_weights"][r, positions[r, s]] = 1
-    return {**arrays, **whole}
+    for row in range(rows.height):
+        members = rows.between(row, row + 1).members
+        for begin, text in zip(begins_BP[row], (found.texts[i] for i in members), strict=False):
+            places = (int(begin) + text.masked).tolist()
+            asked[row] += zip(places, text.originals.tolist(), strict=True)
+    shape = (height, max(map(len, asked)) if job.variant.masked_head else workload.length)
+    positions, labels = (np.zeros(shape, np.int32) for _ in range(2))
+    weights = np.zeros(shape, np.float32)
+    for row, pairs in enumerate(asked):
+        for slot, (position, label) in enumerate(pairs):
+            at = slot if job.variant.masked_head else position
+            positions[row, at], labels[row, at], weights[row, at] = position, label, 1
+    arrays |= {"labels": labels, "label_weights": weights}
+    return {**arrays, "head_positions": positions} if job.variant.masked_head else arrays
+
+
+def per_row(job: StepJob) -> int:
+    """Texts of a row at most."""
+    return slots(job.workload.length) if job.variant.packed else 1
 
 
 def _texts(job: StepJob, count: int) -> list[Text]:

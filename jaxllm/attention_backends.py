@@ -21,7 +21,10 @@ _LANES = 128  # splash works on blocks of so many tokens, or a multiple
 
 
 class Attend:
-    """Self-attention over the rows of one batch, in XLA.
+    """Self-attention over the rows of one batch, in XLA; `fused` is another implementation's.
+
+    That keeps no weights: these cannot be dropped, nor returned. The few queries of a last block
+    (`queries_BP`) are computed in XLA by all of them.
 
     Args:
         length: T, tokens of a row.
@@ -29,7 +32,8 @@ class Attend:
         radius: a token sees those at most so many places away; None = all.
     """
 
-    gives_weights = True
+    name = "xla"
+    fused: Callable[..., jax.Array] | None = None  # (q, k, v, is_global) -> out_BTNH
 
     def __init__(
         self,
@@ -54,11 +58,23 @@ class Attend:
         queries_BP: jax.Array | None = None,
         is_global: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """(out_BTNH, weights_BNTS, or None where `gives_weights` is false).
+        """(out_BTNH, weights_BNTS, or None where they are not kept).
 
         queries_BP: positions of the tokens in `q`, which then has P of them; None = all.
         is_global: bool []; where true, `radius` has no effect.
+
+        Raises:
+            InputError: dropout, types or shapes that the implementation does not compute.
         """
+        if self.fused is not None:
+            if dropout_rate > 0 and key is not None:
+                raise InputError(
+                    f"model.attention: {self.name} cannot drop attention weights, and the model "
+                    f"drops {dropout_rate:g} of them; set it to 0 in model.config "
+                    "(attention_probs_dropout_prob, attention_dropout), or model.attention: xla"
+                )
+            if queries_BP is None:
+                return self.fused(q_BTNH, k_BTNH, v_BTNH, is_global), None
         mask = self.visible(is_global)
         if mask is not None and queries_BP is not None and mask.shape[2] > 1:
             mask = tokens_at(mask, queries_BP)
@@ -74,57 +90,16 @@ class Attend:
         return window if self.mask is None else self.mask & window
 
 
-class Fused(Attend):
-    """An implementation that keeps no weights: these cannot be dropped, nor returned.
-
-    The few queries of a last block (`queries_BP`) are computed in XLA.
-    """
-
-    gives_weights = False
-    name: str
-
-    def __call__(
-        self,
-        q_BTNH: jax.Array,
-        k_BTNH: jax.Array,
-        v_BTNH: jax.Array,
-        *,
-        dropout_rate: float = 0.0,
-        key: Key = None,
-        queries_BP: jax.Array | None = None,
-        is_global: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        if dropout_rate > 0 and key is not None:
-            raise InputError(
-                f"model.attention: {self.name} cannot drop attention weights, and the model drops "
-                f"{dropout_rate:g} of them; set it to 0 in model.config "
-                "(attention_probs_dropout_prob, attention_dropout), or model.attention: xla"
-            )
-        arrays = (q_BTNH, k_BTNH, v_BTNH)
-        if queries_BP is not None:
-            return super().__call__(*arrays, queries_BP=queries_BP, is_global=is_global)
-        self.check(q_BTNH)
-        return self.fused(*arrays, is_global), None
-
-    def check(self, q_BTNH: jax.Array) -> None:
-        """Raises InputError for shapes and types that the implementation does not compute."""
-        raise NotImplementedError
-
-    def fused(self, q: jax.Array, k: jax.Array, v: jax.Array, is_global: Any) -> jax.Array:
-        """out_BTNH."""
-        raise NotImplementedError
-
-
-class Cudnn(Fused):
+class Cudnn(Attend):
     """cuDNN's flash attention, through JAX. Masks, windows among them, are added to the scores."""
 
     name = "cudnn"
 
-    def check(self, q_BTNH: jax.Array) -> None:
-        _, T, _, H = q_BTNH.shape
-        if q_BTNH.dtype not in (jnp.bfloat16, jnp.float16):
+    def fused(self, q: jax.Array, k: jax.Array, v: jax.Array, is_global: Any) -> jax.Array:
+        _, T, _, H = q.shape
+        if q.dtype not in (jnp.bfloat16, jnp.float16):
             raise InputError(
-                f"model.attention: cudnn does not compute in {q_BTNH.dtype}; set model.dtype: "
+                f"model.attention: cudnn does not compute in {q.dtype}; set model.dtype: "
                 "bfloat16, or model.attention: xla"
             )
         if H % 8 or H > 128:
@@ -137,28 +112,24 @@ class Cudnn(Fused):
                 f"model.attention: cudnn takes rows of an even number of tokens, found {T}; "
                 "choose an even data.max_length (and data.buckets), or model.attention: xla"
             )
-
-    def fused(self, q: jax.Array, k: jax.Array, v: jax.Array, is_global: Any) -> jax.Array:
         mask = self.visible(is_global)
         if mask is not None:  # cuDNN broadcasts over heads and rows, not over tokens
             mask = jnp.broadcast_to(mask, (*mask.shape[:2], self.length, self.length))
         return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
 
 
-class Splash(Fused):
+class Splash(Attend):
     """Splash attention, a Pallas kernel for TPU: segments and windows without a mask in memory."""
 
     name = "splash"
 
-    def check(self, q_BTNH: jax.Array) -> None:
+    def fused(self, q: jax.Array, k: jax.Array, v: jax.Array, is_global: Any) -> jax.Array:
         if self.length % _LANES:
             raise InputError(
                 f"model.attention: splash takes rows of a multiple of {_LANES} tokens, found "
                 f"{self.length}; choose such a data.max_length (and data.buckets), or "
                 "model.attention: xla"
             )
-
-    def fused(self, q: jax.Array, k: jax.Array, v: jax.Array, is_global: Any) -> jax.Array:
         shape = (len(q), self.length)
         ids_BT = self.segments_BT if self.segments_BT is not None else jnp.ones(shape, jnp.int32)
         keys_BS = ids_BT if self.padding_BS is None else jnp.where(self.padding_BS != 0, ids_BT, -1)
@@ -196,7 +167,7 @@ def make_attend(
         InputError: the `weights` are asked for, and it has none.
     """
     attend = ATTENDS[name]
-    if weights and not attend.gives_weights:
+    if weights and attend.fused is not None:
         raise InputError(
             f"output_attentions: {name} attention has no weights to give; use model.attention: xla"
         )
