@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +13,8 @@ from jax.sharding import Mesh
 
 import benchmarks.no_torch  # noqa: F401
 import jaxllm
-from benchmarks.stepping import Batch, Steps, serve
+from benchmarks import profiles
+from benchmarks.stepping import TRACED, Batch, Steps, serve
 from benchmarks.texts import BATCHES, GATE_ROWS, Text, digest, texts
 from benchmarks.workloads import StepJob
 from jaxllm import losses, models
@@ -61,7 +63,8 @@ def start(job: StepJob) -> dict[str, Any]:
 
 def gate(job: StepJob) -> dict[str, Any]:
     """Loss and gradient norm of some texts, or a figure of the outputs, without dropout."""
-    job = replace(job, workload=replace(job.workload, dropout=0.0, dtype="float32"))
+    workload = replace(job.workload, dropout=0.0, dtype="float32")
+    job = replace(job, workload=workload, variant=replace(job.variant, unroll=1))
     with jax.default_matmul_precision("highest"):
         (batch,) = batches(job, _texts(job, GATE_ROWS), 1)
         if job.workload.kind == "encode":
@@ -105,8 +108,10 @@ def facts() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def traced(directory: str) -> Iterator[None]:
+    """A trace of the steps inside, and a table of their longest operations."""
     with jax.profiler.trace(directory):
         yield
+    Path(directory, "operations.md").write_text(profiles.table(directory, TRACED), encoding="utf-8")
 
 
 def training(job: StepJob) -> tuple[Any, Any]:

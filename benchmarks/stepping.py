@@ -12,6 +12,8 @@ from typing import Any
 
 from benchmarks.workloads import StepJob
 
+TRACED = 3  # steps in a trace
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -31,14 +33,23 @@ class Steps:
     finish: Callable[[], None]
 
 
-def timed(job: StepJob, prepare: Callable[[StepJob], Steps], traced: Any) -> dict[str, Any]:
-    """Warm-up, then `repeats` timings of `steps` steps each; the clock is read at their ends."""
+def timed(
+    job: StepJob,
+    prepare: Callable[[StepJob], Steps],
+    traced: Any,
+    turn: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Warm-up, then `repeats` timings of `steps` steps each; the clock is read at their ends.
+
+    turn: called after the first step, returns when the machine is this process's alone.
+    """
     began = time.perf_counter()
     steps = prepare(job)
     prepared = time.perf_counter()
     steps.step(steps.batches[0])
     steps.finish()
     first = time.perf_counter()
+    turn()
     turns = itertools.cycle(steps.batches)
     workload = job.workload
     for batch in itertools.islice(turns, workload.warmup):
@@ -57,7 +68,7 @@ def timed(job: StepJob, prepare: Callable[[StepJob], Steps], traced: Any) -> dic
         timings.append({"seconds": seconds, "real_tokens": real, "padded_tokens": padded})
     if job.profile is not None:
         with traced(job.profile):
-            for batch in itertools.islice(turns, 3):
+            for batch in itertools.islice(turns, TRACED):
                 steps.step(batch)
             steps.finish()
     return {
@@ -78,7 +89,12 @@ def serve(
     """The main of a worker: ``python -m benchmarks.<worker> JOB RESULT``, both JSON files."""
     job, result = StepJob.read(Path(sys.argv[1])), Path(sys.argv[2])
     if job.action == "run":
-        figures = timed(job, prepare, traced) | facts()
+
+        def turn() -> None:
+            result.with_name("ready").touch()
+            sys.stdin.readline()
+
+        figures = timed(job, prepare, traced, turn) | facts()
     else:
         action = start if job.action == "start" else gate
         assert action is not None

@@ -1,15 +1,18 @@
 """The suite: every workload, its variants one after the other, each in a process of its own.
 
-Before a workload's runs one step of jaxllm and of PyTorch, from the same weights on the same texts,
+Before any run one step of jaxllm and of PyTorch, from the same weights on the same texts,
 must have the same loss and gradient norm, or the workload is refused. Each run appends one JSON
 line to the output, with three timings.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import statistics
 import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,10 +21,12 @@ from typing import Any
 from benchmarks import machine, workers
 from benchmarks.finetune import compare, say, warn_of_load
 from benchmarks.flops import per_real_token
-from benchmarks.workers import BenchmarkError
+from benchmarks.workers import BenchmarkError, Worker
 from benchmarks.workloads import SUITES, VARIANTS, StepJob, Workload, applies
 from jaxllm.errors import InputError
 
+# Several processes hold a part of the chip's memory each.
+ON_CHIP = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 WORKERS = {"jaxllm": "benchmarks.step_jaxllm", "torch": "benchmarks.step_torch"}
 Row = dict[str, Any]
 
@@ -50,35 +55,73 @@ def run(arguments: argparse.Namespace) -> list[Row]:
     if importlib.util.find_spec("torch") is None:
         variants = [name for name in variants if VARIANTS[name].side != "torch"]
         say("torch is not installed: no baseline, and no check of the loss")
-    environment = {} if arguments.suite in ("gpu", "tpu") else workers.ON_CPU
+    environment = ON_CHIP if arguments.suite in ("gpu", "tpu") else workers.ON_CPU
+    compared = any(VARIANTS[name].side == "torch" for name in variants)
     warn_of_load()
     common = {"suite": arguments.suite, "machine": machine.description()}
     rows: list[Row] = []
-    problems: list[str] = []
-    for name in workloads:
-        workload = suite.workloads[name]
-        with tempfile.TemporaryDirectory(prefix="jaxllm-suite-") as folder:
-            session = Session(name, workload, Path(folder), environment, arguments.profile)
-            try:
-                gate = session.gate(compared=any(VARIANTS[v].side == "torch" for v in variants))
-            except BenchmarkError as error:
-                problems.append(f"{name}: {error}")
-                say(problems[-1])
-                continue
-            for variant in variants:
-                if not applies(VARIANTS[variant], workload):
-                    continue
-                try:
-                    rows.append({**session.measure(variant), **common, "gate": gate})
-                except BenchmarkError as error:  # the others are measured all the same
-                    problems.append(f"{name}, {variant}: {error}")
+    with tempfile.TemporaryDirectory(prefix="jaxllm-suite-") as folder:
+        sessions = [
+            Session(name, suite.workloads[name], Path(folder), environment, arguments.profile)
+            for name in workloads
+        ]
+        gates, problems = checked(sessions, compared=compared, at_once=suite.at_once)
+        runs = [
+            (session, name)
+            for session in sessions
+            for name in variants
+            if session.gated in gates and applies(VARIANTS[name], session.workload)
+        ]
+        for first in range(0, len(runs), suite.at_once):
+            part = runs[first : first + suite.at_once]
+            for (session, name), found in zip(part, measured(part), strict=True):
+                if isinstance(found, BenchmarkError):  # the others are measured all the same
+                    problems.append(f"{session.name}, {name}: {found}")
                     say(problems[-1])
                     continue
+                rows.append({**found, **common, "gate": gates[session.gated]})
                 with open(arguments.output, "a", encoding="utf-8") as file:
                     file.write(json.dumps(rows[-1]) + "\n")
     if not rows:
         raise BenchmarkError("\n".join(["nothing was measured", *problems]))
     return rows
+
+
+def measured(runs: "list[tuple[Session, str]]") -> Iterator[Row | BenchmarkError]:
+    """A row of each: they compile at the same time, and are timed one by one."""
+    with contextlib.ExitStack() as stack:
+        started = [stack.enter_context(session.started(name)) for session, name in runs]
+        for worker in started:
+            worker.wait_until_ready()
+        for (session, name), worker in zip(runs, started, strict=True):
+            try:
+                yield session.row(name, worker)
+            except BenchmarkError as error:
+                yield error
+
+
+def checked(
+    sessions: "list[Session]", *, compared: bool, at_once: int
+) -> tuple[dict[tuple, Row | None], list[str]]:
+    """(what both sides computed, None where there is one side only; what was refused).
+
+    Weights are written once for each shape, and checked once for each kind of texts.
+    """
+    gates: dict[tuple, Row | None] = {}
+    problems = []
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(Session.start, {session.job.model: session for session in sessions}.values()))
+        kinds = {session.gated: session for session in sessions}
+        if not compared:
+            return dict.fromkeys(kinds), []
+        found = {key: pool.submit(session.gate) for key, session in kinds.items()}
+    for key, future in found.items():
+        try:
+            gates[key] = future.result()
+        except BenchmarkError as error:
+            problems.append(f"{kinds[key].name}, and workloads like it: {error}")
+            say(problems[-1])
+    return gates, problems
 
 
 def chosen(suite: str, only: list[str] | None) -> tuple[list[str], list[str]]:
@@ -107,14 +150,16 @@ class Session:
     ):
         self.name, self.workload, self.folder, self.profile = name, workload, folder, profile
         self.environment = environment
-        self.job = StepJob("start", workload, VARIANTS["jaxllm"], str(folder / "model"))
+        model = folder / f"{workload.kind}-{workload.shape}"
+        self.job = StepJob("start", workload, VARIANTS["jaxllm"], str(model))
+        self.gated = (workload.kind, workload.shape, workload.texts)  # alike in these: alike
 
-    def gate(self, *, compared: bool) -> Row | None:
-        """Writes the weights; what both sides computed, None where there is one side only."""
+    def start(self) -> None:
         say(f"{self.name}: writing the model that every run starts from")
         self.call("jaxllm", self.job)
-        if not compared:
-            return None
+
+    def gate(self) -> Row:
+        """What both sides computed; BenchmarkError where it is not the same."""
         say(f"{self.name}: checking that both sides compute the same")
         ours = self.call("jaxllm", replace(self.job, action="gate"))
         theirs = self.call(
@@ -122,13 +167,23 @@ class Session:
         )
         return compare(ours, theirs)
 
-    def measure(self, name: str) -> Row:
-        """One run."""
+    @contextlib.contextmanager
+    def started(self, name: str) -> Iterator[Worker]:
         variant = VARIANTS[name]
-        before, date = machine.Load.now(), datetime.now(UTC).isoformat(timespec="seconds")
         profile = None if self.profile is None else f"{self.profile}/{self.name}/{name}"
         job = replace(self.job, action="run", variant=variant, profile=profile)
-        figures = self.call(variant.side, job)
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            module = WORKERS[variant.side]
+            worker = Worker(module, job, Path(folder), environment=self.environment)
+            try:
+                yield worker
+            finally:
+                worker.process.kill()
+                worker.process.wait()
+
+    def row(self, name: str, worker: Worker) -> Row:
+        before, date = machine.Load.now(), datetime.now(UTC).isoformat(timespec="seconds")
+        figures = worker.result()
         after = machine.Load.now()
         speeds = [timing["real_tokens"] / timing["seconds"] for timing in figures["timings"]]
         flops = per_real_token(self.workload)
@@ -140,7 +195,7 @@ class Session:
             "variant": name,
             "date": date,
             "shape": asdict(self.workload),
-            "options": asdict(variant),
+            "options": asdict(VARIANTS[name]),
             "real_tokens_per_second": speed,
             "lowest": min(speeds),
             "highest": max(speeds),

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,23 +24,49 @@ class Job(Protocol):
     def write(self, path: Path) -> None: ...
 
 
-def call(module: str, job: Job, folder: Path, *, environment: dict[str, str]) -> dict[str, Any]:
-    """What ``python -m MODULE JOB RESULT`` leaves in RESULT; all files are in `folder`.
+class Worker:
+    """``python -m MODULE JOB RESULT`` in a process; all its files are in `folder`.
 
-    Raises:
-        BenchmarkError: it failed; with its last lines.
+    A job whose action is "run" touches the file `ready` when it has compiled, and waits for `go`.
     """
-    files = {part: folder / part for part in ("job", "result", "log")}
-    job.write(files["job"])
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    inherited = {**os.environ, **environment, "PYTHONPATH": path}
-    add_tunable(environ=inherited)  # as the command `jaxllm` does; here for all sides
-    command = [sys.executable, "-m", module, str(files["job"]), str(files["result"])]
-    with files["log"].open("w") as log:
-        done = subprocess.run(command, env=inherited, stdout=log, stderr=subprocess.STDOUT)
-    if done.returncode:
-        tail = "\n".join(files["log"].read_text(errors="replace").splitlines()[-30:])
-        raise BenchmarkError(
-            f"{module} ({job.action}) ended with status {done.returncode}:\n{tail}"
-        )
-    return json.loads(files["result"].read_text(encoding="utf-8"))
+
+    def __init__(self, module: str, job: Job, folder: Path, *, environment: dict[str, str]):
+        self.module, self.action, self.folder = module, job.action, folder
+        job.write(folder / "job")
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        inherited = {**os.environ, **environment, "PYTHONPATH": path}
+        add_tunable(environ=inherited)  # as the command `jaxllm` does; here for all sides
+        command = [sys.executable, "-m", module, str(folder / "job"), str(folder / "result")]
+        with (folder / "log").open("w") as log:
+            self.process = subprocess.Popen(
+                command, env=inherited, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def wait_until_ready(self) -> None:
+        while not (self.folder / "ready").exists() and self.process.poll() is None:
+            time.sleep(0.05)
+
+    def result(self) -> dict[str, Any]:
+        """What it found; it may go on until then.
+
+        Raises:
+            BenchmarkError: it failed; with its last lines.
+        """
+        self.process.communicate(b"go\n")
+        status = self.process.returncode
+        if status:
+            lines = (self.folder / "log").read_text(errors="replace").splitlines()
+            tail = "\n".join(lines[-30:])
+            raise BenchmarkError(
+                f"{self.module} ({self.action}) ended with status {status}:\n{tail}"
+            )
+        return json.loads((self.folder / "result").read_text(encoding="utf-8"))
+
+
+def call(module: str, job: Job, folder: Path, *, environment: dict[str, str]) -> dict[str, Any]:
+    """The result of one worker, see `Worker`."""
+    worker = Worker(module, job, folder, environment=environment)
+    try:
+        return worker.result()
+    finally:
+        worker.process.kill()

@@ -96,13 +96,15 @@ class Variant:
     compiled: bool = False
 
 
-# Each of jaxllm's has one thing more than the one above it.
+# Each of jaxllm's first four has one thing more than the one above it.
 VARIANTS = {
     "jaxllm-2021": Variant("jaxllm", packed=False, masked_head=False, unroll=1, pmap=True),
     "jaxllm-full-head": Variant("jaxllm", packed=False, masked_head=False),
     "jaxllm-padded": Variant("jaxllm", packed=False),
     "jaxllm": Variant("jaxllm"),
     "jaxllm-cudnn": Variant("jaxllm", attention="cudnn"),
+    "jaxllm-triton-padded": Variant("jaxllm", packed=False, attention="triton"),
+    "jaxllm-triton": Variant("jaxllm", attention="triton"),
     "jaxllm-splash": Variant("jaxllm", attention="splash"),
     "torch-eager": Variant("torch", attention="eager"),
     "torch-sdpa": Variant("torch", attention="sdpa"),
@@ -114,8 +116,10 @@ def applies(variant: Variant, workload: Workload) -> bool:
     """Whether a variant can run a workload, and is another there than the variants below it."""
     if variant.side == "torch":
         return True
-    if variant.attention != "xla":  # no fused attention drops weights
-        return workload.dropout == 0 and workload.dtype == "bfloat16"
+    if variant.attention != "xla":
+        drops = workload.dropout > 0 and workload.kind != "encode"
+        if workload.dtype != "bfloat16" or (drops and variant.attention != "triton"):
+            return False
     if not variant.masked_head:
         return workload.kind == "mlm"
     return variant.packed or workload.texts != "full"
@@ -123,8 +127,11 @@ def applies(variant: Variant, workload: Workload) -> bool:
 
 @dataclass(frozen=True)
 class Suite:
+    """at_once: runs that compile at the same time; they are timed one by one."""
+
     workloads: dict[str, Workload]
     variants: tuple[str, ...]
+    at_once: int = 1
 
 
 def _on_chip() -> dict[str, Workload]:
@@ -172,12 +179,13 @@ def _toys() -> dict[str, Workload]:
 
 
 _OURS = ("jaxllm-2021", "jaxllm-full-head", "jaxllm-padded", "jaxllm")
+_FUSED = ("jaxllm-cudnn", "jaxllm-triton-padded", "jaxllm-triton")
 _TORCH = ("torch-eager", "torch-sdpa", "torch-compile")
 SUITES = {
     "cpu": Suite(_on_cpu(), (*_OURS, *_TORCH)),
-    "gpu": Suite(_on_chip(), (*_OURS, "jaxllm-cudnn", *_TORCH)),
+    "gpu": Suite(_on_chip(), (*_OURS, *_FUSED, *_TORCH), at_once=4),
     "tpu": Suite(_on_chip(), (*_OURS, "jaxllm-splash")),  # no PyTorch there
-    "toy": Suite(_toys(), (*_OURS, *_TORCH)),
+    "toy": Suite(_toys(), (*_OURS, *_TORCH), at_once=2),
 }
 
 

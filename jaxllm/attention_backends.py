@@ -1,4 +1,5 @@
-"""Self-attention by three implementations: XLA's own, cuDNN's on NVIDIA GPUs, splash on TPUs.
+"""Self-attention by four implementations: XLA's own, cuDNN's and one in Triton on NVIDIA GPUs,
+splash on TPUs.
 
 `make_attend` is called once in a call of the model, with what hides keys from queries; what it
 gives is called once in each block. An implementation raises for what it cannot honour: a mask, a
@@ -6,6 +7,7 @@ window or dropout is never ignored.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +16,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxllm.attention import attention_mask, dot_product_attention, window_mask
 from jaxllm.errors import InputError
-from jaxllm.layers import Key
+from jaxllm.flash_attention import BLOCK, Dropping, Static, Visible, flash_attention, visible
+from jaxllm.layers import Key, key_words
 from jaxllm.sharding import LETTER_AXES, in_mesh
 
 _LANES = 128  # splash works on blocks of so many tokens, or a multiple
@@ -33,7 +36,8 @@ class Attend:
     """
 
     name = "xla"
-    fused: Callable[..., jax.Array] | None = None  # (q, k, v, is_global) -> out_BTNH
+    fused: Callable[..., jax.Array] | None = None  # (q, k, v, is_global, rate, key) -> out_BTNH
+    drops = True  # weights, where asked to
 
     def __init__(
         self,
@@ -67,14 +71,15 @@ class Attend:
             InputError: dropout, types or shapes that the implementation does not compute.
         """
         if self.fused is not None:
-            if dropout_rate > 0 and key is not None:
+            rate = 0.0 if key is None else dropout_rate
+            if rate > 0 and not self.drops:
                 raise InputError(
                     f"model.attention: {self.name} cannot drop attention weights, and the model "
                     f"drops {dropout_rate:g} of them; set it to 0 in model.config "
                     "(attention_probs_dropout_prob, attention_dropout), or model.attention: xla"
                 )
             if queries_BP is None:
-                return self.fused(q_BTNH, k_BTNH, v_BTNH, is_global), None
+                return self.fused(q_BTNH, k_BTNH, v_BTNH, is_global, rate, key), None
         mask = self.visible(is_global)
         if mask is not None and queries_BP is not None and mask.shape[2] > 1:
             mask = tokens_at(mask, queries_BP)
@@ -89,13 +94,23 @@ class Attend:
         window = self.window if is_global is None else self.window | is_global
         return window if self.mask is None else self.mask & window
 
+    def ids(self, rows: int) -> tuple[jax.Array, jax.Array]:
+        """(those of queries, those of keys) [B, T]: but for the window, a query sees its id."""
+        ids_BT = self.segments_BT
+        if ids_BT is None:
+            ids_BT = jnp.ones((rows, self.length), jnp.int32)
+        return ids_BT, ids_BT if self.padding_BS is None else jnp.where(
+            self.padding_BS != 0, ids_BT, -1
+        )
+
 
 class Cudnn(Attend):
     """cuDNN's flash attention, through JAX. Masks, windows among them, are added to the scores."""
 
     name = "cudnn"
+    drops = False
 
-    def fused(self, q: jax.Array, k: jax.Array, v: jax.Array, is_global: Any) -> jax.Array:
+    def fused(self, q: jax.Array, k: jax.Array, v: jax.Array, is_global: Any, *_: Any) -> jax.Array:
         _, T, _, H = q.shape
         if q.dtype not in (jnp.bfloat16, jnp.float16):
             raise InputError(
@@ -122,17 +137,16 @@ class Splash(Attend):
     """Splash attention, a Pallas kernel for TPU: segments and windows without a mask in memory."""
 
     name = "splash"
+    drops = False
 
-    def fused(self, q: jax.Array, k: jax.Array, v: jax.Array, is_global: Any) -> jax.Array:
+    def fused(self, q: jax.Array, k: jax.Array, v: jax.Array, is_global: Any, *_: Any) -> jax.Array:
         if self.length % _LANES:
             raise InputError(
                 f"model.attention: splash takes rows of a multiple of {_LANES} tokens, found "
                 f"{self.length}; choose such a data.max_length (and data.buckets), or "
                 "model.attention: xla"
             )
-        shape = (len(q), self.length)
-        ids_BT = self.segments_BT if self.segments_BT is not None else jnp.ones(shape, jnp.int32)
-        keys_BS = ids_BT if self.padding_BS is None else jnp.where(self.padding_BS != 0, ids_BT, -1)
+        ids_BT, keys_BS = self.ids(len(q))
         scale = jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
         call = self.everywhere if self.radius is None else self.near
         if is_global is not None and self.radius is not None:
@@ -140,7 +154,8 @@ class Splash(Attend):
             def call(*arrays: jax.Array) -> jax.Array:
                 return jax.lax.cond(is_global, self.everywhere, self.near, *arrays)
 
-        return _over_mesh(call)(q * scale, k, v, ids_BT, keys_BS)
+        ids = P(LETTER_AXES["B"], None)
+        return _over_mesh(call, ids, ids)(q * scale, k, v, ids_BT, keys_BS)
 
     def everywhere(self, *arrays: jax.Array) -> jax.Array:
         return splash(*arrays, radius=None)
@@ -149,7 +164,70 @@ class Splash(Attend):
         return splash(*arrays, radius=self.radius)
 
 
-ATTENDS: dict[str, type[Attend]] = {"xla": Attend, "cudnn": Cudnn, "splash": Splash}
+class Triton(Attend):
+    """`flash_attention`: the one that drops weights and skips what is hidden."""
+
+    name = "triton"
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.near: Visible | None = None
+        self.everywhere: Visible | None = None
+        known = self.padding_BS if self.segments_BT is None else self.segments_BT
+        if self.length % BLOCK == 0 and (known is not None or self.radius is not None):
+            ids = self.ids(1 if known is None else len(known))
+            self.everywhere = self.near = visible(*ids, self.length)
+            if self.radius is not None:
+                self.near = visible(*ids, self.radius)
+
+    def fused(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, is_global: Any, rate: float, key: Key
+    ) -> jax.Array:
+        B, _, N, H = q.shape
+        if q.dtype not in (jnp.bfloat16, jnp.float16):
+            raise InputError(
+                f"model.attention: triton does not compute in {q.dtype}; set model.dtype: "
+                "bfloat16, or model.attention: xla"
+            )
+        if H not in (16, 32, 64, 128):
+            raise InputError(
+                f"model.attention: triton takes heads of 16, 32, 64 or 128, the model's is {H}; "
+                "set model.attention: xla"
+            )
+        if self.length % BLOCK:
+            raise InputError(
+                f"model.attention: triton takes rows of a multiple of {BLOCK} tokens, found "
+                f"{self.length}; choose such a data.max_length (and data.buckets), or "
+                "model.attention: xla"
+            )
+        seen = self.near
+        if is_global is not None and seen is not None:
+            seen = jax.tree.map(partial(jnp.where, is_global), self.everywhere, seen)
+        if seen is not None:
+            seen = Visible(*(x if x.ndim == 1 else _rows(x, B) for x in seen))
+        dropping = None
+        if rate > 0 and key is not None:
+            numbers = (jnp.arange(n, dtype=jnp.int32) for n in (B, N))
+            dropping = Dropping(jnp.stack(key_words(key)), *numbers)
+        batch, heads = LETTER_AXES["B"], LETTER_AXES["N"]
+        specs = (
+            None if seen is None else Visible(*(P() if x.ndim == 1 else P(batch) for x in seen)),
+            None if dropping is None else Dropping(P(), P(batch), P(heads)),
+        )
+        call = _over_mesh(partial(flash_attention, Static(N, rate)), *specs)
+        return call(q, k, v, seen, dropping)
+
+
+def _rows(x: jax.Array, rows: int) -> jax.Array:
+    return jnp.broadcast_to(x, (rows, *x.shape[1:]))
+
+
+ATTENDS: dict[str, type[Attend]] = {
+    "xla": Attend,
+    "cudnn": Cudnn,
+    "triton": Triton,
+    "splash": Splash,
+}
 
 
 def make_attend(
@@ -215,12 +293,12 @@ def tokens_at(a_BXTY: jax.Array, positions_BP: jax.Array) -> jax.Array:
     return jnp.take_along_axis(a_BXTY, positions_BP[:, None, :, None], axis=2)
 
 
-def _over_mesh(call: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`call(q, k, v, ids, ids)` on each device's rows and heads: no compiler splits a kernel."""
+def _over_mesh(call: Callable[..., jax.Array], *specs: Any) -> Callable[..., jax.Array]:
+    """`call(q, k, v, …)` on each device's rows and heads: no compiler splits a kernel.
+
+    specs: of the arguments after the three.
+    """
     if not in_mesh():
         return call
-    batch, heads = LETTER_AXES["B"], LETTER_AXES["N"]
-    rows, ids = P(batch, None, heads, None), P(batch, None)
-    return jax.shard_map(
-        call, in_specs=(rows, rows, rows, ids, ids), out_specs=rows, check_vma=False
-    )
+    rows = P(LETTER_AXES["B"], None, LETTER_AXES["N"], None)
+    return jax.shard_map(call, in_specs=(rows, rows, rows, *specs), out_specs=rows, check_vma=False)

@@ -50,7 +50,7 @@ class ModelConfig:
     pooling: Literal["auto", "mean", "cls", "max"] = "auto"
     normalize: bool | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: Literal["xla", "cudnn", "splash"] = "xla"
+    attention: Literal["xla", "cudnn", "triton", "splash"] = "xla"
     remat: Literal["none", "full", "dots"] = "none"
     unroll: int = 0
 

@@ -84,9 +84,12 @@ class Embed(nnx.Module):
         return jnp.take(self.embedding[...], ids, axis=0).astype(self.dtype)
 
     def attend(self, x: jax.Array) -> jax.Array:
-        return jnp.einsum(
-            "...D,VD->...V", x.astype(self.dtype), self.embedding[...].astype(self.dtype)
-        )
+        table_VD = self.embedding[...].astype(self.dtype)
+        if self.dtype != jnp.float32:
+            # cuBLAS' fast kernels want rows that are a multiple of 16 bytes; BERT's 30,522 are not.
+            table_VD = jnp.pad(table_VD, ((0, -len(table_VD) % 64), (0, 0)))
+        logits = jnp.einsum("...D,VD->...V", x.astype(self.dtype), table_VD)
+        return logits[..., : len(self.embedding[...])]
 
 
 class LayerNorm(nnx.Module):
@@ -138,11 +141,7 @@ def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     that two keys never give shifted copies of one stream. Good for dropout, not for
     anything that needs a cryptographic or long-period generator.
     """
-    data = key if key.dtype == jnp.uint32 else jax.random.key_data(key)
-    first, last = data.reshape(-1)[0], data.reshape(-1)[-1]
-    # The key's words are mixed first: neighbouring keys must give unrelated streams.
-    k0 = mix_bits(first ^ mix_bits(last ^ jnp.uint32(0x9E3779B9)))
-    k1 = mix_bits(k0 + jnp.uint32(0x9E3779B9))
+    k0, k1 = mix_key(*key_words(key))
     index = jnp.zeros((), jnp.uint32)
     stride = 1
     for axis in reversed(range(len(shape))):
@@ -150,6 +149,18 @@ def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         index = index + iota * jnp.uint32(stride % 2**32)
         stride *= shape[axis]
     return mix_bits(index ^ k0, k1)
+
+
+def key_words(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The first and the last uint32 of a random key, typed or raw."""
+    data = key if key.dtype == jnp.uint32 else jax.random.key_data(key)
+    return data.reshape(-1)[0], data.reshape(-1)[-1]
+
+
+def mix_key(first: jax.Array, last: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A key's words, mixed: neighbouring keys must give unrelated streams."""
+    k0 = mix_bits(first ^ mix_bits(last ^ jnp.uint32(0x9E3779B9)))
+    return k0, mix_bits(k0 + jnp.uint32(0x9E3779B9))
 
 
 def mix_bits(x: jax.Array, between: jax.Array | int = 0) -> jax.Array:

@@ -143,8 +143,9 @@ def test_cudnn_is_given_the_mask(qkv, kind, through_xla):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", MASKS)
-def test_cudnn_is_xla(qkv, kind):
-    same("cudnn", qkv, kind, jnp.bfloat16, 3e-2)
+@pytest.mark.parametrize("name", ["cudnn", "triton"])
+def test_on_a_gpu_it_is_xla(qkv, name, kind):
+    same(name, qkv, kind, jnp.bfloat16, 3e-2)
 
 
 def same(name, qkv, kind, dtype, tolerance):

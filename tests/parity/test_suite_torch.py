@@ -44,7 +44,8 @@ def encoded(tmp_path_factory):
     """A session whose two sides agreed, and what jaxllm computed."""
     folder = tmp_path_factory.mktemp("suite")
     session = suite.Session("encode", SUITES["toy"].workloads["toy-encode"], folder, ON_CPU, None)
-    return session, session.gate(compared=True)["jaxllm"]
+    session.start()
+    return session, session.gate()["jaxllm"]
 
 
 @pytest.mark.slow
@@ -52,7 +53,7 @@ def test_other_weights_on_one_side_are_refused(encoded):
     from safetensors.numpy import load_file, save_file
 
     session, ours = encoded
-    path = session.folder / "model" / "model.safetensors"
+    path = Path(session.job.model) / "model.safetensors"
     weights = load_file(path)
     last = "encoder.layer.1.output.LayerNorm.weight"
     save_file({**weights, last: 1.01 * weights[last]}, path, metadata={"format": "pt"})
@@ -65,5 +66,6 @@ def test_other_weights_on_one_side_are_refused(encoded):
 @pytest.mark.parametrize("name", ["toy-classify", "toy-modernbert"])
 def test_both_sides_compute_the_same(name, tmp_path):
     session = suite.Session(name, SUITES["toy"].workloads[name], tmp_path, ON_CPU, None)
-    gate = session.gate(compared=True)
+    session.start()
+    gate = session.gate()
     assert gate["jaxllm"].keys() == gate["torch"].keys() == {"loss", "grad_norm"}
