@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import get_linear_schedule_with_warmup
 
 from benchmarks.recipe import Job, Recipe, Timer, burn_in_steps, serve, warmup_steps
+from benchmarks.step_torch import gradient_norm
 from benchmarks.torch_tasks import TASKS, Task
 from jaxllm.throughput import peak_host_memory_bytes
 
@@ -34,12 +35,6 @@ def gate(job: Job) -> dict[str, Any]:
     loss = torch.stack(losses).mean()
     loss.backward()
     return {"loss": loss.item(), "grad_norm": gradient_norm(model)}
-
-
-def gradient_norm(model: torch.nn.Module) -> float:
-    """In float64: on the CPU PyTorch's float32 norm of BERT's word table is off by up to 3e-3."""
-    grads = [p.grad.double() for p in model.parameters() if p.grad is not None]
-    return torch.nn.utils.get_total_norm(grads).item()
 
 
 def run(job: Job) -> dict[str, Any]:

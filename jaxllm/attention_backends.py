@@ -16,10 +16,13 @@ from jax.sharding import PartitionSpec as P
 
 from jaxllm.attention import attention_mask, dot_product_attention, window_mask
 from jaxllm.errors import InputError
-from jaxllm.flash_attention import BLOCK, Dropping, Static, Visible, flash_attention, visible
+from jaxllm.flash_attention import Dropping, Visible, flash_attention, visible
+from jaxllm.flash_kernels import BLOCK, Static
 from jaxllm.layers import Key, key_words
 from jaxllm.sharding import LETTER_AXES, in_mesh
 
+ROWS = "choose such a data.max_length (and data.buckets)"
+XLA = "model.attention: xla"
 _LANES = 128  # splash works on blocks of so many tokens, or a multiple
 
 
@@ -94,6 +97,14 @@ class Attend:
         window = self.window if is_global is None else self.window | is_global
         return window if self.mask is None else self.mask & window
 
+    def check_dtype(self, dtype: Any) -> None:
+        if dtype not in (jnp.bfloat16, jnp.float16):
+            raise self.refusal(f"does not compute in {dtype}", "set model.dtype: bfloat16")
+
+    def refusal(self, what: str, way_out: str | None = None) -> InputError:
+        rest = "set model.attention: xla" if way_out is None else f"{way_out}, or {XLA}"
+        return InputError(f"model.attention: {self.name} {what}; {rest}")
+
     def ids(self, rows: int) -> tuple[jax.Array, jax.Array]:
         """(those of queries, those of keys) [B, T]: but for the window, a query sees its id."""
         ids_BT = self.segments_BT
@@ -112,21 +123,11 @@ class Cudnn(Attend):
 
     def fused(self, q: jax.Array, k: jax.Array, v: jax.Array, is_global: Any, *_: Any) -> jax.Array:
         _, T, _, H = q.shape
-        if q.dtype not in (jnp.bfloat16, jnp.float16):
-            raise InputError(
-                f"model.attention: cudnn does not compute in {q.dtype}; set model.dtype: "
-                "bfloat16, or model.attention: xla"
-            )
+        self.check_dtype(q.dtype)
         if H % 8 or H > 128:
-            raise InputError(
-                f"model.attention: cudnn takes heads of a size that 8 divides, at most 128, the "
-                f"model's is {H}; set model.attention: xla"
-            )
+            raise self.refusal(f"takes heads of a size that 8 divides, at most 128, found {H}")
         if T % 2:
-            raise InputError(
-                f"model.attention: cudnn takes rows of an even number of tokens, found {T}; "
-                "choose an even data.max_length (and data.buckets), or model.attention: xla"
-            )
+            raise self.refusal(f"takes rows of an even number of tokens, found {T}", ROWS)
         mask = self.visible(is_global)
         if mask is not None:  # cuDNN broadcasts over heads and rows, not over tokens
             mask = jnp.broadcast_to(mask, (*mask.shape[:2], self.length, self.length))
@@ -141,10 +142,8 @@ class Splash(Attend):
 
     def fused(self, q: jax.Array, k: jax.Array, v: jax.Array, is_global: Any, *_: Any) -> jax.Array:
         if self.length % _LANES:
-            raise InputError(
-                f"model.attention: splash takes rows of a multiple of {_LANES} tokens, found "
-                f"{self.length}; choose such a data.max_length (and data.buckets), or "
-                "model.attention: xla"
+            raise self.refusal(
+                f"takes rows of a multiple of {_LANES} tokens, found {self.length}", ROWS
             )
         ids_BT, keys_BS = self.ids(len(q))
         scale = jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
@@ -184,21 +183,12 @@ class Triton(Attend):
         self, q: jax.Array, k: jax.Array, v: jax.Array, is_global: Any, rate: float, key: Key
     ) -> jax.Array:
         B, _, N, H = q.shape
-        if q.dtype not in (jnp.bfloat16, jnp.float16):
-            raise InputError(
-                f"model.attention: triton does not compute in {q.dtype}; set model.dtype: "
-                "bfloat16, or model.attention: xla"
-            )
+        self.check_dtype(q.dtype)
         if H not in (16, 32, 64, 128):
-            raise InputError(
-                f"model.attention: triton takes heads of 16, 32, 64 or 128, the model's is {H}; "
-                "set model.attention: xla"
-            )
+            raise self.refusal(f"takes heads of 16, 32, 64 or 128, found {H}")
         if self.length % BLOCK:
-            raise InputError(
-                f"model.attention: triton takes rows of a multiple of {BLOCK} tokens, found "
-                f"{self.length}; choose such a data.max_length (and data.buckets), or "
-                "model.attention: xla"
+            raise self.refusal(
+                f"takes rows of a multiple of {BLOCK} tokens, found {self.length}", ROWS
             )
         seen = self.near
         if is_global is not None and seen is not None:

@@ -5,7 +5,6 @@ they are used, forward and backward, and are never in memory. Blocks of keys tha
 block sees are skipped, so packed rows cost what their segments cost.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,14 +15,16 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from jaxllm.layers import mix_bits, mix_key
-
-# Tokens of a program, and of the other side at once; a row is a multiple of it. The fastest of
-# eight plans for each kernel on an H200, with and without dropout, rows of 128 and of 512.
-BLOCK, WARPS, STAGES = 64, 4, 3
-HIDDEN = -1e30  # a hidden score; finite, so that a query without keys gives no NaN
-_LOG2E = math.log2(math.e)
-_GOLDEN = 0x9E3779B9
+from jaxllm.flash_kernels import (
+    BLOCK,
+    STAGES,
+    WARPS,
+    Static,
+    Tile,
+    forward_kernel,
+    keys_kernel,
+    queries_kernel,
+)
 
 
 class Visible(NamedTuple):
@@ -55,14 +56,6 @@ class Dropping(NamedTuple):
     words: jax.Array
     rows_B: jax.Array
     heads_N: jax.Array
-
-
-@dataclass(frozen=True)
-class Static:
-    """Heads of the whole model, and the dropout rate: what is compiled in."""
-
-    heads: int
-    rate: float = 0.0
 
 
 def visible(q_ids_BT: jax.Array, k_ids_BT: jax.Array, radius: jax.Array | int) -> Visible:
@@ -118,7 +111,7 @@ def _forward(
     call = _Call(static, q, seen, dropping)
     B, T, N, _ = q.shape
     out, lse_BNT = call(
-        _forward_kernel,
+        forward_kernel,
         {"q": q, "k": k, "v": v},
         owned=("q",),
         outputs={"out": q, "lse": jax.ShapeDtypeStruct((B, N, T), jnp.float32)},
@@ -131,9 +124,9 @@ def _backward(static: Static, saved: tuple, g_BTNH: jax.Array) -> tuple:
     delta_BNT = jnp.einsum("BTNH,BTNH->BNT", out.astype(jnp.float32), g_BTNH.astype(jnp.float32))
     call = _Call(static, q, seen, dropping)
     arrays = {"q": q, "k": k, "v": v, "g": g_BTNH, "lse": lse_BNT, "delta": delta_BNT}
-    dk, dv = call(_keys_kernel, arrays, owned=("k", "v"), outputs={"dk": k, "dv": v})
+    dk, dv = call(keys_kernel, arrays, owned=("k", "v"), outputs={"dk": k, "dv": v})
     owned = ("q", "g", "lse", "delta")
-    (dq,) = call(_queries_kernel, arrays, owned=owned, outputs={"dq": q})
+    (dq,) = call(queries_kernel, arrays, owned=owned, outputs={"dq": q})
     return dq, dk, dv, None, None
 
 
@@ -151,7 +144,7 @@ class _Call:
 
     def __call__(
         self,
-        kernel: Callable[["_Tile"], None],
+        kernel: Callable[[Tile], None],
         arrays: dict[str, jax.Array],
         *,
         owned: tuple[str, ...],
@@ -174,7 +167,7 @@ class _Call:
 
         def run(*refs: Any) -> None:
             named = dict(zip([*given, *outputs], refs, strict=True))
-            kernel(_Tile(self.static, named, T))
+            kernel(Tile(self.static, named, T))
 
         return pl.pallas_call(
             run,
@@ -183,12 +176,8 @@ class _Call:
             out_specs=[_spec(x, BLOCK) for x in outputs.values()],
             out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs.values()],
             compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=STAGES),
-            interpret=INTERPRET,
-            name=kernel.__name__.strip("_"),
+            name=kernel.__name__,
         )(*given.values())
-
-
-INTERPRET = False
 
 
 def _spec(x: Any, tokens: int) -> pl.BlockSpec:
@@ -203,130 +192,3 @@ def _spec(x: Any, tokens: int) -> pl.BlockSpec:
 
 def _of_row(x: jax.Array) -> pl.BlockSpec:
     return pl.BlockSpec((None, *x.shape[1:]), lambda i, b, n: (b, *(0,) * (x.ndim - 1)))
-
-
-class _Block(NamedTuple):
-    """BLOCK tokens of the row."""
-
-    number: Any
-
-    @property
-    def tokens(self) -> Any:
-        return pl.ds(self.number * BLOCK, BLOCK)
-
-    @property
-    def places(self) -> jax.Array:
-        return self.number * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
-
-
-class _Tile:
-    """One program: its refs by name, and what is between some queries and some keys."""
-
-    def __init__(self, static: Static, refs: dict[str, Any], length: int):
-        self.static, self.refs, self.length = static, refs, length
-        self.width = refs["k"].shape[-1]
-        self.own = _Block(pl.program_id(0))
-        self.kept = 1.0 / (1.0 - static.rate)  # the scale of weights that are not dropped
-
-    def __getattr__(self, name: str) -> Any:
-        return self.refs[name]
-
-    def zeros(self) -> jax.Array:
-        return jnp.zeros((BLOCK, self.width), jnp.float32)
-
-    def loop(self, ranges: str, body: Callable[[_Block, Any], Any], carry: Any) -> Any:
-        """`body(block, carry)` over the other side's blocks, those in `ranges` where given."""
-        first, end = 0, self.length // BLOCK
-        if ranges in self.refs:
-            first, end = (self.refs[ranges][self.own.number, i] for i in (0, 1))
-        return jax.lax.fori_loop(first, end, lambda i, c: body(_Block(i), c), carry)
-
-    def scores(self, q: jax.Array, k: jax.Array, queries: _Block, keys: _Block) -> jax.Array:
-        """[queries, keys], times log2(e), hidden ones at HIDDEN."""
-        scores = triton.dot(q, k.T) * (self.width**-0.5 * _LOG2E)
-        if "q_ids_BT" not in self.refs:
-            return scores
-        same = self.q_ids_BT[queries.tokens][:, None] == self.k_ids_BT[keys.tokens][None, :]
-        near = jnp.abs(queries.places[:, None] - keys.places[None, :]) <= self.radius[0]
-        return jnp.where(same & near, scores, HIDDEN)
-
-    def mask(self, queries: _Block, keys: _Block) -> jax.Array | float:
-        """[queries, keys]: 1 for the weights that are kept and 0 for those that are dropped."""
-        if "words" not in self.refs:
-            return 1.0
-        row = self.rows_B[0] * self.static.heads + self.heads_N[0]
-        tokens = (row * self.length + queries.places).astype(jnp.uint32)
-        words = self.words[0], self.words[1]
-        return kept_weights(*words, tokens, keys.places, self.static).astype(jnp.float32)
-
-    def between(self, *arrays: jax.Array, queries: _Block, keys: _Block) -> tuple:
-        """(weights, gradient of the scores) [queries, keys]; their scales are left to the end."""
-        q, k, v, g = arrays
-        tokens = slice(None) if queries is self.own else queries.tokens
-        lse, delta = self.lse[tokens], self.delta[tokens]
-        weights = jnp.exp2(self.scores(q, k, queries, keys) - lse[:, None])
-        mask = self.mask(queries, keys)
-        dweights = triton.dot(g, v.T) * (mask * self.kept)
-        return weights * mask, weights * (dweights - delta[:, None])
-
-
-def kept_weights(
-    first: jax.Array, last: jax.Array, tokens: jax.Array, keys: jax.Array, static: Static
-) -> jax.Array:
-    """bool [queries, keys]: a full hash of each query, then one cheap round with the key's place.
-
-    first, last: words of the random key. tokens: uint32, the linear index (row, head, token) of
-    each query.
-    """
-    k0, k1 = mix_key(first, last)
-    x = mix_bits(tokens ^ k0, k1)[:, None] + (keys.astype(jnp.uint32) * jnp.uint32(_GOLDEN))[None]
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x >= jnp.uint32(min(round(static.rate * 2**32), 2**32 - 1))
-
-
-def _forward_kernel(tile: _Tile) -> None:
-    q = tile.q[...]
-
-    def body(keys: _Block, carry: tuple) -> tuple:
-        acc, most, total = carry
-        k, v = tile.k[keys.tokens, :], tile.v[keys.tokens, :]
-        scores = tile.scores(q, k, tile.own, keys)
-        above = jnp.maximum(most, scores.max(axis=1))
-        shrink = jnp.exp2(most - above)
-        weights = jnp.exp2(scores - above[:, None])
-        total = total * shrink + weights.sum(axis=1)
-        weights = weights * tile.mask(tile.own, keys)
-        return acc * shrink[:, None] + triton.dot(weights.astype(v.dtype), v), above, total
-
-    most = jnp.full((BLOCK,), HIDDEN, jnp.float32)
-    acc, most, total = tile.loop("keys_BX2", body, (tile.zeros(), most, jnp.zeros_like(most)))
-    total = jnp.maximum(total, 1e-30)
-    tile.out[...] = (acc * (tile.kept / total)[:, None]).astype(tile.out.dtype)
-    tile.lse[...] = most + jnp.log2(total)
-
-
-def _keys_kernel(tile: _Tile) -> None:
-    k, v = tile.k[...], tile.v[...]
-
-    def body(queries: _Block, carry: tuple) -> tuple:
-        dk, dv = carry
-        q, g = tile.q[queries.tokens, :], tile.g[queries.tokens, :]
-        weights, dscores = tile.between(q, k, v, g, queries=queries, keys=tile.own)
-        dv = dv + triton.dot(weights.astype(g.dtype).T, g)
-        return dk + triton.dot(dscores.astype(q.dtype).T, q), dv
-
-    dk, dv = tile.loop("queries_BX2", body, (tile.zeros(), tile.zeros()))
-    tile.dk[...] = (dk * tile.width**-0.5).astype(tile.dk.dtype)
-    tile.dv[...] = (dv * tile.kept).astype(tile.dv.dtype)
-
-
-def _queries_kernel(tile: _Tile) -> None:
-    q, g = tile.q[...], tile.g[...]
-
-    def body(keys: _Block, dq: jax.Array) -> jax.Array:
-        k, v = tile.k[keys.tokens, :], tile.v[keys.tokens, :]
-        _, dscores = tile.between(q, k, v, g, queries=tile.own, keys=keys)
-        return dq + triton.dot(dscores.astype(k.dtype), k)
-
-    dq = tile.loop("keys_BX2", body, tile.zeros())
-    tile.dq[...] = (dq * tile.width**-0.5).astype(tile.dq.dtype)

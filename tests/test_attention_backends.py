@@ -1,7 +1,7 @@
-"""Attention by cuDNN and splash beside a plain definition: every kind of mask, and every refusal.
+"""Attention by cuDNN, Triton and splash beside a plain definition: every kind of mask and refusal.
 
-splash runs in Pallas' interpreter here, cuDNN's masks are checked through XLA; on a GPU cuDNN
-itself runs, and for a TPU splash compiles where libtpu is installed.
+splash and Triton's kernels run in Pallas' interpreter here, cuDNN's masks are checked through XLA;
+on a GPU cuDNN and Triton themselves run, and for a TPU splash compiles where libtpu is installed.
 """
 
 import importlib.util
@@ -9,14 +9,16 @@ import os
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
 from jax.experimental.pallas.ops.tpu import splash_attention
 
-from jaxllm import AutoModel
+from jaxllm import AutoModel, flash_attention
 from jaxllm.attention_backends import make_attend
 from jaxllm.errors import InputError
 from jaxllm.sharding import make_mesh
@@ -84,9 +86,11 @@ def qkv():
 
 @pytest.fixture
 def interpreted(monkeypatch):
-    """splash in Pallas' interpreter: there is no TPU."""
+    """Kernels in Pallas' interpreter: there is no TPU, and no GPU."""
     make = splash_attention.make_splash_mha
     monkeypatch.setattr(splash_attention, "make_splash_mha", partial(make, interpret=True))
+    call = partial(flash_attention.pl.pallas_call, interpret=True)
+    monkeypatch.setattr(flash_attention, "pl", SimpleNamespace(**vars(pl) | {"pallas_call": call}))
 
 
 @pytest.fixture
@@ -137,6 +141,11 @@ def test_splash_is_xla(qkv, kind, interpreted):
 
 
 @pytest.mark.parametrize("kind", MASKS)
+def test_triton_is_xla(qkv, kind, interpreted):
+    same("triton", qkv, kind, jnp.bfloat16, 3e-2)
+
+
+@pytest.mark.parametrize("kind", MASKS)
 def test_cudnn_is_given_the_mask(qkv, kind, through_xla):
     same("cudnn", qkv, kind, jnp.bfloat16, 3e-2)
 
@@ -159,7 +168,7 @@ def same(name, qkv, kind, dtype, tolerance):
         np.testing.assert_allclose(grad / scale, wanted / scale, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", ["xla", "splash", "cudnn"])
+@pytest.mark.parametrize("name", ["xla", "splash", "cudnn", "triton"])
 def test_chosen_queries_get_the_same_answers(qkv, name, interpreted):
     q, k, v = map(jnp.asarray, qkv)
     ids = jnp.asarray(segments())
@@ -212,7 +221,7 @@ def test_dropout_of_weights_is_refused(qkv, name):
         attend(*arrays, dropout_rate=0.1, key=jax.random.key(0))
 
 
-@pytest.mark.parametrize("name", ["splash", "cudnn"])
+@pytest.mark.parametrize("name", ["splash", "cudnn", "triton"])
 def test_weights_are_refused(name):
     with pytest.raises(InputError, match=f"{name} attention has no weights to give"):
         make_attend(name, T, None, None, weights=True)
@@ -222,10 +231,13 @@ def test_weights_are_refused(name):
     ("name", "shape", "dtype", "message"),
     [
         ("cudnn", (1, 8, 1, 8), jnp.float32, "does not compute in float32"),
-        ("cudnn", (1, 8, 1, 12), jnp.bfloat16, "the model's is 12"),
-        ("cudnn", (1, 8, 1, 136), jnp.bfloat16, "the model's is 136"),
+        ("cudnn", (1, 8, 1, 12), jnp.bfloat16, "at most 128, found 12; set"),
+        ("cudnn", (1, 8, 1, 136), jnp.bfloat16, "at most 128, found 136; set"),
         ("cudnn", (1, 9, 1, 8), jnp.bfloat16, "even number of tokens, found 9"),
         ("splash", (1, 192, 1, 8), jnp.float32, "multiple of 128 tokens, found 192"),
+        ("triton", (1, 64, 1, 16), jnp.float32, "does not compute in float32"),
+        ("triton", (1, 64, 1, 24), jnp.bfloat16, "16, 32, 64 or 128, found 24"),
+        ("triton", (1, 96, 1, 16), jnp.bfloat16, "multiple of 64 tokens, found 96"),
     ],
 )
 def test_shapes_that_are_refused(name, shape, dtype, message):

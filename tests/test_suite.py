@@ -126,7 +126,13 @@ def test_a_variant_runs_where_it_is_another_than_the_next():
     assert names("cpu", "mlm-4-layers-128-mixed") == [*old, "jaxllm-padded", "jaxllm", *torch]
     assert names("cpu", "encode-minilm-512-mixed") == ["jaxllm-padded", "jaxllm", *torch]
     assert names("gpu", "mlm-base-512") == [*old, "jaxllm", "jaxllm-triton", *torch]
-    assert names("gpu", "mlm-base-512-no-dropout") == [*old, "jaxllm", "jaxllm-cudnn", "jaxllm-triton", *torch]
+    assert names("gpu", "mlm-base-512-no-dropout") == [
+        *old,
+        "jaxllm",
+        "jaxllm-cudnn",
+        "jaxllm-triton",
+        *torch,
+    ]
     assert names("tpu", "classify-base-128") == ["jaxllm"]
 
 
