@@ -79,7 +79,8 @@ def gate(job: StepJob) -> dict[str, Any]:
 def prepare(job: StepJob) -> Steps:
     """The batches on the device, and what computes one."""
     workload = job.workload
-    found = batches(job, _texts(job, BATCHES * workload.batch * 2), BATCHES)
+    enough = 4 if workload.texts == "file" else 2  # texts for a packed row
+    found = batches(job, _texts(job, BATCHES * workload.batch * enough), BATCHES)
     held: dict[str, Any] = {}
     if workload.kind == "encode":
         encode = encoder(job)

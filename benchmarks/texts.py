@@ -1,10 +1,15 @@
-"""The texts of a workload: random tokens from a fixed seed, the same for every side."""
+"""The texts of a workload, the same for every side: random tokens of a fixed seed, or a file's."""
 
+import functools
+import gzip
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from benchmarks.workloads import MASKED, Workload
+from jaxllm.errors import InputError
 
 BATCHES = 4  # different ones, gone through in turns
 GATE_ROWS = 4
@@ -22,18 +27,47 @@ class Text:
 
 
 def texts(workload: Workload, vocabulary: int, count: int) -> list[Text]:
-    """The first `count` texts of a workload."""
+    """The first `count` texts of a workload; those of a file are gone through in turns."""
+    lines = None if workload.lines is None else _lines(workload.lines)
     rng = np.random.default_rng(0)
     found = []
-    for _ in range(count):
-        length = _length(rng, workload)
-        ids = rng.integers(FIRST, vocabulary, length, dtype=np.int32)
+    for number in range(count):
+        if lines is None:
+            length = _length(rng, workload)
+            ids = rng.integers(FIRST, vocabulary, length, dtype=np.int32)
+        else:
+            ids = np.array(lines[number % len(lines)][: workload.length], np.int32)
+            length = len(ids)
         masked = np.sort(rng.permutation(length)[: max(1, round(MASKED * length))])
         originals = ids[masked]
         if workload.kind == "mlm":
             ids[masked] = MASK
         found.append(Text(ids, masked, originals, int(rng.integers(2))))
     return found
+
+
+def tokenize(file: str, tokenizer: str, output: Path) -> None:
+    """Writes the lines of a text file (.gz is fine), shuffled, in tokens; not the empty ones.
+
+    Raises:
+        InputError: a file that cannot be read or has no text; no such tokenizer.
+    """
+    from jaxllm.data.tokenizer import load_tokenizer
+
+    try:
+        with (gzip.open if file.endswith(".gz") else open)(file, "rt", encoding="utf-8") as lines:
+            found = [line for line in map(str.strip, lines) if line]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--text {file}: {error}") from error
+    if not found:
+        raise InputError(f"--text {file}: there is no text in it")
+    np.random.default_rng(0).shuffle(found)
+    output.write_text(json.dumps(load_tokenizer(tokenizer)(found)["input_ids"]), encoding="utf-8")
+
+
+@functools.cache
+def _lines(file: str) -> list[list[int]]:
+    return json.loads(Path(file).read_text(encoding="utf-8"))
 
 
 def digest(x_ND: np.ndarray) -> float:

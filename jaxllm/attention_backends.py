@@ -16,8 +16,6 @@ from jax.sharding import PartitionSpec as P
 
 from jaxllm.attention import attention_mask, dot_product_attention, window_mask
 from jaxllm.errors import InputError
-from jaxllm.flash_attention import Dropping, Visible, flash_attention, visible
-from jaxllm.flash_kernels import BLOCK, Static
 from jaxllm.layers import Key, key_words
 from jaxllm.sharding import LETTER_AXES, in_mesh
 
@@ -39,6 +37,7 @@ class Attend:
     """
 
     name = "xla"
+    platform: str | None = None  # of jax, where there is one only
     fused: Callable[..., jax.Array] | None = None  # (q, k, v, is_global, rate, key) -> out_BTNH
     drops = True  # weights, where asked to
 
@@ -119,9 +118,12 @@ class Cudnn(Attend):
     """cuDNN's flash attention, through JAX. Masks, windows among them, are added to the scores."""
 
     name = "cudnn"
+    platform = "gpu"
     drops = False
 
-    def fused(self, q: jax.Array, k: jax.Array, v: jax.Array, is_global: Any, *_: Any) -> jax.Array:
+    def fused(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, is_global: Any, *unused: Any
+    ) -> jax.Array:
         _, T, _, H = q.shape
         self.check_dtype(q.dtype)
         if H % 8 or H > 128:
@@ -138,9 +140,12 @@ class Splash(Attend):
     """Splash attention, a Pallas kernel for TPU: segments and windows without a mask in memory."""
 
     name = "splash"
+    platform = "tpu"
     drops = False
 
-    def fused(self, q: jax.Array, k: jax.Array, v: jax.Array, is_global: Any, *_: Any) -> jax.Array:
+    def fused(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, is_global: Any, *unused: Any
+    ) -> jax.Array:
         if self.length % _LANES:
             raise self.refusal(
                 f"takes rows of a multiple of {_LANES} tokens, found {self.length}", ROWS
@@ -167,17 +172,22 @@ class Triton(Attend):
     """`flash_attention`: the one that drops weights and skips what is hidden."""
 
     name = "triton"
+    platform = "gpu"
 
     def __init__(self, *args: Any):
+        from jaxllm import flash_attention  # Pallas' Triton may leave jax one day
+
         super().__init__(*args)
-        self.near: Visible | None = None
-        self.everywhere: Visible | None = None
+        self.flash = flash_attention
+        self.near: Any = None  # what queries see: flash_attention.Visible
+        self.everywhere: Any = None
         known = self.padding_BS if self.segments_BT is None else self.segments_BT
-        if self.length % BLOCK == 0 and (known is not None or self.radius is not None):
+        masked = known is not None or self.radius is not None
+        if masked and self.length % flash_attention.BLOCK == 0:
             ids = self.ids(1 if known is None else len(known))
-            self.everywhere = self.near = visible(*ids, self.length)
+            self.everywhere = self.near = flash_attention.visible(*ids, self.length)
             if self.radius is not None:
-                self.near = visible(*ids, self.radius)
+                self.near = flash_attention.visible(*ids, self.radius)
 
     def fused(
         self, q: jax.Array, k: jax.Array, v: jax.Array, is_global: Any, rate: float, key: Key
@@ -186,30 +196,26 @@ class Triton(Attend):
         self.check_dtype(q.dtype)
         if H not in (16, 32, 64, 128):
             raise self.refusal(f"takes heads of 16, 32, 64 or 128, found {H}")
-        if self.length % BLOCK:
-            raise self.refusal(
-                f"takes rows of a multiple of {BLOCK} tokens, found {self.length}", ROWS
-            )
-        seen = self.near
+        if self.length % self.flash.BLOCK:
+            blocks = f"a multiple of {self.flash.BLOCK} tokens"
+            raise self.refusal(f"takes rows of {blocks}, found {self.length}", ROWS)
+        seen: Any = self.near
+        dropping: Any = None
         if is_global is not None and seen is not None:
             seen = jax.tree.map(partial(jnp.where, is_global), self.everywhere, seen)
         if seen is not None:
-            seen = Visible(*(x if x.ndim == 1 else _rows(x, B) for x in seen))
-        dropping = None
+            seen = seen.of_rows(B)
         if rate > 0 and key is not None:
             numbers = (jnp.arange(n, dtype=jnp.int32) for n in (B, N))
-            dropping = Dropping(jnp.stack(key_words(key)), *numbers)
-        batch, heads = LETTER_AXES["B"], LETTER_AXES["N"]
+            dropping = self.flash.Dropping(jnp.stack(key_words(key)), *numbers)
+        batch, heads = P(LETTER_AXES["B"]), P(LETTER_AXES["N"])
         specs = (
-            None if seen is None else Visible(*(P() if x.ndim == 1 else P(batch) for x in seen)),
-            None if dropping is None else Dropping(P(), P(batch), P(heads)),
+            None if seen is None else type(seen)(*(P() if x.ndim == 1 else batch for x in seen)),
+            None if dropping is None else type(dropping)(P(), batch, heads),
         )
-        call = _over_mesh(partial(flash_attention, Static(N, rate)), *specs)
+        static = self.flash.Static(N, rate)
+        call = _over_mesh(partial(self.flash.flash_attention, static), *specs)
         return call(q, k, v, seen, dropping)
-
-
-def _rows(x: jax.Array, rows: int) -> jax.Array:
-    return jnp.broadcast_to(x, (rows, *x.shape[1:]))
 
 
 ATTENDS: dict[str, type[Attend]] = {

@@ -40,7 +40,7 @@ class PretrainedModel:
         """The model at `path`: a directory, a Hub id, or package:NAME/sub/dir.
 
         `dtype`: of the computation (float32 or bfloat16); parameters are float32. `attention`: xla,
-        cudnn or splash. `seed`: for the parameters of a head that the checkpoint lacks.
+        cudnn, triton or splash. `seed`: for the parameters of a head that the checkpoint lacks.
         `config_overrides`: config attributes, such as num_labels=3. Raises InputError for a path,
         config or tensor that cannot be used.
         """

@@ -43,6 +43,12 @@ class Visible(NamedTuple):
     keys_BX2: jax.Array
     queries_BX2: jax.Array
 
+    def of_rows(self, rows: int) -> "Visible":
+        """The same for `rows` rows, where it is that of one."""
+        return Visible(
+            *(x if x.ndim == 1 else jnp.broadcast_to(x, (rows, *x.shape[1:])) for x in self)
+        )
+
 
 class Dropping(NamedTuple):
     """What chooses the weights to drop: words of a random key, and who the rows and heads are.

@@ -20,8 +20,10 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 
 from jaxllm import AutoModel, flash_attention
 from jaxllm.attention_backends import make_attend
+from jaxllm.config_fields import ModelConfig
 from jaxllm.errors import InputError
 from jaxllm.sharding import make_mesh
+from jaxllm.tasks.model import computation
 
 B, T, N, H = 2, 256, 2, 16
 RADIUS = 40
@@ -244,6 +246,16 @@ def test_shapes_that_are_refused(name, shape, dtype, message):
     x = jnp.zeros(shape, dtype)
     with pytest.raises(InputError, match=message):
         make_attend(name, shape[1], None, None)(x, x, x)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("cudnn", "GPU"), ("triton", "GPU"), ("splash", "TPU")])
+def test_another_kind_of_device_is_refused(name, kind):
+    def mesh(platform):
+        return SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))
+
+    with pytest.raises(InputError, match=f"{name} runs on a {kind}, and JAX found a CPU"):
+        computation(ModelConfig(attention=name), mesh("cpu"))
+    assert computation(ModelConfig(attention=name), mesh(kind.lower()))["attention"] == name
 
 
 COMPILE = """

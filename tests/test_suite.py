@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks are not part of the installed package
 
 from benchmarks import __main__ as command  # noqa: E402
-from benchmarks import flops, suite, suite_report  # noqa: E402
+from benchmarks import flops, pipeline, suite, suite_report  # noqa: E402
 from benchmarks.stepping import Batch, Steps, timed  # noqa: E402
-from benchmarks.texts import MASK, texts  # noqa: E402
+from benchmarks.texts import MASK, texts, tokenize  # noqa: E402
 from benchmarks.workloads import SUITES, VARIANTS, StepJob, Workload, applies  # noqa: E402
 from jaxllm.errors import InputError  # noqa: E402
 
@@ -122,17 +122,15 @@ def test_a_variant_runs_where_it_is_another_than_the_next():
 
     torch = ["torch-eager", "torch-sdpa", "torch-compile"]
     old = ["jaxllm-2021", "jaxllm-full-head"]
-    assert names("cpu", "mlm-4-layers-128") == [*old, "jaxllm", *torch]
+    assert names("cpu", "mlm-4-layers-128") == ["jaxllm", *torch]
     assert names("cpu", "mlm-4-layers-128-mixed") == [*old, "jaxllm-padded", "jaxllm", *torch]
     assert names("cpu", "encode-minilm-512-mixed") == ["jaxllm-padded", "jaxllm", *torch]
-    assert names("gpu", "mlm-base-512") == [*old, "jaxllm", "jaxllm-triton", *torch]
-    assert names("gpu", "mlm-base-512-no-dropout") == [
-        *old,
-        "jaxllm",
-        "jaxllm-cudnn",
-        "jaxllm-triton",
-        *torch,
-    ]
+    assert names("gpu-all", "mlm-base-512") == ["jaxllm", "jaxllm-triton", *torch]
+    fused = ["jaxllm-cudnn", "jaxllm-triton"]
+    assert names("gpu-all", "mlm-base-512-no-dropout") == ["jaxllm", *fused, *torch]
+    assert names("gpu", "mlm-base-512") == ["jaxllm-triton", "torch-compile"]
+    packed = ["jaxllm-2021", "jaxllm-triton-padded", "jaxllm-triton", "torch-compile"]
+    assert names("gpu", "mlm-base-512-mixed") == packed
     assert names("tpu", "classify-base-128") == ["jaxllm"]
 
 
@@ -156,6 +154,36 @@ def test_texts_are_the_same_for_every_side_and_as_long_as_they_should_be():
         assert (text.ids[text.masked] == MASK).all()
         assert abs(len(text.masked) - 0.15 * len(text.ids)) <= 1
         assert (text.originals >= 5).all()
+
+
+def test_texts_of_a_file_are_its_lines(tokenizer, tmp_path):
+    file, lines = tmp_path / "text.txt", tmp_path / "lines.json"
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    file.write_text("the good film\n\n a bad book \n" + "very " * 30 + "\n", encoding="utf-8")
+    tokenize(str(file), str(tmp_path / "tokenizer"), lines)
+    workload = Workload("classify", "bert-base", 1, 16, "file", lines=str(lines))
+    found = texts(workload, 1000, 4)
+    assert sorted(len(text.ids) for text in found[:3]) == [5, 5, 16]
+    np.testing.assert_array_equal(found[3].ids, found[0].ids)
+    wanted = [tokenizer(text)["input_ids"] for text in ("the good film", "a bad book")]
+    assert [text.ids.tolist() for text in found[:3] if len(text.ids) == 5] in (wanted, wanted[::-1])
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "No such file"), ("\n \n", "no text")])
+def test_a_text_that_is_none_is_refused(tmp_path, content, message):
+    file = tmp_path / "text.txt"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(InputError, match=message):
+        tokenize(str(file), "unused", tmp_path / "lines.json")
+
+
+def test_the_table_of_a_pipeline():
+    row = {"import_seconds": 1.26, "feed_tokens_per_second": 9000, "step_tokens_per_second": 1500}
+    row |= {"first_start_seconds": 30.04, "first_compile_seconds": 12.0}
+    row |= {"second_start_seconds": 9.96, "second_compile_seconds": 1.9}
+    last = pipeline.table(row).splitlines()[-1]
+    assert last == "| 1.3 s | 30.0 s, 12.0 | 10.0 s, 1.9 | 9,000 | 1,500 | 6.0 |"
 
 
 def test_timings_are_of_their_own_steps_alone():

@@ -151,7 +151,7 @@ class ModernBertEncoder(QueriedEncoder):
     window to the row and takes the other rotary table, and the first block has no norm before its
     attention. blocks/attention/norm therefore has L - 1 rows, those of the checkpoint.
     `unroll`: blocks in one iteration of the scan, 0 = all.
-    `attention`: xla, cudnn or splash (attention_backends.py).
+    `attention`: xla, cudnn, triton or splash (attention_backends.py).
     `remat`: none, full, or dots (REMAT_POLICIES).
     """
 

@@ -54,11 +54,12 @@ def build(config: Config) -> Job:
         InputError: data, model, mesh or settings that do not fit each other.
     """
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    computed = computation(config.model, mesh)
     tokenizer = load_tokenizer(_tokenizer_path(config))
     task = TASKS[config.model.task](config, tokenizer)
     assert task.train is not None
     graphdef, abstract = models.module_parts(
-        task.model_config, task.head, remat=config.model.remat, **computation(config.model)
+        task.model_config, task.head, remat=config.model.remat, **computed
     )
     apply = models.apply_fn(graphdef)
     frozen = config.optimizer.frozen
@@ -161,7 +162,7 @@ def evaluate(config: Config) -> dict[str, float]:
         saved,
         mesh,
         storage=task.storage,
-        **computation(config.model),
+        **computation(config.model, mesh),
     )
     evaluator = task.evaluator(models.apply_fn(graphdef), mesh)
     directory = Path(config.run.dir) / "evaluate"

@@ -187,7 +187,7 @@ def _test_logits(model: str, config: Config) -> tuple[Examples, np.ndarray]:
         classification.HEAD,
         saved,
         mesh,
-        **computation(config.model),
+        **computation(config.model, mesh),
     )
     # The evaluator counts every row once; the loss it gives besides is of no use here.
     kind = np.float32 if config.model.problem_type == "regression" else np.int32

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxllm import models
+from jaxllm.attention_backends import ATTENDS
 from jaxllm.config_fields import Config, ModelConfig
 from jaxllm.data.tokenizer import load_tokenizer, vocabulary_size
 from jaxllm.errors import InputError
@@ -66,8 +67,18 @@ def initial_params(config: Config, task: Task, abstract: Any) -> Any:
     return task.stored().load(hf.resolve(config.model.path), abstract, new)
 
 
-def computation(model: ModelConfig) -> dict[str, Any]:
-    """How a forward pass is computed: options of `models.build`."""
+def computation(model: ModelConfig, mesh: Mesh) -> dict[str, Any]:
+    """How a forward pass is computed: options of `models.build`.
+
+    Raises:
+        InputError: attention that does not run on the mesh's devices.
+    """
+    needed, here = ATTENDS[model.attention].platform, mesh.devices.flat[0].platform
+    if needed not in (None, here):
+        raise InputError(
+            f"model.attention: {model.attention} runs on a {str(needed).upper()}, and JAX found a "
+            f"{here.upper()}; set model.attention: xla"
+        )
     return {name: getattr(model, name) for name in ("dtype", "attention", "unroll")}
 
 
