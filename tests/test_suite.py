@@ -15,6 +15,7 @@ from benchmarks import flops, pipeline, suite, suite_report  # noqa: E402
 from benchmarks.stepping import Batch, Steps, timed  # noqa: E402
 from benchmarks.texts import MASK, texts, tokenize  # noqa: E402
 from benchmarks.workloads import SUITES, VARIANTS, StepJob, Workload, applies  # noqa: E402
+from jaxllm.data.tokenizer import load_tokenizer  # noqa: E402
 from jaxllm.errors import InputError  # noqa: E402
 
 
@@ -156,11 +157,11 @@ def test_texts_are_the_same_for_every_side_and_as_long_as_they_should_be():
         assert (text.originals >= 5).all()
 
 
-def test_texts_of_a_file_are_its_lines(tokenizer, tmp_path):
+def test_texts_of_a_file_are_its_lines(tiny_tokenizer_dir, tmp_path):
+    tokenizer = load_tokenizer(tiny_tokenizer_dir)
     file, lines = tmp_path / "text.txt", tmp_path / "lines.json"
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
     file.write_text("the good film\n\n a bad book \n" + "very " * 30 + "\n", encoding="utf-8")
-    tokenize(str(file), str(tmp_path / "tokenizer"), lines)
+    tokenize(str(file), str(tiny_tokenizer_dir), lines)
     workload = Workload("classify", "bert-base", 1, 16, "file", lines=str(lines))
     found = texts(workload, 1000, 4)
     assert sorted(len(text.ids) for text in found[:3]) == [5, 5, 16]
