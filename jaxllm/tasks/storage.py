@@ -55,7 +55,7 @@ class ElectraPair:
 
     @classmethod
     def at(cls, path: str, generator: str | None, config: Any) -> "ElectraPair":
-        """The pair at these paths; `config` is the discriminator's.
+        """The pair at these paths; `config`, the discriminator's, gets the generator's sizes.
 
         Raises:
             InputError: there is no generator, or it belongs to another discriminator.
