@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import jax
@@ -245,7 +246,9 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     def before_step(step):
         if step == 8:
             os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)  # two signals at the same time are one
             os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
             raise AssertionError("still here")
 
     config = make_config(tmp_path)

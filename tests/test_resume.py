@@ -199,9 +199,10 @@ def test_a_disk_that_fills_up_in_a_save_exits_with_2(tmp_path):
     changes["size"] = 600_000
     stopped = program(tmp_path / "run", "disk:9", **changes)
     assert stopped.returncode == 2
-    last = stopped.stderr.strip().splitlines()[-1]
-    assert last.startswith("jaxllm: error: could not write the checkpoint of step 12 in ")
-    assert "File too large; that of step 6 is intact" in last
+    # A thread of tensorstore may write its own complaint behind ours.
+    told = "jaxllm: error: could not write the checkpoint of step 12 in "
+    (line,) = (line for line in stopped.stderr.splitlines() if line.startswith(told))
+    assert "File too large; that of step 6 is intact" in line
     assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step_00000006"]
     assert program(tmp_path / "run", **changes).returncode == 0
     whole = make_config(tmp_path / "whole", **{k: x for k, x in changes.items() if "." in k})
