@@ -243,6 +243,9 @@ def assert_same_state(one: Path, two: Path) -> None:
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    # A shell starts what it runs in the background with SIGINT ignored, the tests too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def before_step(step):
         if step == 8:
             os.kill(os.getpid(), signal.SIGINT)
