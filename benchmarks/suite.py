@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> list[Row]:
     if importlib.util.find_spec("torch") is None:
         variants = [name for name in variants if VARIANTS[name].side != "torch"]
         say("torch is not installed: no baseline, and no check of the loss")
-    environment = ON_CHIP if arguments.suite in ("gpu", "tpu") else workers.ON_CPU
+    environment = workers.ON_CPU if suite.on_cpu else ON_CHIP
     compared = any(VARIANTS[name].side == "torch" for name in variants)
     warn_of_load()
     common = {"suite": arguments.suite, "machine": machine.description()}

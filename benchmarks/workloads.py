@@ -133,11 +133,15 @@ def applies(variant: Variant, workload: Workload) -> bool:
 
 @dataclass(frozen=True)
 class Suite:
-    """at_once: runs that compile at the same time; they are timed one by one."""
+    """Attributes:
+    at_once: runs that compile at the same time; they are timed one by one.
+    on_cpu: even where there is an accelerator.
+    """
 
     workloads: dict[str, Workload]
     variants: tuple[str, ...]
     at_once: int = 1
+    on_cpu: bool = False
 
 
 def _on_chip() -> dict[str, Workload]:
@@ -197,7 +201,7 @@ _OURS = ("jaxllm-2021", "jaxllm-full-head", "jaxllm-padded", "jaxllm")
 _FUSED = ("jaxllm-cudnn", "jaxllm-triton-padded", "jaxllm-triton")
 _TORCH = ("torch-eager", "torch-sdpa", "torch-compile")
 SUITES = {
-    "cpu": Suite(_on_cpu(), (*_OURS, *_TORCH)),
+    "cpu": Suite(_on_cpu(), (*_OURS, *_TORCH), on_cpu=True),
     "gpu": Suite(
         _headlines(),
         ("jaxllm-2021", "jaxllm-triton-padded", "jaxllm-triton", "torch-compile"),
@@ -205,7 +209,7 @@ SUITES = {
     ),
     "gpu-all": Suite(_on_chip(), (*_OURS, *_FUSED, *_TORCH), at_once=4),
     "tpu": Suite(_on_chip(), (*_OURS, "jaxllm-splash")),  # no PyTorch there
-    "toy": Suite(_toys(), (*_OURS, *_TORCH), at_once=2),
+    "toy": Suite(_toys(), (*_OURS, *_TORCH), at_once=2, on_cpu=True),
 }
 
 

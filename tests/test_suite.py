@@ -113,6 +113,10 @@ def test_names_of_workloads_and_variants_choose_runs(capsys):
     assert "found nothing" in capsys.readouterr().err
 
 
+def test_only_these_suites_keep_to_the_cpu():
+    assert {name for name, suite in SUITES.items() if suite.on_cpu} == {"cpu", "toy"}
+
+
 def test_a_variant_runs_where_it_is_another_than_the_next():
     def names(name: str, workload: str) -> list[str]:
         return [
