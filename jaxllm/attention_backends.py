@@ -27,8 +27,8 @@ _LANES = 128  # splash works on blocks of so many tokens, or a multiple
 class Attend:
     """Self-attention over the rows of one batch, in XLA; `fused` is another implementation's.
 
-    That keeps no weights to return, and drops some only where `drops` says so. The few queries of a last block
-    (`queries_BP`) are computed in XLA by all of them.
+    That keeps no weights to return, and drops some only where `drops` says so. The few queries of
+    a last block (`queries_BP`) are computed in XLA by all of them.
 
     Args:
         length: T, tokens of a row.
