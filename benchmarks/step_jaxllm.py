@@ -24,7 +24,7 @@ from jaxllm.objectives import INPUTS
 from jaxllm.optim import make_optimizer
 from jaxllm.pretrained import hf
 from jaxllm.sharding import batch_sharding, make_mesh
-from jaxllm.tasks.model import load_saved
+from jaxllm.tasks.model import attention_on, load_saved
 from jaxllm.throughput import peak_flops, peak_host_memory_bytes
 from jaxllm.train import init_state, make_train_step
 
@@ -186,7 +186,7 @@ def model(job: StepJob, mesh: Mesh) -> tuple[Any, Any]:
         hf.load_config(None, **job.workload.config()),
         mesh,
         dtype=job.workload.dtype,
-        attention=variant.attention,
+        attention=attention_on(variant.attention, mesh),
         unroll=variant.unroll,
     )
     return models.apply_fn(graphdef), params

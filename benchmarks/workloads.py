@@ -99,12 +99,13 @@ class Variant:
     compiled: bool = False
 
 
-# Each of jaxllm's first four has one thing more than the one above it.
+# Each of jaxllm's first four has something more than the one above it: jax.jit and layers unrolled,
+# logits of the masked tokens only (and attention in blocks on CPUs), packing.
 VARIANTS = {
     "jaxllm-2021": Variant("jaxllm", packed=False, masked_head=False, unroll=1, pmap=True),
     "jaxllm-full-head": Variant("jaxllm", packed=False, masked_head=False),
-    "jaxllm-padded": Variant("jaxllm", packed=False),
-    "jaxllm": Variant("jaxllm"),
+    "jaxllm-padded": Variant("jaxllm", packed=False, attention="auto"),
+    "jaxllm": Variant("jaxllm", attention="auto"),
     "jaxllm-cudnn": Variant("jaxllm", attention="cudnn"),
     "jaxllm-triton-padded": Variant("jaxllm", packed=False, attention="triton"),
     "jaxllm-triton": Variant("jaxllm", attention="triton"),
@@ -122,7 +123,7 @@ def applies(variant: Variant, workload: Workload) -> bool:
     """
     if variant.side == "torch":
         return True
-    if variant.attention != "xla":
+    if variant.attention not in ("xla", "auto"):
         drops = workload.dropout > 0 and workload.kind != "encode"
         if workload.dtype != "bfloat16" or (drops and variant.attention != "triton"):
             return False

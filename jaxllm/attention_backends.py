@@ -1,5 +1,5 @@
-"""Self-attention by four implementations: XLA's own, cuDNN's and one in Triton on NVIDIA GPUs,
-splash on TPUs.
+"""Self-attention by five implementations: XLA's own, one in blocks for CPUs, cuDNN's and one in
+Triton on NVIDIA GPUs, splash on TPUs.
 
 `make_attend` is called once in a call of the model, with what hides keys from queries; what it
 gives is called once in each block. An implementation raises for what it cannot honour: a mask, a
@@ -14,104 +14,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from jaxllm.attention import attention_mask, dot_product_attention, window_mask
+from jaxllm import blocked_attention
+from jaxllm.attend import ROWS, Attend, over_mesh
+from jaxllm.attention_blocks import Dropping, visible
 from jaxllm.errors import InputError
 from jaxllm.layers import Key, key_words
-from jaxllm.sharding import LETTER_AXES, in_mesh
+from jaxllm.sharding import LETTER_AXES
 
-ROWS = "choose such a data.max_length (and data.buckets)"
-XLA = "model.attention: xla"
 _LANES = 128  # splash works on blocks of so many tokens, or a multiple
-
-
-class Attend:
-    """Self-attention over the rows of one batch, in XLA; `fused` is another implementation's.
-
-    That keeps no weights to return, and drops some only where `drops` says so. The few queries of
-    a last block (`queries_BP`) are computed in XLA by all of them.
-
-    Args:
-        length: T, tokens of a row.
-        padding_BS, segments_BT: see `attention.attention_mask`.
-        radius: a token sees those at most so many places away; None = all.
-    """
-
-    name = "xla"
-    platform: str | None = None  # of jax, where there is one only
-    fused: Callable[..., jax.Array] | None = None  # (q, k, v, is_global, rate, key) -> out_BTNH
-    drops = True  # weights, where asked to
-
-    def __init__(
-        self,
-        length: int,
-        padding_BS: jax.Array | None,
-        segments_BT: jax.Array | None,
-        radius: int | None = None,
-    ):
-        self.length, self.radius = length, radius
-        self.padding_BS, self.segments_BT = padding_BS, segments_BT
-        self.mask = attention_mask(padding_BS, segments_BT)
-        self.window = None if radius is None else window_mask(length, radius)
-
-    def __call__(
-        self,
-        q_BTNH: jax.Array,
-        k_BTNH: jax.Array,
-        v_BTNH: jax.Array,
-        *,
-        dropout_rate: float = 0.0,
-        key: Key = None,
-        queries_BP: jax.Array | None = None,
-        is_global: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """(out_BTNH, weights_BNTS, or None where they are not kept).
-
-        queries_BP: positions of the tokens in `q`, which then has P of them; None = all.
-        is_global: bool []; where true, `radius` has no effect.
-
-        Raises:
-            InputError: dropout, types or shapes that the implementation does not compute.
-        """
-        if self.fused is not None:
-            rate = 0.0 if key is None else dropout_rate
-            if rate > 0 and not self.drops:
-                raise InputError(
-                    f"model.attention: {self.name} cannot drop attention weights, and the model "
-                    f"drops {dropout_rate:g} of them; set it to 0 in model.config "
-                    "(attention_probs_dropout_prob, attention_dropout), or model.attention: xla"
-                )
-            if queries_BP is None:
-                return self.fused(q_BTNH, k_BTNH, v_BTNH, is_global, rate, key), None
-        mask = self.visible(is_global)
-        if mask is not None and queries_BP is not None and mask.shape[2] > 1:
-            mask = tokens_at(mask, queries_BP)
-        return dot_product_attention(
-            q_BTNH, k_BTNH, v_BTNH, mask=mask, dropout_rate=dropout_rate, key=key
-        )
-
-    def visible(self, is_global: jax.Array | None) -> jax.Array | None:
-        """The mask [B or 1, 1, T or 1, S]; None where every token sees every token."""
-        if self.window is None:
-            return self.mask
-        window = self.window if is_global is None else self.window | is_global
-        return window if self.mask is None else self.mask & window
-
-    def check_dtype(self, dtype: Any) -> None:
-        if dtype not in (jnp.bfloat16, jnp.float16):
-            raise self.refusal(f"does not compute in {dtype}", "set model.dtype: bfloat16")
-
-    def refusal(self, what: str, way_out: str | None = None) -> InputError:
-        rest = "set model.attention: xla" if way_out is None else f"{way_out}, or {XLA}"
-        return InputError(f"model.attention: {self.name} {what}; {rest}")
-
-    def ids(self, rows: int) -> tuple[jax.Array, jax.Array]:
-        """(those of queries, those of keys) [B, T]: but for the window, a query sees its id."""
-        ids_BT = self.segments_BT
-        if ids_BT is None:
-            ids_BT = jnp.ones((rows, self.length), jnp.int32)
-        return ids_BT, ids_BT if self.padding_BS is None else jnp.where(
-            self.padding_BS != 0, ids_BT, -1
-        )
 
 
 class Cudnn(Attend):
@@ -159,7 +69,7 @@ class Splash(Attend):
                 return jax.lax.cond(is_global, self.everywhere, self.near, *arrays)
 
         ids = P(LETTER_AXES["B"], None)
-        return _over_mesh(call, ids, ids)(q * scale, k, v, ids_BT, keys_BS)
+        return over_mesh(call, ids, ids)(q * scale, k, v, ids_BT, keys_BS)
 
     def everywhere(self, *arrays: jax.Array) -> jax.Array:
         return splash(*arrays, radius=None)
@@ -168,58 +78,102 @@ class Splash(Attend):
         return splash(*arrays, radius=self.radius)
 
 
-class Triton(Attend):
-    """`flash_attention`: the one that drops weights and skips what is hidden."""
+class Skipping(Attend):
+    """What the two of jaxllm's own share: they drop weights and skip blocks that nobody sees.
 
-    name = "triton"
-    platform = "gpu"
+    A subclass sets `blocks`, tokens of a block of queries and of keys, and gives `flash`.
+    """
+
+    blocks: tuple[int, int] | None = None  # None: not for such rows
 
     def __init__(self, *args: Any):
-        from jaxllm import flash_attention  # Pallas' Triton may leave jax one day
-
         super().__init__(*args)
-        self.flash = flash_attention
-        self.near: Any = None  # what queries see: flash_attention.Visible
+        self.near: Any = None  # what queries see: attention_blocks.Visible
         self.everywhere: Any = None
         known = self.padding_BS if self.segments_BT is None else self.segments_BT
         masked = known is not None or self.radius is not None
-        if masked and self.length % flash_attention.BLOCK == 0:
+        if masked and self.blocks is not None:
             ids = self.ids(1 if known is None else len(known))
-            self.everywhere = self.near = flash_attention.visible(*ids, self.length)
+            self.near = visible(*ids, self.radius, self.blocks)
             if self.radius is not None:
-                self.near = flash_attention.visible(*ids, self.radius)
+                self.everywhere = visible(*ids, self.length, self.blocks)
 
-    def fused(
+    def skipping(
         self, q: jax.Array, k: jax.Array, v: jax.Array, is_global: Any, rate: float, key: Key
     ) -> jax.Array:
-        B, _, N, H = q.shape
-        self.check_dtype(q.dtype)
-        if H not in (16, 32, 64, 128):
-            raise self.refusal(f"takes heads of 16, 32, 64 or 128, found {H}")
-        if self.length % self.flash.BLOCK:
-            blocks = f"a multiple of {self.flash.BLOCK} tokens"
-            raise self.refusal(f"takes rows of {blocks}, found {self.length}", ROWS)
+        B, _, N, _ = q.shape
         seen: Any = self.near
         dropping: Any = None
-        if is_global is not None and seen is not None:
+        if is_global is not None and self.radius is not None:
             seen = jax.tree.map(partial(jnp.where, is_global), self.everywhere, seen)
         if seen is not None:
             seen = seen.of_rows(B)
         if rate > 0 and key is not None:
             numbers = (jnp.arange(n, dtype=jnp.int32) for n in (B, N))
-            dropping = self.flash.Dropping(jnp.stack(key_words(key)), *numbers)
-        batch, heads = P(LETTER_AXES["B"]), P(LETTER_AXES["N"])
+            dropping = Dropping(jnp.stack(key_words(key)), *numbers)
+        batch: Any = P(LETTER_AXES["B"])
+        heads: Any = P(LETTER_AXES["N"])
+        one: Any = P()
         specs = (
-            None if seen is None else type(seen)(*(P() if x.ndim == 1 else batch for x in seen)),
-            None if dropping is None else type(dropping)(P(), batch, heads),
+            jax.tree.map(lambda x: one if x.ndim == 1 else batch, seen),
+            None if dropping is None else Dropping(one, batch, heads),
         )
-        static = self.flash.Static(N, rate)
-        call = _over_mesh(partial(self.flash.flash_attention, static), *specs)
-        return call(q, k, v, seen, dropping)
+        return over_mesh(self.flash(N, rate), *specs)(q, k, v, seen, dropping)
+
+    def flash(self, heads: int, rate: float) -> Callable[..., jax.Array]:
+        """(q, k, v, seen, dropping) -> out_BTNH on one device, of `heads` heads in all."""
+        raise NotImplementedError
+
+
+class Blocked(Skipping):
+    """`blocked_attention`: blocks that a CPU's caches hold. Where there are none, it is XLA's."""
+
+    name = "blocked"
+
+    def __init__(self, length: int, *args: Any):
+        self.blocks = blocked_attention.blocks_of(length)
+        super().__init__(length, *args)
+        if self.blocks is not None:
+            self.fused = self.skipping
+
+    def flash(self, heads: int, rate: float) -> Callable[..., jax.Array]:
+        assert self.blocks is not None
+        static = blocked_attention.Static(heads, rate, self.blocks)
+        return partial(blocked_attention.blocked_attention, static)
+
+
+class Triton(Skipping):
+    """`flash_attention`, kernels for NVIDIA GPUs."""
+
+    name = "triton"
+    platform = "gpu"
+
+    def __init__(self, length: int, *args: Any):
+        from jaxllm import flash_attention  # Pallas' Triton may leave jax one day
+
+        self.kernels = flash_attention
+        self.block = flash_attention.BLOCK
+        if length % self.block == 0:
+            self.blocks = self.block, self.block
+        super().__init__(length, *args)
+
+    def fused(self, q: jax.Array, *rest: Any) -> jax.Array:
+        H = q.shape[-1]
+        self.check_dtype(q.dtype)
+        if H not in (16, 32, 64, 128):
+            raise self.refusal(f"takes heads of 16, 32, 64 or 128, found {H}")
+        if self.blocks is None:
+            blocks = f"a multiple of {self.block} tokens"
+            raise self.refusal(f"takes rows of {blocks}, found {self.length}", ROWS)
+        return self.skipping(q, *rest)
+
+    def flash(self, heads: int, rate: float) -> Callable[..., jax.Array]:
+        return partial(self.kernels.flash_attention, self.kernels.Static(heads, rate))
 
 
 ATTENDS: dict[str, type[Attend]] = {
     "xla": Attend,
+    "blocked": Blocked,
     "cudnn": Cudnn,
     "triton": Triton,
     "splash": Splash,
@@ -240,12 +194,12 @@ def make_attend(
     Raises:
         InputError: the `weights` are asked for, and it has none.
     """
-    attend = ATTENDS[name]
+    attend = ATTENDS[name](length, padding_BS, segments_BT, radius)
     if weights and attend.fused is not None:
         raise InputError(
             f"output_attentions: {name} attention has no weights to give; use model.attention: xla"
         )
-    return attend(length, padding_BS, segments_BT, radius)
+    return attend
 
 
 def splash(
@@ -281,20 +235,3 @@ def splash(
 
     q, k, v = (x.swapaxes(1, 2) for x in (q_BTNH, k_BTNH, v_BTNH))
     return jax.vmap(row)(q, k, v, q_ids_BT, k_ids_BT).swapaxes(1, 2)
-
-
-def tokens_at(a_BXTY: jax.Array, positions_BP: jax.Array) -> jax.Array:
-    """a_BXPY: masks and rotary tables of the tokens at the given positions; B may be 1 in `a`."""
-    a_BXTY = jnp.broadcast_to(a_BXTY, (positions_BP.shape[0], *a_BXTY.shape[1:]))
-    return jnp.take_along_axis(a_BXTY, positions_BP[:, None, :, None], axis=2)
-
-
-def _over_mesh(call: Callable[..., jax.Array], *specs: Any) -> Callable[..., jax.Array]:
-    """`call(q, k, v, …)` on each device's rows and heads: no compiler splits a kernel.
-
-    specs: of the arguments after the three.
-    """
-    if not in_mesh():
-        return call
-    rows = P(LETTER_AXES["B"], None, LETTER_AXES["N"], None)
-    return jax.shard_map(call, in_specs=(rows, rows, rows, *specs), out_specs=rows, check_vma=False)

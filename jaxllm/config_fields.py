@@ -23,9 +23,10 @@ class ModelConfig:
         normalize: sentence-embedding: scale vectors to length 1; null = as those files say, else
             true
         dtype: type of the computation; parameters and optimizer stay float32
-        attention: what computes it: xla, everywhere; triton on NVIDIA GPUs, in bfloat16, rows of a
-            multiple of 64 tokens; cudnn, likewise for even rows; splash on TPU, rows of a multiple
-            of 128 tokens; the last two without dropout of attention weights
+        attention: what computes it: auto, blocked on CPUs and xla elsewhere; xla and blocked run
+            everywhere; triton on NVIDIA GPUs, in bfloat16, rows of a multiple of 64 tokens; cudnn,
+            likewise for even rows; splash on TPU, rows of a multiple of 128 tokens; the last two
+            without dropout of attention weights
         remat: what the backward pass computes again instead of keeping: nothing, each layer, or all
             of it but the matrix products
         unroll: layers per iteration of the scan over layers; 0 = all, the fastest step on CPU and
@@ -51,7 +52,7 @@ class ModelConfig:
     pooling: Literal["auto", "mean", "cls", "max"] = "auto"
     normalize: bool | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: Literal["xla", "cudnn", "triton", "splash"] = "xla"
+    attention: Literal["auto", "xla", "blocked", "triton", "cudnn", "splash"] = "auto"
     remat: Literal["none", "full", "dots"] = "none"
     unroll: int = 0
 

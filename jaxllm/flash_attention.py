@@ -8,13 +8,14 @@ block sees are skipped, so packed rows cost what their segments cost.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from jaxllm.attention_blocks import Dropping, Visible
 from jaxllm.flash_kernels import (
     BLOCK,
     STAGES,
@@ -25,68 +26,6 @@ from jaxllm.flash_kernels import (
     keys_kernel,
     queries_kernel,
 )
-
-
-class Visible(NamedTuple):
-    """What a query sees: the keys of its id, at most `radius` places away.
-
-    Attributes:
-        q_ids_BT, k_ids_BT: int32.
-        radius: int32 [1].
-        keys_BX2: int32, blocks [first, end) of BLOCK keys that some query of the X-th block sees.
-        queries_BX2: the same for the X-th block of keys.
-    """
-
-    q_ids_BT: jax.Array
-    k_ids_BT: jax.Array
-    radius: jax.Array
-    keys_BX2: jax.Array
-    queries_BX2: jax.Array
-
-    def of_rows(self, rows: int) -> "Visible":
-        """The same for `rows` rows, where it is that of one."""
-        return Visible(
-            *(x if x.ndim == 1 else jnp.broadcast_to(x, (rows, *x.shape[1:])) for x in self)
-        )
-
-
-class Dropping(NamedTuple):
-    """What chooses the weights to drop: words of a random key, and who the rows and heads are.
-
-    Attributes:
-        words: uint32 [2].
-        rows_B, heads_N: int32: numbers of the rows and heads in the whole batch and model, so that
-            a mask does not depend on how they are spread over devices.
-    """
-
-    words: jax.Array
-    rows_B: jax.Array
-    heads_N: jax.Array
-
-
-def visible(q_ids_BT: jax.Array, k_ids_BT: jax.Array, radius: jax.Array | int) -> Visible:
-    """The blocks to compute, from ids and the window's radius (T or more: no window)."""
-    B, T = q_ids_BT.shape
-    place = jnp.arange(T)
-    near = jnp.abs(place[:, None] - place[None, :]) <= radius
-    seen = (q_ids_BT[:, :, None] == k_ids_BT[:, None, :]) & near[None]
-    blocks_BXY = seen.reshape(B, T // BLOCK, BLOCK, T // BLOCK, BLOCK).any((2, 4))
-    return Visible(
-        q_ids_BT,
-        k_ids_BT,
-        jnp.asarray(radius, jnp.int32).reshape(1),
-        _range_of(blocks_BXY),
-        _range_of(blocks_BXY.swapaxes(1, 2)),
-    )
-
-
-def _range_of(blocks_BXY: jax.Array) -> jax.Array:
-    """int32 [B, X, 2]: [first, end) of the true ones; [0, 0) where there are none."""
-    Y = blocks_BXY.shape[-1]
-    first = jnp.argmax(blocks_BXY, axis=-1)
-    end = Y - jnp.argmax(blocks_BXY[..., ::-1], axis=-1)
-    end = jnp.where(blocks_BXY.any(-1), end, 0)
-    return jnp.stack([first, end], axis=-1).astype(jnp.int32)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -162,8 +101,10 @@ class _Call:
         for name, x in arrays.items():
             specs[name] = _spec(x, BLOCK if name in owned else T)
         if self.seen is not None:
-            given |= self.seen._asdict()
-            specs |= {name: _of_row(x) for name, x in self.seen._asdict().items()}
+            known = {name: x for name, x in self.seen._asdict().items() if x is not None}
+            given |= known
+            specs |= {name: _of_row(x) for name, x in known.items() if name != "radius"}
+        if "radius" in given:
             specs["radius"] = pl.BlockSpec((1,), lambda i, b, n: (0,))
         if self.dropping is not None:
             given |= self.dropping._asdict()

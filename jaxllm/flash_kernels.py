@@ -14,14 +14,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from jaxllm.layers import mix_bits, mix_key
+from jaxllm.attention_blocks import HIDDEN, kept_weights
 
 # Tokens of a program, and of the other side at once; a row is a multiple of it. The fastest of
 # eight plans for each kernel on an H200, with and without dropout, rows of 128 and of 512.
 BLOCK, WARPS, STAGES = 64, 4, 3
-HIDDEN = -1e30  # a hidden score; finite, so that a query without keys gives no NaN
 _LOG2E = math.log2(math.e)
-_GOLDEN = 0x9E3779B9
 
 
 @dataclass(frozen=True)
@@ -73,9 +71,10 @@ class Tile:
         scores = triton.dot(q, k.T) * (self.width**-0.5 * _LOG2E)
         if "q_ids_BT" not in self.refs:
             return scores
-        same = self.q_ids_BT[queries.tokens][:, None] == self.k_ids_BT[keys.tokens][None, :]
-        near = jnp.abs(queries.places[:, None] - keys.places[None, :]) <= self.radius[0]
-        return jnp.where(same & near, scores, HIDDEN)
+        seen = self.q_ids_BT[queries.tokens][:, None] == self.k_ids_BT[keys.tokens][None, :]
+        if "radius" in self.refs:
+            seen &= jnp.abs(queries.places[:, None] - keys.places[None, :]) <= self.radius[0]
+        return jnp.where(seen, scores, HIDDEN)
 
     def mask(self, queries: Block, keys: Block) -> jax.Array | float:
         """[queries, keys]: 1 for the weights that are kept and 0 for those that are dropped."""
@@ -84,7 +83,7 @@ class Tile:
         row = self.rows_B[0] * self.static.heads + self.heads_N[0]
         tokens = (row * self.length + queries.places).astype(jnp.uint32)
         words = self.words[0], self.words[1]
-        return kept_weights(*words, tokens, keys.places, self.static).astype(jnp.float32)
+        return kept_weights(*words, tokens, keys.places, self.static.rate).astype(jnp.float32)
 
     def between(self, *arrays: jax.Array, queries: Block, keys: Block) -> tuple:
         """(weights, gradient of the scores) [queries, keys]; their scales are left to the end."""
@@ -95,20 +94,6 @@ class Tile:
         mask = self.mask(queries, keys)
         dweights = triton.dot(g, v.T) * (mask * self.kept)
         return weights * mask, weights * (dweights - delta[:, None])
-
-
-def kept_weights(
-    first: jax.Array, last: jax.Array, tokens: jax.Array, keys: jax.Array, static: Static
-) -> jax.Array:
-    """bool [queries, keys]: a full hash of each query, then one cheap round with the key's place.
-
-    first, last: words of the random key. tokens: uint32, the linear index (row, head, token) of
-    each query.
-    """
-    k0, k1 = mix_key(first, last)
-    x = mix_bits(tokens ^ k0, k1)[:, None] + (keys.astype(jnp.uint32) * jnp.uint32(_GOLDEN))[None]
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x >= jnp.uint32(min(round(static.rate * 2**32), 2**32 - 1))
 
 
 def forward_kernel(tile: Tile) -> None:
@@ -142,7 +127,7 @@ def keys_kernel(tile: Tile) -> None:
         dv = dv + triton.dot(weights.astype(g.dtype).T, g)
         return dk + triton.dot(dscores.astype(q.dtype).T, q), dv
 
-    dk, dv = tile.loop("queries_BX2", body, (tile.zeros(), tile.zeros()))
+    dk, dv = tile.loop("queries_BY2", body, (tile.zeros(), tile.zeros()))
     tile.dk[...] = (dk * tile.width**-0.5).astype(tile.dk.dtype)
     tile.dv[...] = (dv * tile.kept).astype(tile.dv.dtype)
 

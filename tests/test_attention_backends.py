@@ -18,7 +18,7 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas.ops.tpu import splash_attention
 
-from jaxllm import AutoModel, flash_attention
+from jaxllm import AutoModel, blocked_attention, flash_attention
 from jaxllm.attention_backends import make_attend
 from jaxllm.config_fields import ModelConfig
 from jaxllm.errors import InputError
@@ -138,6 +138,13 @@ def test_xla_is_the_definition(qkv, kind):
 
 
 @pytest.mark.parametrize("kind", MASKS)
+def test_blocked_is_xla(qkv, kind, monkeypatch):
+    monkeypatch.setattr(blocked_attention, "QUERIES", 128)
+    monkeypatch.setattr(blocked_attention, "KEYS", 64)
+    same("blocked", qkv, kind, jnp.float32, 1e-5)
+
+
+@pytest.mark.parametrize("kind", MASKS)
 def test_splash_is_xla(qkv, kind, interpreted):
     same("splash", qkv, kind, jnp.float32, 1e-5)
 
@@ -170,7 +177,7 @@ def same(name, qkv, kind, dtype, tolerance):
         np.testing.assert_allclose(grad / scale, wanted / scale, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", ["xla", "splash", "cudnn", "triton"])
+@pytest.mark.parametrize("name", ["xla", "blocked", "splash", "cudnn", "triton"])
 def test_chosen_queries_get_the_same_answers(qkv, name, interpreted):
     q, k, v = map(jnp.asarray, qkv)
     ids = jnp.asarray(segments())
@@ -223,7 +230,7 @@ def test_dropout_of_weights_is_refused(qkv, name):
         attend(*arrays, dropout_rate=0.1, key=jax.random.key(0))
 
 
-@pytest.mark.parametrize("name", ["splash", "cudnn", "triton"])
+@pytest.mark.parametrize("name", ["blocked", "splash", "cudnn", "triton"])
 def test_weights_are_refused(name):
     with pytest.raises(InputError, match=f"{name} attention has no weights to give"):
         make_attend(name, T, None, None, weights=True)
@@ -256,6 +263,8 @@ def test_another_kind_of_device_is_refused(name, kind):
     with pytest.raises(InputError, match=f"{name} runs on a {kind}, and JAX found a CPU"):
         computation(ModelConfig(attention=name), mesh("cpu"))
     assert computation(ModelConfig(attention=name), mesh(kind.lower()))["attention"] == name
+    assert computation(ModelConfig(), mesh(kind.lower()))["attention"] == "xla"
+    assert computation(ModelConfig(), mesh("cpu"))["attention"] == "blocked"
 
 
 COMPILE = """

@@ -1,4 +1,7 @@
-"""Flash attention by Pallas' interpreter, in float32: dropout, its masks, meshes, and lowering."""
+"""Attention without scores in memory, in float32: dropout, its masks, meshes, and lowering.
+
+The kernels of Triton run in Pallas' interpreter here.
+"""
 
 from functools import partial
 from types import SimpleNamespace
@@ -9,10 +12,10 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
-from jaxllm import AutoModelForMaskedLM, flash_attention
+from jaxllm import AutoModelForMaskedLM, blocked_attention, flash_attention
 from jaxllm.attention_backends import make_attend
-from jaxllm.flash_attention import Dropping, visible
-from jaxllm.flash_kernels import Static, kept_weights
+from jaxllm.attention_blocks import Dropping, kept_weights, visible
+from jaxllm.flash_kernels import Static
 from jaxllm.layers import key_words
 from jaxllm.sharding import make_mesh
 
@@ -41,11 +44,11 @@ def dropping(key=KEY):
     return Dropping(jnp.stack(key_words(key)), *numbers)
 
 
-def kept(key=KEY, static=STATIC):
+def kept(key=KEY, rate=0.1):
     """bool [B, N, T, T]."""
     tokens = jnp.arange(B * N * T, dtype=jnp.uint32)
     places = jnp.arange(T, dtype=jnp.int32)
-    return kept_weights(*key_words(key), tokens, places, static).reshape(B, N, T, T)
+    return kept_weights(*key_words(key), tokens, places, rate).reshape(B, N, T, T)
 
 
 def plain(q, k, v, mask, keep):
@@ -57,19 +60,29 @@ def plain(q, k, v, mask, keep):
     return highest("BNTS,BSNH->BTNH", weights, v)
 
 
-@pytest.mark.parametrize("radius", [T, 30])
-def test_dropout_within_segments_and_windows_is_the_definition(radius, interpreted):
+def by_triton(q, k, v, ids, radius):
+    seen = visible(ids, ids, radius, (64, 64))
+    return flash_attention.flash_attention(STATIC, q, k, v, seen, dropping())
+
+
+def in_blocks(q, k, v, ids, radius):
+    seen = visible(ids, ids, radius, (96, 48))
+    static = blocked_attention.Static(N, 0.1, (96, 48))
+    return blocked_attention.blocked_attention(static, q, k, v, seen, dropping())
+
+
+@pytest.mark.parametrize("radius", [None, 30])
+@pytest.mark.parametrize("attention", [by_triton, in_blocks])
+def test_dropout_within_segments_and_windows_is_the_definition(attention, radius, interpreted):
     rng = np.random.default_rng(0)
     q, k, v, g = (jnp.asarray(rng.normal(size=(B, T, N, H)), jnp.float32) for _ in range(4))
     ids = segments()
     place = jnp.arange(T)
-    near = jnp.abs(place[:, None] - place[None]) <= radius
+    near = jnp.abs(place[:, None] - place[None]) <= (T if radius is None else radius)
     mask = ((ids[:, :, None] == ids[:, None, :]) & near[None])[:, None]
 
     def ours(q, k, v):
-        return flash_attention.flash_attention(
-            STATIC, q, k, v, visible(ids, ids, radius), dropping()
-        )
+        return attention(q, k, v, ids, radius)
 
     expected, expected_vjp = jax.vjp(lambda *x: plain(*x, mask, kept()), q, k, v)
     out, vjp = jax.vjp(jax.jit(ours), q, k, v)
@@ -79,11 +92,21 @@ def test_dropout_within_segments_and_windows_is_the_definition(radius, interpret
 
 
 def test_blocks_that_nobody_sees_are_not_computed():
-    seen = visible(segments(), segments(), T)
+    seen = visible(segments(), segments(), None, (64, 64))
     assert seen.keys_BX2[1].tolist() == [[0, 1], [1, 2], [2, 3]]
-    assert seen.queries_BX2[0].tolist() == [[0, 2], [0, 3], [1, 3]]
-    hidden = visible(jnp.ones((1, 64), jnp.int32), jnp.zeros((1, 64), jnp.int32), 64)
+    assert seen.queries_BY2[0].tolist() == [[0, 2], [0, 3], [1, 3]]
+    hidden = visible(jnp.ones((1, 64), jnp.int32), jnp.zeros((1, 64), jnp.int32), None, (64, 32))
     assert hidden.keys_BX2.tolist() == [[[0, 0]]]
+    assert hidden.queries_BY2.tolist() == [[[0, 0], [0, 0]]]
+
+
+@pytest.mark.parametrize(
+    ("length", "blocks"),
+    [(512, (512, 128)), (384, (384, 128)), (1024, (512, 128)), (320, (320, 80)), (768, (384, 128)),
+     (128, None), (80, None), (509, None), (134, (134, 67))],
+)  # fmt: skip
+def test_blocks_divide_the_row(length, blocks):
+    assert blocked_attention.blocks_of(length) == blocks
 
 
 def test_dropped_weights_are_a_tenth_everywhere_and_unrelated():
@@ -102,13 +125,14 @@ def test_dropped_weights_are_a_tenth_everywhere_and_unrelated():
     assert (kept() == kept()).all()
 
 
-def test_masks_do_not_depend_on_the_mesh(interpreted):
+@pytest.mark.parametrize(("name", "length"), [("triton", 64), ("blocked", 192)])
+def test_masks_do_not_depend_on_the_mesh(name, length, interpreted):
     rng = np.random.default_rng(1)
-    x = [jnp.asarray(rng.normal(size=(4, 64, N, H)), jnp.bfloat16) for _ in range(3)]
-    ids = jnp.asarray(np.repeat([[1, 2]], 32, axis=1).repeat(4, axis=0), jnp.int32)
+    x = [jnp.asarray(rng.normal(size=(4, length, N, H)), jnp.bfloat16) for _ in range(3)]
+    ids = jnp.asarray(np.repeat([[1, 2]], length // 2, axis=1).repeat(4, axis=0), jnp.int32)
 
     def attended(x, ids):
-        attend = make_attend("triton", 64, None, ids)
+        attend = make_attend(name, length, None, ids)
         return attend(*x, dropout_rate=0.1, key=KEY)[0].astype(jnp.float32)
 
     expected = jax.jit(attended)(x, ids)
@@ -119,7 +143,10 @@ def test_masks_do_not_depend_on_the_mesh(interpreted):
 
 
 @pytest.mark.parametrize("model_type", ["bert", "modernbert"])
-def test_a_model_by_triton_is_the_model(model_type, interpreted):
+@pytest.mark.parametrize(
+    ("name", "dtype", "tolerance"), [("triton", "bfloat16", 3e-2), ("blocked", "float32", 2e-5)]
+)
+def test_a_model_by_it_is_the_model(name, dtype, tolerance, model_type, interpreted):
     from transformers import CONFIG_MAPPING
 
     sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
@@ -127,13 +154,13 @@ def test_a_model_by_triton_is_the_model(model_type, interpreted):
     config = CONFIG_MAPPING[model_type](
         vocab_size=99, num_hidden_layers=3, pad_token_id=0, **sizes, **more
     )
-    load = partial(AutoModelForMaskedLM.from_config, config, dtype="bfloat16")
-    xla, fused = load(), load(attention="triton")
+    load = partial(AutoModelForMaskedLM.from_config, config, dtype=dtype)
+    xla, fused = load(), load(attention=name)
     ids = np.random.default_rng(2).integers(5, 99, (B, T))
     expected = np.asarray(xla(ids, segment_ids=segments()).logits, np.float32)
     out = fused(ids, segment_ids=segments(), params=xla.params).logits
     keep = np.asarray(segments()) > 0
-    np.testing.assert_allclose(np.asarray(out, np.float32)[keep], expected[keep], atol=3e-2)
+    np.testing.assert_allclose(np.asarray(out, np.float32)[keep], expected[keep], atol=tolerance)
 
 
 @pytest.mark.skipif(
@@ -143,7 +170,7 @@ def test_a_model_by_triton_is_the_model(model_type, interpreted):
 @pytest.mark.parametrize("rate", [0.0, 0.1])
 def test_the_kernels_are_lowered_by_triton(masked, rate):
     def total(q, k, v, ids):
-        seen = visible(ids, ids, T) if masked else None
+        seen = visible(ids, ids, None, (64, 64)) if masked else None
         static, drop = Static(N, rate), dropping() if rate else None
         return flash_attention.flash_attention(static, q, k, v, seen, drop).astype(float).sum()
 

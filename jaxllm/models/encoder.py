@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxllm.attend import Attend
 from jaxllm.attention import segment_positions
-from jaxllm.attention_backends import Attend, make_attend
+from jaxllm.attention_backends import make_attend
 from jaxllm.layers import ACTIVATIONS, Embed, Key, dropout, split_key
 from jaxllm.models.blocks import QueriedEncoder, gather_tokens, scan_blocks
 from jaxllm.models.outputs import EncoderOutput

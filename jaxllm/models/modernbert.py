@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxllm.attend import Attend, tokens_at
 from jaxllm.attention import rotary_table, rotate, segment_positions
-from jaxllm.attention_backends import Attend, make_attend, tokens_at
+from jaxllm.attention_backends import make_attend
 from jaxllm.layers import ACTIVATIONS, Dense, Embed, Key, LayerNorm, dropout, split_key
 from jaxllm.models.blocks import QueriedEncoder, gather_tokens, scan_blocks
 from jaxllm.models.outputs import EncoderOutput
@@ -151,7 +152,7 @@ class ModernBertEncoder(QueriedEncoder):
     window to the row and takes the other rotary table, and the first block has no norm before its
     attention. blocks/attention/norm therefore has L - 1 rows, those of the checkpoint.
     `unroll`: blocks in one iteration of the scan, 0 = all.
-    `attention`: xla, cudnn, triton or splash (attention_backends.py).
+    `attention`: a name in attention_backends.ATTENDS.
     `remat`: none, full, or dots (REMAT_POLICIES).
     """
 

@@ -23,7 +23,7 @@ class EncoderSpec:
         padding_idx: position ids count the tokens that are not padding, from the id after this one
             on (RoBERTa); None: they are 0, 1, 2, …
         dtype: of the computation.
-        attention: xla, cudnn, triton or splash (attention_backends.py).
+        attention: a name in attention_backends.ATTENDS.
         remat: none, full, or dots (REMAT_POLICIES in blocks.py).
         unroll: blocks in one iteration of the scan, 0 = all.
     """

@@ -73,13 +73,26 @@ def computation(model: ModelConfig, mesh: Mesh) -> dict[str, Any]:
     Raises:
         InputError: attention that does not run on the mesh's devices.
     """
-    needed, here = ATTENDS[model.attention].platform, mesh.devices.flat[0].platform
+    attention = attention_on(model.attention, mesh)
+    return {"dtype": model.dtype, "attention": attention, "unroll": model.unroll}
+
+
+def attention_on(name: str, mesh: Mesh) -> str:
+    """The name in ATTENDS that `name`, a value of model.attention, has on the mesh's devices.
+
+    Raises:
+        InputError: it does not run there.
+    """
+    here = mesh.devices.flat[0].platform
+    if name == "auto":
+        return "blocked" if here == "cpu" else "xla"
+    needed = ATTENDS[name].platform
     if needed not in (None, here):
         raise InputError(
-            f"model.attention: {model.attention} runs on a {str(needed).upper()}, and JAX found a "
-            f"{here.upper()}; set model.attention: xla"
+            f"model.attention: {name} runs on a {str(needed).upper()}, and JAX found a "
+            f"{here.upper()}; set model.attention: auto"
         )
-    return {name: getattr(model, name) for name in ("dtype", "attention", "unroll")}
+    return name
 
 
 def load_saved(

@@ -1,0 +1,99 @@
+"""What attention without scores in memory needs to know: the blocks that are seen, the weights that
+are dropped.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm.attention import window_mask
+from jaxllm.layers import match_rank, mix_bits, mix_key
+
+HIDDEN = -1e30  # a hidden score; finite, so that a query without keys gives no NaN
+_GOLDEN = 0x9E3779B9
+
+
+class Visible(NamedTuple):
+    """What a query sees: the keys of its id, at most `radius` places away.
+
+    Attributes:
+        q_ids_BT, k_ids_BT: int32.
+        radius: int32 [1], or None: no window.
+        keys_BX2: int32, blocks of keys [first, end) that some query of the X-th block sees.
+        queries_BY2: blocks of queries that see some key of the Y-th block.
+    """
+
+    q_ids_BT: jax.Array
+    k_ids_BT: jax.Array
+    radius: jax.Array | None
+    keys_BX2: jax.Array
+    queries_BY2: jax.Array
+
+    def of_rows(self, rows: int) -> "Visible":
+        """The same for `rows` rows, where it is that of one."""
+
+        def repeated(x: jax.Array) -> jax.Array:
+            return x if x.ndim == 1 else jnp.broadcast_to(x, (rows, *x.shape[1:]))
+
+        return jax.tree.map(repeated, self)
+
+
+class Dropping(NamedTuple):
+    """What chooses the weights to drop: words of a random key, and who the rows and heads are.
+
+    Attributes:
+        words: uint32 [2].
+        rows_B, heads_N: int32: numbers of the rows and heads in the whole batch and model, so that
+            a mask does not depend on how they are spread over devices.
+    """
+
+    words: jax.Array
+    rows_B: jax.Array
+    heads_N: jax.Array
+
+
+def visible(
+    q_ids_BT: jax.Array, k_ids_BT: jax.Array, radius: int | None, blocks: tuple[int, int]
+) -> Visible:
+    """The blocks to compute, from ids and the window's radius (None: no window).
+
+    blocks: tokens of a block of queries and of one of keys; T is a multiple of both.
+    """
+    B, T = q_ids_BT.shape
+    seen = q_ids_BT[:, :, None] == k_ids_BT[:, None, :]
+    if radius is not None:
+        seen &= window_mask(T, radius)[0]
+    queries, keys = blocks
+    blocks_BXY = seen.reshape(B, T // queries, queries, T // keys, keys).any((2, 4))
+    return Visible(
+        q_ids_BT,
+        k_ids_BT,
+        None if radius is None else jnp.full((1,), radius, jnp.int32),
+        _range_of(blocks_BXY),
+        _range_of(blocks_BXY.swapaxes(1, 2)),
+    )
+
+
+def _range_of(blocks_BXY: jax.Array) -> jax.Array:
+    """int32 [B, X, 2]: [first, end) of the true ones; [0, 0) where there are none."""
+    Y = blocks_BXY.shape[-1]
+    first = jnp.argmax(blocks_BXY, axis=-1)
+    end = Y - jnp.argmax(blocks_BXY[..., ::-1], axis=-1)
+    end = jnp.where(blocks_BXY.any(-1), end, 0)
+    return jnp.stack([first, end], axis=-1).astype(jnp.int32)
+
+
+def kept_weights(
+    first: jax.Array, last: jax.Array, tokens: jax.Array, keys: jax.Array, rate: float
+) -> jax.Array:
+    """bool [*tokens, keys]: a full hash of each query, then one cheap round with the key's place.
+
+    first, last: words of the random key. tokens: uint32, the linear index (row, head, token) of
+    each query.
+    """
+    k0, k1 = mix_key(first, last)
+    x = mix_bits(tokens ^ k0, k1)[..., None]
+    x = x + match_rank(keys.astype(jnp.uint32) * jnp.uint32(_GOLDEN), x)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
