@@ -213,18 +213,18 @@ def check_gate(job: Job, work: Path, sides: tuple[str, str]) -> dict[str, Any]:
     return compare(ours, theirs)
 
 
-def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+def compare(ours: dict[str, Any], theirs: dict[str, Any], side: str = "torch") -> dict[str, Any]:
     """What both sides computed; BenchmarkError where it differs by more than TOLERANCE."""
     keys = [key for key in ("loss", "grad_norm", "outputs") if key in theirs]
     for key in keys:
         difference = abs(ours[key] - theirs[key]) / abs(theirs[key])
         if not difference <= TOLERANCE:  # a NaN is a difference
             raise BenchmarkError(
-                f"the two sides do not compute the same {key}: jaxllm {ours[key]:.8g}, PyTorch "
+                f"the two sides do not compute the same {key}: jaxllm {ours[key]:.8g}, {side} "
                 f"{theirs[key]:.8g}, relative difference {difference:.1e}, expected at most "
                 f"{TOLERANCE:g}. Their speeds cannot be compared; nothing was measured."
             )
-    return {"jaxllm": {k: ours[k] for k in keys}, "torch": {k: theirs[k] for k in keys}}
+    return {"jaxllm": {k: ours[k] for k in keys}, side: {k: theirs[k] for k in keys}}
 
 
 def worker(module: str, job: Job, work: Path) -> dict[str, Any]:

@@ -79,7 +79,8 @@ def gate(job: StepJob) -> dict[str, Any]:
 def prepare(job: StepJob) -> Steps:
     """The batches on the device, and what computes one."""
     workload = job.workload
-    enough = 4 if workload.texts == "file" else 2  # texts for a packed row
+    # Texts for a packed row: those of a file are of any length.
+    enough = max(4, workload.length // 32) if workload.texts == "file" else 2
     found = batches(job, _texts(job, BATCHES * workload.batch * enough), BATCHES)
     held: dict[str, Any] = {}
     if workload.kind == "encode":
@@ -228,7 +229,11 @@ def batches(job: StepJob, found: list[Text], count: int) -> list[Batch]:
                 missing = most - arrays[name].shape[1]
                 arrays[name] = np.pad(arrays[name], ((0, 0), (0, missing)))
     return [
-        Batch(jax.device_put(arrays, sharding), int(lengths[part.members].sum()), height)
+        Batch(
+            jax.device_put(arrays, sharding),
+            int(lengths[part.members].sum()),
+            height * workload.length,
+        )
         for arrays, part in zip(filled, parts, strict=True)
     ]
 

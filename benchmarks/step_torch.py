@@ -1,12 +1,15 @@
 """The PyTorch side of the suite: transformers' model, one text a row, padded where it is shorter.
 
 AdamW is PyTorch's fused one, bfloat16 autocast; where no row has padding, no mask is given, since
-a mask takes the fast attention away. On NVIDIA cuDNN's attention is preferred.
+a mask takes the fast attention away. Batches of real text are as long as their longest text, as
+transformers' collators make them, but those of a compiled model, which has one shape. On NVIDIA
+cuDNN's attention is preferred.
 """
 
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +22,7 @@ from transformers import (
 )
 
 from benchmarks.stepping import Batch, Steps, serve
-from benchmarks.texts import BATCHES, GATE_ROWS, Text, digest, texts
+from benchmarks.texts import BATCHES, GATE_ROWS, digest, padded_batches
 from benchmarks.workloads import StepJob, Workload
 from jaxllm.throughput import peak_flops, peak_host_memory_bytes
 
@@ -37,8 +40,7 @@ def gate(job: StepJob) -> dict[str, Any]:
     """As the other side's, of the same texts."""
     model = load(job).eval()
     # Packed on the other side: all the texts that its rows hold.
-    found = texts(job.workload, model.config.vocab_size, GATE_ROWS)
-    (batch,) = batches(job.workload, found, 1, GATE_ROWS)
+    (batch,) = batches(job, model, 1, GATE_ROWS)
     if job.workload.kind == "encode":
         with torch.no_grad():
             x_BTD = model(**batch.arrays).last_hidden_state
@@ -63,8 +65,7 @@ def prepare(job: StepJob) -> Steps:
     torch.set_float32_matmul_precision("high")
     workload = job.workload
     model = load(job)
-    found = texts(workload, model.config.vocab_size, BATCHES * workload.batch)
-    data = batches(workload, found, BATCHES, workload.batch)
+    data = batches(job, model, BATCHES, workload.batch)
     call = torch.compile(model) if job.variant.compiled else model
     if workload.kind == "encode":
         model.eval()
@@ -109,27 +110,15 @@ def load(job: StepJob) -> Any:
     return model.to(DEVICE)
 
 
-def batches(workload: Workload, found: list[Text], count: int, height: int) -> list[Batch]:
-    """`count` batches of the texts, a row for each."""
-    made = []
-    for first in range(0, count * height, height):
-        chosen = found[first : first + height]
-        shape = (len(chosen), workload.length)
-        ids, mask, labels = (torch.full(shape, fill) for fill in (0, 0, -100))
-        for row, text in enumerate(chosen):
-            ids[row, : len(text.ids)] = torch.from_numpy(text.ids).long()
-            mask[row, : len(text.ids)] = 1
-            labels[row, text.masked] = torch.from_numpy(text.originals).long()
-        arrays = {"input_ids": ids}
-        if not bool(mask.all()):
-            arrays["attention_mask"] = mask
-        if workload.kind == "mlm":
-            arrays["labels"] = labels
-        elif workload.kind == "classify":
-            arrays["labels"] = torch.tensor([text.label for text in chosen])
-        arrays = {name: x.to(DEVICE) for name, x in arrays.items()}
-        made.append(Batch(arrays, int(mask.sum()), height))
-    return made
+def batches(job: StepJob, model: Any, count: int, height: int) -> list[Batch]:
+    """`count` batches, a row for each text, on the device."""
+    to_longest = job.workload.texts == "file" and not job.variant.compiled
+    vocabulary = model.config.vocab_size
+    made = padded_batches(job.workload, vocabulary, count, height, to_longest=to_longest)
+    return [
+        replace(batch, arrays={k: torch.from_numpy(x).to(DEVICE) for k, x in batch.arrays.items()})
+        for batch in made
+    ]
 
 
 def finish() -> None:

@@ -17,11 +17,13 @@ TRACED = 3  # steps in a trace
 
 @dataclass(frozen=True)
 class Batch:
-    """`arrays`: on the device, as the side wants them; `real_tokens`: those of texts."""
+    """`arrays`: on the device, as the side wants them; `real_tokens`: those of texts, without the
+    padding.
+    """
 
     arrays: Any
     real_tokens: int
-    rows: int
+    padded_tokens: int
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def timed(
         steps.finish()
         seconds = time.perf_counter() - start
         real = sum(batch.real_tokens for batch in chosen)
-        padded = sum(batch.rows for batch in chosen) * workload.length
+        padded = sum(batch.padded_tokens for batch in chosen)
         timings.append({"seconds": seconds, "real_tokens": real, "padded_tokens": padded})
     if job.profile is not None:
         with traced(job.profile):

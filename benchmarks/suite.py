@@ -1,6 +1,6 @@
 """The suite: every workload, its variants one after the other, each in a process of its own.
 
-Before any run one step of jaxllm and of PyTorch, from the same weights on the same texts,
+Before any run one step of jaxllm, of PyTorch and of Flax, from the same weights on the same texts,
 must have the same loss and gradient norm, or the workload is refused. Each run appends one JSON
 line to the output, with three timings.
 """
@@ -10,13 +10,16 @@ import contextlib
 import importlib.util
 import json
 import os
+import shutil
 import statistics
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks import machine, workers
@@ -29,7 +32,10 @@ from jaxllm.errors import InputError
 
 # Several processes hold a part of the chip's memory each.
 ON_CHIP = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-WORKERS = {"jaxllm": "benchmarks.step_jaxllm", "torch": "benchmarks.step_torch"}
+# By side: the interpreter of its worker, benchmarks.step_SIDE; the variant that the gate compares.
+HERE = MappingProxyType(dict.fromkeys(("jaxllm", "torch"), sys.executable))
+GATES = {"torch": "torch-eager", "flax": "flax"}
+MISSING = {"torch": "torch, which is not installed", "flax": "--flax-python"}
 Row = dict[str, Any]
 
 
@@ -46,6 +52,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="of a BERT, for that text (default: %(default)s)",
     )
+    add(
+        "--flax-python",
+        metavar="PATH",
+        help="interpreter of an environment with transformers 4.57, jax, flax and optax, for the "
+        "variant flax, which is left out without it",
+    )
     names = [name for suite in SUITES.values() for name in suite.workloads]
     parser.epilog = (
         f"workloads: {', '.join(dict.fromkeys(names))}\n\nvariants: {', '.join(VARIANTS)}"
@@ -61,11 +73,12 @@ def run(arguments: argparse.Namespace) -> list[Row]:
     """
     suite = SUITES[arguments.suite]
     workloads, variants = chosen(arguments.suite, arguments.only)
-    if importlib.util.find_spec("torch") is None:
-        variants = [name for name in variants if VARIANTS[name].side != "torch"]
-        say("torch is not installed: no baseline, and no check of the loss")
+    pythons = interpreters(arguments.flax_python)
+    for name in [name for name in variants if VARIANTS[name].side not in pythons]:
+        say(f"{name}: left out, it needs {MISSING[VARIANTS[name].side]}")
+        variants.remove(name)
     environment = workers.ON_CPU if suite.on_cpu else ON_CHIP
-    compared = any(VARIANTS[name].side == "torch" for name in variants)
+    theirs = [side for side in GATES if any(VARIANTS[name].side == side for name in variants)]
     warn_of_load()
     common = {"suite": arguments.suite, "machine": machine.description()}
     rows: list[Row] = []
@@ -81,9 +94,9 @@ def run(arguments: argparse.Namespace) -> list[Row]:
                     say(f"{name}: left out, there is no --text")
                     continue
                 workload = replace(workload, lines=str(lines))
-            session = Session(name, workload, Path(folder), environment, arguments.profile)
+            session = Session(name, workload, Path(folder), environment, arguments.profile, pythons)
             sessions.append(session)
-        gates, problems = checked(sessions, compared=compared, at_once=suite.at_once)
+        gates, problems = checked(sessions, theirs, at_once=suite.at_once)
         runs = [
             (session, name)
             for session in sessions
@@ -106,6 +119,22 @@ def run(arguments: argparse.Namespace) -> list[Row]:
     return rows
 
 
+def interpreters(flax_python: str | None) -> dict[str, str]:
+    """By side that can run, see HERE.
+
+    Raises:
+        InputError: `flax_python` is no program.
+    """
+    pythons = dict(HERE)
+    if importlib.util.find_spec("torch") is None:
+        del pythons["torch"]
+    if flax_python is not None:
+        if shutil.which(flax_python) is None:
+            raise InputError(f"--flax-python {flax_python}: there is no such program")
+        pythons["flax"] = flax_python
+    return pythons
+
+
 def measured(runs: "list[tuple[Session, str]]") -> Iterator[Row | BenchmarkError]:
     """A row of each: they compile at the same time, and are timed one by one."""
     with contextlib.ExitStack() as stack:
@@ -120,9 +149,9 @@ def measured(runs: "list[tuple[Session, str]]") -> Iterator[Row | BenchmarkError
 
 
 def checked(
-    sessions: "list[Session]", *, compared: bool, at_once: int
+    sessions: "list[Session]", theirs: list[str], *, at_once: int
 ) -> tuple[dict[tuple, Row | None], list[str]]:
-    """(what both sides computed, None where there is one side only; what was refused).
+    """(what all sides computed, None where there is one side only; what was refused).
 
     Weights are written once for each shape, and checked once for each kind of texts.
     """
@@ -131,9 +160,9 @@ def checked(
     with ThreadPoolExecutor(at_once) as pool:
         list(pool.map(Session.start, {session.job.model: session for session in sessions}.values()))
         kinds = {session.gated: session for session in sessions}
-        if not compared:
+        if not theirs:
             return dict.fromkeys(kinds), []
-        found = {key: pool.submit(session.gate) for key, session in kinds.items()}
+        found = {key: pool.submit(session.gate, theirs) for key, session in kinds.items()}
     for key, future in found.items():
         try:
             gates[key] = future.result()
@@ -165,30 +194,37 @@ class Session:
         workload: Workload,
         folder: Path,
         environment: dict[str, str],
-        profile: str | None,
+        profile: str | None = None,
+        pythons: Mapping[str, str] = HERE,
     ):
+        self.pythons = pythons
         self.name, self.workload, self.folder, self.profile = name, workload, folder, profile
         self.environment = environment
         model = folder / f"{workload.kind}-{workload.shape}"
         self.job = StepJob("start", workload, VARIANTS["jaxllm"], str(model))
-        self.gated = (workload.kind, workload.shape, workload.texts)  # alike in these: alike
+        # Alike in these: alike. Attention may be another's with the length.
+        self.gated = (workload.kind, workload.shape, workload.texts, workload.length)
 
     def start(self) -> None:
         say(f"{self.name}: writing the model that every run starts from")
         self.call("jaxllm", self.job)
 
-    def gate(self) -> Row:
-        """What both sides computed; BenchmarkError where it is not the same."""
-        say(f"{self.name}: checking that both sides compute the same")
+    def gate(self, theirs: Sequence[str] = ("torch",)) -> Row | None:
+        """What the sides computed; BenchmarkError where it is not the same as jaxllm's."""
+        say(f"{self.name}: checking that all sides compute the same")
         environment = self.environment
         if environment == ON_CHIP:  # Triton's products in float32 take minutes to compile
             flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_triton_gemm=false"
             environment = {**environment, "XLA_FLAGS": flags.strip()}
         ours = self.call("jaxllm", replace(self.job, action="gate"), environment)
-        theirs = self.call(
-            "torch", replace(self.job, action="gate", variant=VARIANTS["torch-eager"])
-        )
-        return compare(ours, theirs)
+        computed: Row = {}
+        for side in theirs:
+            variant = VARIANTS[GATES[side]]
+            if applies(variant, self.workload):
+                job = replace(self.job, action="gate", variant=variant)
+                found = self.call(side, job, environment)
+                computed |= compare(ours, found, side)
+        return computed or None
 
     @contextlib.contextmanager
     def started(self, name: str) -> Iterator[Worker]:
@@ -196,8 +232,13 @@ class Session:
         profile = None if self.profile is None else f"{self.profile}/{self.name}/{name}"
         job = replace(self.job, action="run", variant=variant, profile=profile)
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
-            module = WORKERS[variant.side]
-            worker = Worker(module, job, Path(folder), environment=self.environment)
+            worker = Worker(
+                f"benchmarks.step_{variant.side}",
+                job,
+                Path(folder),
+                environment=self.environment,
+                python=self.pythons[variant.side],
+            )
             try:
                 yield worker
             finally:
@@ -233,4 +274,5 @@ class Session:
     ) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(dir=self.folder) as name:
             chosen = self.environment if environment is None else environment
-            return workers.call(WORKERS[side], job, Path(name), environment=chosen)
+            module, python = f"benchmarks.step_{side}", self.pythons[side]
+            return workers.call(module, job, Path(name), environment=chosen, python=python)

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +95,19 @@ def best_torch(variants: dict[str, Row]) -> float | None:
 def notes(variants: dict[str, Row]) -> list[str]:
     rows = list(variants.values())
     gate = rows[0]["gate"]
-    said = ["Loss and gradient norm were not compared: there was no PyTorch."]
+    said = ["Loss and gradient norm were not compared: there was nothing to compare with."]
     if gate is not None:
-        ours = ", ".join(f"{key} {value:.6g}" for key, value in gate["jaxllm"].items())
-        theirs = ", ".join(f"{value:.6g}" for value in gate["torch"].values())
-        said = [f"Before: jaxllm {ours}; PyTorch {theirs}."]
+        keys = " and ".join(gate["jaxllm"])
+        sides = (
+            f"{side} {', '.join(f'{value:.6g}' for value in values.values())}"
+            for side, values in gate.items()
+        )
+        said = [f"Before, {keys}: {'; '.join(sides)}."]
     said.append(f"{rows[0]['flops_per_token'] / 1e6:.3g} MFLOP a real token.")
+    for row in rows:
+        if "versions" in row:
+            versions = ", ".join(f"{name} {v}" for name, v in row["versions"].items())
+            said.append(f"{row['variant']}: {versions}.")
     loads = [row["other_load"] for row in rows if row["other_load"] is not None]
     if loads and max(loads) > QUIET:
         said.append(f"Caution: other programs took up to {max(loads):.0%} of the machine.")
@@ -121,7 +129,9 @@ def line(values: list[str]) -> str:
 
 
 def plot(rows: list[Row], directory: Path) -> list[Path]:
-    """Bars of real tokens/s, a picture a workload; the paths."""
+    """Bars of real tokens/s for each workload, lines over lengths and sizes of like ones; the
+    paths.
+    """
     import matplotlib
 
     matplotlib.use("agg")
@@ -129,6 +139,16 @@ def plot(rows: list[Row], directory: Path) -> list[Path]:
 
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
+    for title, label, lines in scaling(rows):
+        figure, axes = pyplot.subplots(figsize=(7, 3.5))
+        for variant, points in lines.items():
+            axes.plot(*zip(*sorted(points), strict=True), marker="o", label=variant)
+        axes.set(title=title, xlabel=label, ylabel="real tokens/s", xscale="log", yscale="log")
+        axes.legend()
+        figure.tight_layout()
+        paths.append(directory / f"{title}.png")
+        figure.savefig(paths[-1], dpi=120)
+        pyplot.close(figure)
     for name, variants in by_workload(rows).items():
         figure, axes = pyplot.subplots(figsize=(7, 0.4 * len(variants) + 1.2))
         names = list(variants)[::-1]
@@ -146,3 +166,23 @@ def plot(rows: list[Row], directory: Path) -> list[Path]:
         figure.savefig(paths[-1], dpi=120)
         pyplot.close(figure)
     return paths
+
+
+def scaling(rows: list[Row]) -> Iterator[tuple[str, str, dict[str, list[tuple[float, float]]]]]:
+    """(title, what x is, points (x, real tokens/s) by variant), of what was measured at several."""
+    kinds = {
+        "length": ("tokens of a row", ("kind", "shape", "texts", "dropout", "dtype")),
+        "size": ("MFLOP a token", ("kind", "length", "texts", "dropout", "dtype")),
+    }
+    for name, (label, same) in kinds.items():
+        groups: dict[tuple, dict[str, list[tuple[float, float]]]] = {}
+        for row in (row for row in rows if "workload" in row):
+            shape = row["shape"]
+            x = shape["length"] if name == "length" else row["flops_per_token"] / 1e6
+            lines = groups.setdefault(tuple(shape[key] for key in same), {})
+            lines.setdefault(row["variant"], []).append((x, row["real_tokens_per_second"]))
+        for (kind, which, texts, dropout, dtype), lines in groups.items():
+            several = {v: points for v, points in lines.items() if len({x for x, _ in points}) > 1}
+            if several:
+                title = f"{kind}-{which}-{texts}-dropout-{dropout:g}-{dtype}-by-{name}"
+                yield title, label, several

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.stepping import Batch
 from benchmarks.workloads import MASKED, Workload
 from jaxllm.errors import InputError
 
 BATCHES = 4  # different ones, gone through in turns
 GATE_ROWS = 4
 MASK, FIRST = 4, 5  # ids
+IGNORED = -100  # the label of a token that is not asked for
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,39 @@ def tokenize(file: str, tokenizer: str, output: Path) -> None:
 @functools.cache
 def _lines(file: str) -> list[list[int]]:
     return json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+def padded(workload: Workload, found: list[Text], length: int) -> dict[str, np.ndarray]:
+    """A text a row of `length`, as transformers' models take it; a mask where there is padding."""
+    shape = (len(found), length)
+    ids, mask, labels = (np.full(shape, fill, np.int64) for fill in (0, 0, IGNORED))
+    for row, text in enumerate(found):
+        ids[row, : len(text.ids)] = text.ids
+        mask[row, : len(text.ids)] = 1
+        labels[row, text.masked] = text.originals
+    arrays = {"input_ids": ids}
+    if not mask.all():
+        arrays["attention_mask"] = mask
+    if workload.kind == "mlm":
+        arrays["labels"] = labels
+    elif workload.kind == "classify":
+        arrays["labels"] = np.array([text.label for text in found])
+    return arrays
+
+
+def padded_batches(
+    workload: Workload, vocabulary: int, count: int, height: int, *, to_longest: bool = False
+) -> list[Batch]:
+    """`count` batches of the first texts, see `padded`; `to_longest`: no longer than they need."""
+    found = texts(workload, vocabulary, count * height)
+    made = []
+    for first in range(0, len(found), height):
+        part = found[first : first + height]
+        sizes = [len(text.ids) for text in part]
+        longest = min(-(-max(sizes) // 8) * 8, workload.length)
+        length = longest if to_longest else workload.length
+        made.append(Batch(padded(workload, part, length), sum(sizes), height * length))
+    return made
 
 
 def digest(x_ND: np.ndarray) -> float:

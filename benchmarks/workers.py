@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+from jaxllm import cpu_guard
 from jaxllm.huge_pages import add_tunable
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,18 +26,29 @@ class Job(Protocol):
 
 
 class Worker:
-    """``python -m MODULE JOB RESULT`` in a process; all its files are in `folder`.
+    """``PYTHON -m MODULE JOB RESULT`` in a process; all its files are in `folder`.
 
     A job whose action is "run" touches the file `ready` when it has compiled, and waits for `go`.
     """
 
-    def __init__(self, module: str, job: Job, folder: Path, *, environment: dict[str, str]):
+    def __init__(
+        self,
+        module: str,
+        job: Job,
+        folder: Path,
+        *,
+        environment: dict[str, str],
+        python: str = sys.executable,
+    ):
         self.module, self.action, self.folder = module, job.action, folder
         job.write(folder / "job")
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         inherited = {**os.environ, **environment, "PYTHONPATH": path}
+        if python != sys.executable:  # its jaxlib may not know the flag; jaxllm adds it there, too
+            flags = inherited.get("XLA_FLAGS", "")
+            inherited["XLA_FLAGS"] = flags.replace(cpu_guard.setting(), "").strip()
         add_tunable(environ=inherited)  # as the command `jaxllm` does; here for all sides
-        command = [sys.executable, "-m", module, str(folder / "job"), str(folder / "result")]
+        command = [python, "-m", module, str(folder / "job"), str(folder / "result")]
         with (folder / "log").open("w") as log:
             self.process = subprocess.Popen(
                 command, env=inherited, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT
@@ -63,9 +75,9 @@ class Worker:
         return json.loads((self.folder / "result").read_text(encoding="utf-8"))
 
 
-def call(module: str, job: Job, folder: Path, *, environment: dict[str, str]) -> dict[str, Any]:
+def call(module: str, job: Job, folder: Path, **options: Any) -> dict[str, Any]:
     """The result of one worker, see `Worker`."""
-    worker = Worker(module, job, folder, environment=environment)
+    worker = Worker(module, job, folder, **options)
     try:
         return worker.result()
     finally:

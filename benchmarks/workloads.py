@@ -1,7 +1,7 @@
 """What the suite measures: workloads, the variants that take turns on each, and the suites.
 
 A workload is one shape of batch through one model: a training step, or the encoder alone. Variants
-are jaxllm, jaxllm with one thing taken away, and PyTorch's ways of running the same model.
+are jaxllm, jaxllm with something taken away, PyTorch's ways of running the same model, and Flax's.
 """
 
 import json
@@ -81,7 +81,7 @@ class Variant:
     """One way to run a workload.
 
     Attributes:
-        side: whose code.
+        side: whose code; flax is that of the classes that transformers 4 had.
         packed: jaxllm: several texts in a row.
         masked_head: jaxllm: logits of the masked tokens only.
         attention: jaxllm's `model.attention`, or transformers' `attn_implementation`.
@@ -90,7 +90,7 @@ class Variant:
         compiled: torch.compile.
     """
 
-    side: Literal["jaxllm", "torch"]
+    side: Literal["jaxllm", "torch", "flax"]
     packed: bool = True
     masked_head: bool = True
     attention: str = "xla"
@@ -99,17 +99,18 @@ class Variant:
     compiled: bool = False
 
 
-# Each of jaxllm's first four has something more than the one above it: jax.jit and layers unrolled,
-# logits of the masked tokens only (and attention in blocks on CPUs), packing.
+# Each of jaxllm's first four has more than the one above it: how jaxllm compiles a step and
+# attends, logits of the masked tokens only, packing.
 VARIANTS = {
     "jaxllm-2021": Variant("jaxllm", packed=False, masked_head=False, unroll=1, pmap=True),
-    "jaxllm-full-head": Variant("jaxllm", packed=False, masked_head=False),
+    "jaxllm-full-head": Variant("jaxllm", packed=False, masked_head=False, attention="auto"),
     "jaxllm-padded": Variant("jaxllm", packed=False, attention="auto"),
     "jaxllm": Variant("jaxllm", attention="auto"),
     "jaxllm-cudnn": Variant("jaxllm", attention="cudnn"),
     "jaxllm-triton-padded": Variant("jaxllm", packed=False, attention="triton"),
     "jaxllm-triton": Variant("jaxllm", attention="triton"),
     "jaxllm-splash": Variant("jaxllm", attention="splash"),
+    "flax": Variant("flax"),
     "torch-eager": Variant("torch", attention="eager"),
     "torch-sdpa": Variant("torch", attention="sdpa"),
     "torch-compile": Variant("torch", attention="sdpa", compiled=True),
@@ -123,6 +124,8 @@ def applies(variant: Variant, workload: Workload) -> bool:
     """
     if variant.side == "torch":
         return True
+    if variant.side == "flax":  # there was no ModernBERT
+        return SHAPES[workload.shape]["model_type"] == "bert"
     if variant.attention not in ("xla", "auto"):
         drops = workload.dropout > 0 and workload.kind != "encode"
         if workload.dtype != "bfloat16" or (drops and variant.attention != "triton"):
@@ -183,8 +186,14 @@ def _on_cpu() -> dict[str, Workload]:
         "mlm-4-layers-128": small("mlm", "bert-base-4-layers", 8, 128),
         "mlm-4-layers-128-mixed": small("mlm", "bert-base-4-layers", 8, 128, "uniform"),
         "mlm-4-layers-128-text": small("mlm", "bert-base-4-layers", 8, 128, "file"),
+        "mlm-4-layers-512-text": small(
+            "mlm", "bert-base-4-layers", 8, 512, "file", steps=2, warmup=1
+        ),
         "classify-minilm-128-mixed": small("classify", "minilm", 32, 128, "uniform"),
+        "classify-minilm-384-mixed": small("classify", "minilm", 32, 384, "uniform"),
+        "encode-minilm-128-mixed": small("encode", "minilm", 32, 128, "normal", dropout=0.0),
         "encode-minilm-512-mixed": small("encode", "minilm", 8, 512, "normal", dropout=0.0),
+        "encode-base-128-mixed": small("encode", "bert-base", 32, 128, "normal", dropout=0.0),
     }
 
 
@@ -200,17 +209,17 @@ def _toys() -> dict[str, Workload]:
 
 _OURS = ("jaxllm-2021", "jaxllm-full-head", "jaxllm-padded", "jaxllm")
 _FUSED = ("jaxllm-cudnn", "jaxllm-triton-padded", "jaxllm-triton")
-_TORCH = ("torch-eager", "torch-sdpa", "torch-compile")
+_THEIRS = ("flax", "torch-eager", "torch-sdpa", "torch-compile")
 SUITES = {
-    "cpu": Suite(_on_cpu(), (*_OURS, *_TORCH), on_cpu=True),
+    "cpu": Suite(_on_cpu(), (*_OURS, *_THEIRS), on_cpu=True),
     "gpu": Suite(
         _headlines(),
-        ("jaxllm-2021", "jaxllm-triton-padded", "jaxllm-triton", "torch-compile"),
+        ("jaxllm-2021", "jaxllm-triton-padded", "jaxllm-triton", "flax", "torch-compile"),
         at_once=4,
     ),
-    "gpu-all": Suite(_on_chip(), (*_OURS, *_FUSED, *_TORCH), at_once=4),
+    "gpu-all": Suite(_on_chip(), (*_OURS, *_FUSED, *_THEIRS), at_once=4),
     "tpu": Suite(_on_chip(), (*_OURS, "jaxllm-splash")),  # no PyTorch there
-    "toy": Suite(_toys(), (*_OURS, *_TORCH), at_once=2, on_cpu=True),
+    "toy": Suite(_toys(), (*_OURS, *_THEIRS), at_once=2, on_cpu=True),
 }
 
 

@@ -192,8 +192,10 @@ def make_attend(
     """The implementation `name` for rows of `length` tokens, see `Attend`.
 
     Raises:
-        InputError: the `weights` are asked for, and it has none.
+        InputError: there is no such implementation, or the `weights` are asked for and it has none.
     """
+    if name not in ATTENDS:
+        raise InputError(f"attention: found {name!r}, expected one of {', '.join(ATTENDS)}")
     attend = ATTENDS[name](length, padding_BS, segments_BT, radius)
     if weights and attend.fused is not None:
         raise InputError(

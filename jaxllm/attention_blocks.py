@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.attention import window_mask
-from jaxllm.layers import match_rank, mix_bits, mix_key
+from jaxllm.layers import mix_bits, mix_key
 
 HIDDEN = -1e30  # a hidden score; finite, so that a query without keys gives no NaN
 _GOLDEN = 0x9E3779B9
@@ -94,6 +94,7 @@ def kept_weights(
     """
     k0, k1 = mix_key(first, last)
     x = mix_bits(tokens ^ k0, k1)[..., None]
-    x = x + match_rank(keys.astype(jnp.uint32) * jnp.uint32(_GOLDEN), x)
+    keys = keys.astype(jnp.uint32) * jnp.uint32(_GOLDEN)
+    x = x + jax.lax.expand_dims(keys, range(x.ndim - 1))
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))

@@ -40,9 +40,9 @@ class PretrainedModel:
         """The model at `path`: a directory, a Hub id, or package:NAME/sub/dir.
 
         `dtype`: of the computation (float32 or bfloat16); parameters are float32. `attention`: xla,
-        cudnn, triton or splash. `seed`: for the parameters of a head that the checkpoint lacks.
-        `config_overrides`: config attributes, such as num_labels=3. Raises InputError for a path,
-        config or tensor that cannot be used.
+        blocked, cudnn, triton or splash. `seed`: for the parameters of a head that the checkpoint
+        lacks. `config_overrides`: config attributes, such as num_labels=3. Raises InputError for a
+        path, config or tensor that cannot be used.
         """
         directory = hf.resolve(path)
         config = hf.load_config(directory, **config_overrides)

@@ -1,7 +1,8 @@
 """Attention in blocks that a CPU's caches hold, in plain JAX: dropout, segments, windows.
 
-Softmax block by block (Dao, 2023, FlashAttention-2), forward and backward, a row at a time. The
-scores of all rows and heads at once, in memory, take two thirds of an attention's time on a CPU.
+Softmax block by block (Dao, 2023, FlashAttention-2), forward and backward, a row at a time. With
+the scores of all rows and heads in memory, half of an attention's time on a CPU goes by between
+its two products.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jaxllm.attention_blocks import HIDDEN, Dropping, Visible, kept_weights
 
 # Tokens of a block of queries and of one of keys, at most. The fastest of nine pairs for rows of
-# 512, heads of 32; rows of 128 keys are as fast in one piece (dev/LOG.md).
+# 512, heads of 32; training on rows of 128 is as fast without (dev/LOG.md).
 QUERIES, KEYS = 512, 128
 _FEWEST = 32
 

@@ -23,10 +23,10 @@ class ModelConfig:
         normalize: sentence-embedding: scale vectors to length 1; null = as those files say, else
             true
         dtype: type of the computation; parameters and optimizer stay float32
-        attention: what computes it: auto, blocked on CPUs and xla elsewhere; xla and blocked run
-            everywhere; triton on NVIDIA GPUs, in bfloat16, rows of a multiple of 64 tokens; cudnn,
-            likewise for even rows; splash on TPU, rows of a multiple of 128 tokens; the last two
-            without dropout of attention weights
+        attention: what computes it: auto, blocked on CPUs and xla elsewhere; xla and blocked (which
+            is xla for rows of at most 128 tokens) run everywhere; triton on NVIDIA GPUs, in
+            bfloat16, rows of a multiple of 64 tokens; cudnn, likewise for even rows; splash on TPU,
+            rows of a multiple of 128 tokens; the last two without dropout of attention weights
         remat: what the backward pass computes again instead of keeping: nothing, each layer, or all
             of it but the matrix products
         unroll: layers per iteration of the scan over layers; 0 = all, the fastest step on CPU and

@@ -14,6 +14,8 @@ import pytest
 # All of this must be in the environment before jax, transformers or datasets are imported, and the
 # processes that tests start inherit it.
 _CACHE = tempfile.mkdtemp(prefix="jaxllm-tests-")
+# What a test compiles another may need again, in another process of pytest, too.
+_COMPILED = os.environ.setdefault("JAXLLM_TESTS_COMPILED", f"{_CACHE}/compiled")
 _DEVICES = "--xla_force_host_platform_device_count=8"
 # Tests spend most of their time in LLVM; without its optimisations a third of that is saved.
 _QUICK = "--xla_backend_optimization_level=0"
@@ -26,7 +28,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLCONFIGDIR"] = f"{_CACHE}/matplotlib"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import jax  # noqa: E402
+
 import jaxllm  # noqa: E402, F401  (its CPU guard completes XLA_FLAGS)
+
+jax.config.update("jax_compilation_cache_dir", _COMPILED)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+jax.config.update("jax_compilation_cache_max_size", 4 * 2**30)  # with a limit it locks its files
 
 PARITY = Path(__file__).parent / "parity"
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -236,6 +236,17 @@ def test_weights_are_refused(name):
         make_attend(name, T, None, None, weights=True)
 
 
+def test_rows_without_blocks_are_xlas_and_unknown_names_refused(qkv):
+    q, k, v = (jnp.asarray(x)[:, :128] for x in qkv)
+    (out, weights), (expected, kept) = (
+        make_attend(name, 128, None, None, weights=True)(q, k, v) for name in ("blocked", "xla")
+    )
+    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_array_equal(weights, kept)
+    with pytest.raises(InputError, match="attention: found 'auto', expected one of xla, blocked"):
+        make_attend("auto", 128, None, None)
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "dtype", "message"),
     [

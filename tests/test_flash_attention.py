@@ -132,8 +132,13 @@ def test_masks_do_not_depend_on_the_mesh(name, length, interpreted):
     ids = jnp.asarray(np.repeat([[1, 2]], length // 2, axis=1).repeat(4, axis=0), jnp.int32)
 
     def attended(x, ids):
-        attend = make_attend(name, length, None, ids)
-        return attend(*x, dropout_rate=0.1, key=KEY)[0].astype(jnp.float32)
+        def total(x):
+            attend = make_attend(name, length, None, ids)
+            out = attend(*x, dropout_rate=0.1, key=KEY)[0].astype(jnp.float32)
+            return jnp.sum(out * jnp.cos(jnp.arange(out.size).reshape(out.shape))), out
+
+        grads, out = jax.grad(total, has_aux=True)(x)
+        return jnp.stack([out, *(grad.astype(jnp.float32) for grad in grads)])
 
     expected = jax.jit(attended)(x, ids)
     mesh = make_mesh(2, 1, 2, devices=jax.devices()[:4])
@@ -166,11 +171,12 @@ def test_a_model_by_it_is_the_model(name, dtype, tolerance, model_type, interpre
 @pytest.mark.skipif(
     jax.__version_info__ >= (0, 11), reason="needs an NVIDIA GPU: this jax asks it what it is"
 )
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("rate", [0.0, 0.1])
-def test_the_kernels_are_lowered_by_triton(masked, rate):
+@pytest.mark.parametrize(
+    ("masked", "radius", "rate"), [(False, None, 0.0), (True, None, 0.1), (True, 30, 0.0)]
+)
+def test_the_kernels_are_lowered_by_triton(masked, radius, rate):
     def total(q, k, v, ids):
-        seen = visible(ids, ids, None, (64, 64)) if masked else None
+        seen = visible(ids, ids, radius, (64, 64)) if masked else None
         static, drop = Static(N, rate), dropping() if rate else None
         return flash_attention.flash_attention(static, q, k, v, seen, drop).astype(float).sum()
 

@@ -13,7 +13,8 @@ sys.path.insert(0, str(ROOT))  # benchmarks are not part of the installed packag
 from benchmarks import __main__ as command  # noqa: E402
 from benchmarks import flops, pipeline, suite, suite_report  # noqa: E402
 from benchmarks.stepping import Batch, Steps, timed  # noqa: E402
-from benchmarks.texts import MASK, texts, tokenize  # noqa: E402
+from benchmarks.texts import MASK, padded_batches, texts, tokenize  # noqa: E402
+from benchmarks.workers import BenchmarkError  # noqa: E402
 from benchmarks.workloads import SUITES, VARIANTS, StepJob, Workload, applies  # noqa: E402
 from jaxllm.data.tokenizer import load_tokenizer  # noqa: E402
 from jaxllm.errors import InputError  # noqa: E402
@@ -94,6 +95,42 @@ def test_files_of_several_runs_make_one_report_and_plots(tmp_path, capsys):
     assert sorted(path.name for path in plots.iterdir()) == ["a.png", "b.png"]
 
 
+def test_lines_are_drawn_over_lengths_and_sizes():
+    shape = vars(Workload("encode", "minilm", 8, 512, "normal", dropout=0.0))
+    others = [{"length": 128}, {"length": 128, "shape": "bert-base"}, {"texts": "full"}]
+    rows = [
+        row(str(number), "jaxllm", 100 * number, shape={**shape, **other}, flops_per_token=flops)
+        for number, (other, flops) in enumerate(
+            zip([{}, *others], (2e6, 1e6, 9e6, 3e6), strict=True)
+        )
+    ]
+    found = {title: lines for title, _, lines in suite_report.scaling(rows)}
+    assert found == {
+        "encode-minilm-normal-dropout-0-bfloat16-by-length": {"jaxllm": [(512, 0), (128, 100)]},
+        "encode-128-normal-dropout-0-bfloat16-by-size": {"jaxllm": [(1.0, 100), (9.0, 200)]},
+    }
+
+
+def test_the_gate_asks_every_side_that_has_the_model(monkeypatch, tmp_path):
+    asked = []
+
+    def call(session, side, job, environment=None):
+        asked.append((side, job.variant.side))
+        return {"loss": 2.0 if side == "flax" else 1.0, "grad_norm": 3.0}
+
+    monkeypatch.setattr(suite.Session, "call", call)
+    modern, bert = (
+        suite.Session(name, SUITES["toy"].workloads[name], tmp_path, {})
+        for name in ("toy-modernbert", "toy-mlm")
+    )
+    figures = {"loss": 1.0, "grad_norm": 3.0}
+    assert modern.gate(["torch", "flax"]) == {"jaxllm": figures, "torch": figures}
+    assert asked == [("jaxllm", "jaxllm"), ("torch", "torch")]
+    assert modern.gate(["flax"]) is None
+    with pytest.raises(BenchmarkError, match="the same loss: jaxllm 1, flax 2"):
+        bert.gate(["torch", "flax"])
+
+
 @pytest.mark.parametrize("content", [None, "", "{}\n", "no json\n"])
 def test_a_file_that_is_no_output_is_refused(tmp_path, content, capsys):
     file = tmp_path / "rows.jsonl"
@@ -111,6 +148,8 @@ def test_names_of_workloads_and_variants_choose_runs(capsys):
         suite.chosen("toy", ["jaxllm-cudnn", "toy-mlm"])
     assert command.main(["run", "--suite", "cpu", "--only", "nothing"]) == 2
     assert "found nothing" in capsys.readouterr().err
+    assert command.main(["run", "--suite", "cpu", "--flax-python", "no/such/python"]) == 2
+    assert "--flax-python no/such/python: there is no such program" in capsys.readouterr().err
 
 
 def test_only_these_suites_keep_to_the_cpu():
@@ -127,14 +166,16 @@ def test_a_variant_runs_where_it_is_another_than_the_next():
 
     torch = ["torch-eager", "torch-sdpa", "torch-compile"]
     old = ["jaxllm-2021", "jaxllm-full-head"]
-    assert names("cpu", "mlm-4-layers-128") == ["jaxllm", *torch]
-    assert names("cpu", "mlm-4-layers-128-mixed") == [*old, "jaxllm-padded", "jaxllm", *torch]
-    assert names("cpu", "encode-minilm-512-mixed") == ["jaxllm-padded", "jaxllm", *torch]
-    assert names("gpu-all", "mlm-base-512") == ["jaxllm", "jaxllm-triton", *torch]
+    theirs = ["flax", *torch]
     fused = ["jaxllm-cudnn", "jaxllm-triton"]
-    assert names("gpu-all", "mlm-base-512-no-dropout") == ["jaxllm", *fused, *torch]
-    assert names("gpu", "mlm-base-512") == ["jaxllm-triton", "torch-compile"]
-    packed = ["jaxllm-2021", "jaxllm-triton-padded", "jaxllm-triton", "torch-compile"]
+    assert names("cpu", "mlm-4-layers-128") == ["jaxllm", *theirs]
+    assert names("cpu", "mlm-4-layers-128-mixed") == [*old, "jaxllm-padded", "jaxllm", *theirs]
+    assert names("cpu", "encode-minilm-512-mixed") == ["jaxllm-padded", "jaxllm", *theirs]
+    assert names("gpu-all", "mlm-base-512") == ["jaxllm", "jaxllm-triton", *theirs]
+    assert names("gpu-all", "mlm-modernbert-1024") == ["jaxllm", *fused, *torch]
+    assert names("gpu-all", "mlm-base-512-no-dropout") == ["jaxllm", *fused, *theirs]
+    assert names("gpu", "mlm-base-512") == ["jaxllm-triton", "flax", "torch-compile"]
+    packed = ["jaxllm-2021", "jaxllm-triton-padded", "jaxllm-triton", "flax", "torch-compile"]
     assert names("gpu", "mlm-base-512-mixed") == packed
     assert names("tpu", "classify-base-128") == ["jaxllm"]
 
@@ -159,6 +200,32 @@ def test_texts_are_the_same_for_every_side_and_as_long_as_they_should_be():
         assert (text.ids[text.masked] == MASK).all()
         assert abs(len(text.masked) - 0.15 * len(text.ids)) <= 1
         assert (text.originals >= 5).all()
+
+
+def test_batches_are_padded_to_the_row_or_to_their_longest_text():
+    workload = Workload("mlm", "bert-base", 3, 64, "uniform")
+    found = texts(workload, 1000, 6)
+    whole, short = (
+        padded_batches(workload, 1000, 2, 3, to_longest=to_longest) for to_longest in (False, True)
+    )
+    for number, (batch, cut) in enumerate(zip(whole, short, strict=True)):
+        own = found[3 * number : 3 * number + 3]
+        longest = max(len(text.ids) for text in own)
+        assert batch.arrays["input_ids"].shape == (3, 64)
+        assert batch.padded_tokens == 3 * 64
+        assert longest <= cut.arrays["input_ids"].shape[1] < longest + 8
+        assert cut.padded_tokens == cut.arrays["input_ids"].size
+        for made in (batch, cut):
+            assert made.real_tokens == made.arrays["attention_mask"].sum()
+            assert made.real_tokens == sum(len(text.ids) for text in own)
+            for text, ids, labels in zip(
+                own, made.arrays["input_ids"], made.arrays["labels"], strict=True
+            ):
+                np.testing.assert_array_equal(ids[: len(text.ids)], text.ids)
+                np.testing.assert_array_equal(np.flatnonzero(labels >= 0), text.masked)
+                np.testing.assert_array_equal(labels[text.masked], text.originals)
+    full = Workload("classify", "bert-base", 3, 64)
+    assert padded_batches(full, 1000, 1, 3)[0].arrays.keys() == {"input_ids", "labels"}
 
 
 def test_texts_of_a_file_are_its_lines(tiny_tokenizer_dir, tmp_path):
@@ -194,7 +261,7 @@ def test_the_table_of_a_pipeline():
 def test_timings_are_of_their_own_steps_alone():
     calls = []
     steps = Steps(
-        [Batch("a", 3, 2), Batch("b", 5, 2)], lambda b: calls.append(b.arrays), lambda: None
+        [Batch("a", 3, 16), Batch("b", 5, 16)], lambda b: calls.append(b.arrays), lambda: None
     )
     workload = Workload("mlm", "bert-toy", 2, 8, steps=2, warmup=1, repeats=3)
     job = StepJob("run", workload, VARIANTS["jaxllm"], "model")

@@ -153,7 +153,8 @@ class SavedModel:
             directory, max_length=longest, architectures=config.architectures or ()
         )
         head = HEADS.get(form.task, form.task)
-        _, graphdef, params = load_saved(path, head, config, mesh)
+        attention = attention_on("auto", mesh)
+        _, graphdef, params = load_saved(path, head, config, mesh, attention=attention)
         return cls(directory, config, tokenizer, form, mesh, graphdef, params)
 
     def forward(self, pick: Callable[[Any], Any]) -> Callable[[dict[str, np.ndarray]], Any]:
