@@ -203,7 +203,7 @@ def test_texts_are_the_same_for_every_side_and_as_long_as_they_should_be():
 
 
 def test_batches_are_padded_to_the_row_or_to_their_longest_text():
-    workload = Workload("mlm", "bert-base", 3, 64, "uniform")
+    workload = Workload("mlm", "bert-base", 3, 64, "normal")
     found = texts(workload, 1000, 6)
     whole, short = (
         padded_batches(workload, 1000, 2, 3, to_longest=to_longest) for to_longest in (False, True)
