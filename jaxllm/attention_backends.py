@@ -81,8 +81,11 @@ class Splash(Attend):
 class Skipping(Attend):
     """What the two of jaxllm's own share: they drop weights and skip blocks that nobody sees.
 
-    A subclass sets `blocks`, tokens of a block of queries and of keys, and gives `flash`.
+    A subclass sets `blocks`, tokens of a block of queries and of keys, and has
+    `flash(heads, rate)`: (q, k, v, seen, dropping) -> out_BTNH on one device, of `heads` in all.
     """
+
+    flash: Callable[[int, float], Callable[..., jax.Array]]
 
     blocks: tuple[int, int] | None = None  # None: not for such rows
 
@@ -119,10 +122,6 @@ class Skipping(Attend):
             None if dropping is None else Dropping(one, batch, heads),
         )
         return over_mesh(self.flash(N, rate), *specs)(q, k, v, seen, dropping)
-
-    def flash(self, heads: int, rate: float) -> Callable[..., jax.Array]:
-        """(q, k, v, seen, dropping) -> out_BTNH on one device, of `heads` heads in all."""
-        raise NotImplementedError
 
 
 class Blocked(Skipping):

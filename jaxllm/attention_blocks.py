@@ -2,7 +2,9 @@
 are dropped.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +53,31 @@ class Dropping(NamedTuple):
     words: jax.Array
     rows_B: jax.Array
     heads_N: jax.Array
+
+
+def differentiable(
+    forward: Callable[..., tuple[jax.Array, Any]], backward: Callable[..., tuple]
+) -> Callable[..., jax.Array]:
+    """softmax(q k^T / sqrt(H)) v with dropout on the weights, of a forward and a backward pass.
+
+    It takes (static, q_BTNH, k_BTNH, v_BTNH, seen, dropping) and gives out_BTNH in the dtype of v;
+    `static` is what is compiled in. `seen` None: every token sees every token; `dropping` None: no
+    weight is dropped. `forward` also gives what `backward(static, saved, g_BTNH)` needs.
+    """
+
+    @partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def attention(
+        static: Any,
+        q_BTNH: jax.Array,
+        k_BTNH: jax.Array,
+        v_BTNH: jax.Array,
+        seen: Visible | None = None,
+        dropping: Dropping | None = None,
+    ) -> jax.Array:
+        return forward(static, q_BTNH, k_BTNH, v_BTNH, seen, dropping)[0]
+
+    attention.defvjp(forward, backward)
+    return attention
 
 
 def visible(

@@ -7,13 +7,12 @@ its two products.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxllm.attention_blocks import HIDDEN, Dropping, Visible, kept_weights
+from jaxllm.attention_blocks import HIDDEN, Dropping, Visible, differentiable, kept_weights
 
 # Tokens of a block of queries and of one of keys, at most. The fastest of nine pairs for rows of
 # 512, heads of 32; training on rows of 128 is as fast without (dev/LOG.md).
@@ -37,22 +36,6 @@ class Static:
     heads: int
     rate: float
     blocks: tuple[int, int]
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def blocked_attention(
-    static: Static,
-    q_BTNH: jax.Array,
-    k_BTNH: jax.Array,
-    v_BTNH: jax.Array,
-    seen: Visible | None = None,
-    dropping: Dropping | None = None,
-) -> jax.Array:
-    """softmax(q k^T / sqrt(H)) v with dropout on the weights: out_BTNH, in the dtype of v.
-
-    T is a multiple of both blocks. `seen` None: every token sees every token.
-    """
-    return _forward(static, q_BTNH, k_BTNH, v_BTNH, seen, dropping)[0]
 
 
 def _forward(
@@ -132,7 +115,8 @@ def _backward(static: Static, saved: tuple, g: jax.Array) -> tuple:
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 
-blocked_attention.defvjp(_forward, _backward)
+# T is a multiple of both blocks.
+blocked_attention = differentiable(_forward, _backward)
 
 
 class _Tiles:

@@ -7,7 +7,6 @@ block sees are skipped, so packed rows cost what their segments cost.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from jaxllm.attention_blocks import Dropping, Visible
+from jaxllm.attention_blocks import Dropping, Visible, differentiable
 from jaxllm.flash_kernels import (
     BLOCK,
     STAGES,
@@ -26,23 +25,6 @@ from jaxllm.flash_kernels import (
     keys_kernel,
     queries_kernel,
 )
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def flash_attention(
-    static: Static,
-    q_BTNH: jax.Array,
-    k_BTNH: jax.Array,
-    v_BTNH: jax.Array,
-    seen: Visible | None = None,
-    dropping: Dropping | None = None,
-) -> jax.Array:
-    """softmax(q k^T / sqrt(H)) v with dropout on the weights: out_BTNH, in the dtype of v.
-
-    T is a multiple of BLOCK, H a power of two from 16 to 128. `seen` None: every token sees every
-    token.
-    """
-    return _forward(static, q_BTNH, k_BTNH, v_BTNH, seen, dropping)[0]
 
 
 def _forward(
@@ -75,7 +57,8 @@ def _backward(static: Static, saved: tuple, g_BTNH: jax.Array) -> tuple:
     return dq, dk, dv, None, None
 
 
-flash_attention.defvjp(_forward, _backward)
+# T is a multiple of BLOCK, H a power of two from 16 to 128.
+flash_attention = differentiable(_forward, _backward)
 
 
 @dataclass(frozen=True)
