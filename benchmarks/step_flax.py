@@ -19,10 +19,9 @@ from transformers import (
     FlaxAutoModelForSequenceClassification,
 )
 
-from benchmarks.stepping import Batch, Steps, serve
+from benchmarks.stepping import Batch, Steps, facts_of_jax, serve
 from benchmarks.texts import BATCHES, GATE_ROWS, IGNORED, digest, padded_batches
 from benchmarks.workloads import StepJob
-from jaxllm.throughput import peak_flops, peak_host_memory_bytes
 
 CLASSES = {
     "mlm": FlaxAutoModelForMaskedLM,
@@ -104,16 +103,10 @@ def batches(job: StepJob, model: Any, count: int, height: int) -> list[Batch]:
 
 
 def facts() -> dict[str, Any]:
-    """Memory and device, after the timings."""
-    device = jax.devices()[0]
-    memory = device.memory_stats() or {}
+    """As jaxllm's, and the versions here, which are not those of the other sides."""
     packages = ("transformers", "jax", "flax")
-    return {
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-        "peak_memory": memory.get("peak_bytes_in_use", peak_host_memory_bytes()),
-        "device": device.device_kind,
-        "peak_flops": peak_flops(device.device_kind),
-    }
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {**facts_of_jax(), "versions": versions}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 import benchmarks.no_torch  # noqa: F401
 import jaxllm
 from benchmarks import profiles
-from benchmarks.stepping import TRACED, Batch, Steps, serve
+from benchmarks.stepping import TRACED, Batch, Steps, facts_of_jax, serve
 from benchmarks.texts import BATCHES, GATE_ROWS, Text, digest, texts
 from benchmarks.workloads import StepJob
 from jaxllm import losses, models
@@ -25,7 +25,6 @@ from jaxllm.optim import make_optimizer
 from jaxllm.pretrained import hf
 from jaxllm.sharding import batch_sharding, make_mesh
 from jaxllm.tasks.model import attention_on, load_saved
-from jaxllm.throughput import peak_flops, peak_host_memory_bytes
 from jaxllm.train import init_state, make_train_step
 
 HEADS = {
@@ -95,17 +94,6 @@ def prepare(job: StepJob) -> Steps:
             held["state"], _ = step(held["state"], batch.arrays)
 
     return Steps(found, run, lambda: jax.block_until_ready(held["state"]))
-
-
-def facts() -> dict[str, Any]:
-    """Memory and device, after the timings."""
-    device = jax.devices()[0]
-    memory = device.memory_stats() or {}
-    return {
-        "peak_memory": memory.get("peak_bytes_in_use", peak_host_memory_bytes()),
-        "device": device.device_kind,
-        "peak_flops": peak_flops(device.device_kind),
-    }
 
 
 @contextlib.contextmanager
@@ -287,4 +275,4 @@ def _mean(sums: tuple[jax.Array, jax.Array]) -> float:
 
 
 if __name__ == "__main__":
-    serve(start=start, gate=gate, prepare=prepare, facts=facts, traced=traced)
+    serve(start=start, gate=gate, prepare=prepare, facts=facts_of_jax, traced=traced)

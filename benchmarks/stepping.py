@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.workloads import StepJob
+from jaxllm.throughput import peak_flops, peak_host_memory_bytes
 
 TRACED = 3  # steps in a trace
 
@@ -77,6 +78,19 @@ def timed(
         "prepare_seconds": prepared - began,
         "first_step_seconds": first - prepared,
         "timings": timings,
+    }
+
+
+def facts_of_jax() -> dict[str, Any]:
+    """Memory and device, after the timings."""
+    import jax
+
+    device = jax.devices()[0]
+    memory = device.memory_stats() or {}
+    return {
+        "peak_memory": memory.get("peak_bytes_in_use", peak_host_memory_bytes()),
+        "device": device.device_kind,
+        "peak_flops": peak_flops(device.device_kind),
     }
 
 
