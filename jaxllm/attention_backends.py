@@ -16,7 +16,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxllm import blocked_attention
 from jaxllm.attend import ROWS, Attend, over_mesh
-from jaxllm.attention_blocks import Dropping, visible
+from jaxllm.attention import dot_product_attention
+from jaxllm.attention_blocks import Dropping, Visible, differentiated_as, visible
 from jaxllm.errors import InputError
 from jaxllm.layers import Key, key_words
 from jaxllm.sharding import LETTER_AXES
@@ -101,16 +102,22 @@ class Skipping(Attend):
             if self.radius is not None:
                 self.everywhere = visible(*ids, self.length, self.blocks)
 
+    def seen(self, is_global: Any, rows: int) -> Visible | None:
+        seen: Any = self.near
+        if is_global is not None and self.radius is not None:
+            seen = jax.tree.map(partial(jnp.where, is_global), self.everywhere, seen)
+        return None if seen is None else seen.of_rows(rows)
+
     def skipping(
         self, q: jax.Array, k: jax.Array, v: jax.Array, is_global: Any, rate: float, key: Key
     ) -> jax.Array:
+        return self.over_devices(q, k, v, self.seen(is_global, len(q)), rate, key)
+
+    def over_devices(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, seen: Any, rate: float, key: Key
+    ) -> jax.Array:
         B, _, N, _ = q.shape
-        seen: Any = self.near
         dropping: Any = None
-        if is_global is not None and self.radius is not None:
-            seen = jax.tree.map(partial(jnp.where, is_global), self.everywhere, seen)
-        if seen is not None:
-            seen = seen.of_rows(B)
         if rate > 0 and key is not None:
             numbers = (jnp.arange(n, dtype=jnp.int32) for n in (B, N))
             dropping = Dropping(jnp.stack(key_words(key)), *numbers)
@@ -125,7 +132,10 @@ class Skipping(Attend):
 
 
 class Blocked(Skipping):
-    """`blocked_attention`: blocks that a CPU's caches hold. Where there are none, it is XLA's."""
+    """`blocked_attention`: blocks that a CPU's caches hold. Where there are none, it is XLA's.
+
+    So is what a gradient is asked of, where a block holds a whole row.
+    """
 
     name = "blocked"
 
@@ -133,12 +143,25 @@ class Blocked(Skipping):
         self.blocks = blocked_attention.blocks_of(length)
         super().__init__(length, *args)
         if self.blocks is not None:
-            self.fused = self.skipping
+            one = length == self.blocks[1]
+            self.fused = self.forward_alone if one else self.skipping
 
     def flash(self, heads: int, rate: float) -> Callable[..., jax.Array]:
         assert self.blocks is not None
         static = blocked_attention.Static(heads, rate, self.blocks)
         return partial(blocked_attention.blocked_attention, static)
+
+    def forward_alone(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, is_global: Any, rate: float, key: Key
+    ) -> jax.Array:
+        def in_xla(q: jax.Array, k: jax.Array, v: jax.Array, masks: Any) -> jax.Array:
+            return dot_product_attention(q, k, v, mask=masks[0], dropout_rate=rate, key=key)[0]
+
+        def in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, masks: Any) -> jax.Array:
+            return self.over_devices(q, k, v, masks[1], 0.0, None)
+
+        call = in_xla if rate > 0 else differentiated_as(in_xla, in_blocks)
+        return call(q, k, v, (self.visible(is_global), self.seen(is_global, len(q))))
 
 
 class Triton(Skipping):

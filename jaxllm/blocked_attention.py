@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxllm.attention_blocks import HIDDEN, Dropping, Visible, differentiable, kept_weights
 
 # Tokens of a block of queries and of one of keys, at most. The fastest of nine pairs for rows of
-# 512, heads of 32; training on rows of 128 is as fast without (dev/LOG.md).
+# 512, heads of 32; training on rows of 128 is as fast without, and so is all else on shorter ones
+# (dev/LOG.md).
 QUERIES, KEYS = 512, 128
 _FEWEST = 32
 
@@ -23,7 +24,7 @@ _FEWEST = 32
 def blocks_of(length: int) -> tuple[int, int] | None:
     """(queries, keys) of a block in rows of `length` tokens; None where blocks gain nothing."""
     keys = max(size for size in range(1, KEYS + 1) if length % size == 0)
-    if length <= KEYS or keys < _FEWEST:
+    if length < KEYS or keys < _FEWEST:
         return None
     queries = (size for size in range(keys, QUERIES + 1, keys) if length % size == 0)
     return max(queries), keys

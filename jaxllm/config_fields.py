@@ -24,7 +24,7 @@ class ModelConfig:
             true
         dtype: type of the computation; parameters and optimizer stay float32
         attention: what computes it: auto, blocked on CPUs and xla elsewhere; xla and blocked (which
-            is xla for rows of at most 128 tokens) run everywhere; triton on NVIDIA GPUs, in
+            is xla in rows of less than 128 tokens) run everywhere; triton on NVIDIA GPUs, in
             bfloat16, rows of a multiple of 64 tokens; cudnn, likewise for even rows; splash on TPU,
             rows of a multiple of 128 tokens; the last two without dropout of attention weights
         remat: what the backward pass computes again instead of keeping: nothing, each layer, or all

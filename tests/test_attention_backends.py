@@ -145,6 +145,31 @@ def test_blocked_is_xla(qkv, kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", MASKS)
+def test_a_row_in_one_block_is_in_blocks_where_no_gradient_is_asked_for(qkv, kind, monkeypatch):
+    monkeypatch.setattr(blocked_attention, "KEYS", T)
+    expected, expected_grads = run("xla", qkv, kind)
+    given = {"is_global": None, "radius": None, **MASKS[kind]}
+    parts = [to_device(given.get(part)) for part in ("padding", "segments")]
+    arrays = [jnp.asarray(x) for x in qkv]
+
+    def forward(*arrays, **dropout):
+        attend = make_attend("blocked", T, *parts, radius=given["radius"])
+        return attend(*arrays, is_global=to_device(given["is_global"]), **dropout)[0]
+
+    keep = real(**MASKS[kind])
+    np.testing.assert_allclose(forward(*arrays)[keep], expected[keep], rtol=1e-5, atol=1e-5)
+    scores = f"f32[{B},{N},{T},{T}]"
+    assert scores not in str(jax.make_jaxpr(forward)(*arrays))
+    dropping = partial(forward, dropout_rate=0.1, key=jax.random.key(0))
+    assert scores in str(jax.make_jaxpr(dropping)(*arrays))
+
+    out, grads = run("blocked", qkv, kind)
+    np.testing.assert_array_equal(out, expected)
+    for grad, wanted in zip(grads, expected_grads, strict=True):
+        np.testing.assert_array_equal(grad, wanted)
+
+
+@pytest.mark.parametrize("kind", MASKS)
 def test_splash_is_xla(qkv, kind, interpreted):
     same("splash", qkv, kind, jnp.float32, 1e-5)
 
@@ -237,14 +262,14 @@ def test_weights_are_refused(name):
 
 
 def test_rows_without_blocks_are_xlas_and_unknown_names_refused(qkv):
-    q, k, v = (jnp.asarray(x)[:, :128] for x in qkv)
+    q, k, v = (jnp.asarray(x)[:, :64] for x in qkv)
     (out, weights), (expected, kept) = (
-        make_attend(name, 128, None, None, weights=True)(q, k, v) for name in ("blocked", "xla")
+        make_attend(name, 64, None, None, weights=True)(q, k, v) for name in ("blocked", "xla")
     )
     np.testing.assert_array_equal(out, expected)
     np.testing.assert_array_equal(weights, kept)
     with pytest.raises(InputError, match="attention: found 'auto', expected one of xla, blocked"):
-        make_attend("auto", 128, None, None)
+        make_attend("auto", 64, None, None)
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_blocks_that_nobody_sees_are_not_computed():
 @pytest.mark.parametrize(
     ("length", "blocks"),
     [(512, (512, 128)), (384, (384, 128)), (1024, (512, 128)), (320, (320, 80)), (768, (384, 128)),
-     (128, None), (80, None), (509, None), (134, (134, 67))],
+     (128, (128, 128)), (127, None), (80, None), (509, None), (134, (134, 67))],
 )  # fmt: skip
 def test_blocks_divide_the_row(length, blocks):
     assert blocked_attention.blocks_of(length) == blocks
