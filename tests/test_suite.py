@@ -170,6 +170,7 @@ def test_a_variant_runs_where_it_is_another_than_the_next():
     fused = ["jaxllm-cudnn", "jaxllm-triton"]
     assert names("cpu", "mlm-4-layers-128") == ["jaxllm", *theirs]
     assert names("cpu", "mlm-4-layers-128-mixed") == [*old, "jaxllm-padded", "jaxllm", *theirs]
+    assert names("cpu", "mlm-4-layers-512-text") == ["jaxllm-padded", "jaxllm", *theirs]
     assert names("cpu", "encode-minilm-512-mixed") == ["jaxllm-padded", "jaxllm", *theirs]
     assert names("gpu-all", "mlm-base-512") == ["jaxllm", "jaxllm-triton", *theirs]
     assert names("gpu-all", "mlm-modernbert-1024") == ["jaxllm", *fused, *torch]
