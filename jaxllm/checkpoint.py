@@ -8,10 +8,6 @@ before anything is read: Orbax itself does not notice a changed byte in an array
 """
 
 import logging
-import math
-import os
-import re
-import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -23,15 +19,16 @@ from jaxllm import processes
 from jaxllm.checkpoint_contents import (
     ABOUT,
     FORMAT,
-    describe_leaf,
+    describe,
     find_damage,
     join,
-    leaves,
     list_files,
     read_about,
     sealed,
     split,
 )
+from jaxllm.checkpoint_directory import CheckpointDirectory
+from jaxllm.checkpoint_ranking import Ranking
 from jaxllm.errors import InputError
 from jaxllm.files import check_room, disk_problem, write_atomic
 
@@ -39,9 +36,6 @@ if TYPE_CHECKING:
     from jaxllm.data.loader import LoaderState
 
 logger = logging.getLogger("jaxllm.checkpoint")
-
-_STEP = re.compile(r"step_(\d{8,})")
-_TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
 
 
 class DamagedError(InputError):
@@ -57,9 +51,7 @@ class Checkpoints:
 
     Args:
         directory: made when missing. Shared by all processes of a run, owned by this run alone.
-        keep: how many of the latest stay, besides the best.
-        metric: the name in `save`'s `metrics` that ranks them; one without it is never the best.
-        higher_is_better: the direction of `metric`.
+        keep, metric, higher_is_better: which stay, see `Ranking`; `metric` is one of `save`'s.
 
     Raises:
         InputError: the directory holds something else, or a damaged checkpoint.
@@ -69,15 +61,15 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         _quiet_orbax()
-        self.directory = Path(directory).absolute()  # Orbax refuses relative paths
-        self._keep, self._metric = max(1, keep), metric
-        self._sign = 1.0 if higher_is_better else -1.0
+        self._store = CheckpointDirectory(directory)
+        self.directory = self._store.root
+        self._ranking = Ranking(keep=keep, metric=metric, higher_is_better=higher_is_better)
         self._writer = jax.process_index() == 0
         self._saving: dict[str, Any] | None = None  # the description of the save in flight
-        self.directory.mkdir(parents=True, exist_ok=True)
         if self._writer:
-            self._remove_leftovers()
-        self._scores = {step: self._score(self._about(step)["metrics"]) for step in self._find()}
+            self._store.remove_leftovers()
+        for step in self._store.steps():
+            self._ranking.add(step, self._about(step)["metrics"])
         self._orbax = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(),
             async_options=ocp.AsyncOptions(
@@ -90,16 +82,15 @@ class Checkpoints:
 
     def path(self, step: int) -> Path:
         """The directory of a step's checkpoint."""
-        return self.directory / f"step_{step:08d}"
+        return self._store.path(step)
 
     def latest(self) -> int | None:
         """The last step that was saved (its writing may still go on), or None."""
-        return max(self._scores, default=None)
+        return self._ranking.latest()
 
     def best(self) -> int | None:
         """The step with the best metric, the earliest of equals; None when none has one."""
-        rated = [step for step, score in self._scores.items() if score is not None]
-        return min(rated, key=lambda step: (-(self._scores[step] or 0.0), step), default=None)
+        return self._ranking.best()
 
     def save(
         self,
@@ -120,20 +111,19 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self.wait()
-        shapes = {path: describe_leaf(x) for path, x in leaves(state)}
         about = {
             "format": FORMAT,
             "step": step,
             "loader": asdict(loader_state),
             "metrics": metrics,
             "extra": extra,
-            "arrays": shapes,
+            "arrays": describe(state),
         }
-        if step in self._scores:
+        if step in self._ranking:
             if self._writer:
                 files = read_about(self.path(step))["files"]
                 write_atomic(self.path(step) / ABOUT, sealed(about, files))
-            self._scores[step] = self._score(metrics)
+            self._ranking.add(step, metrics)
             return
         params, rest = split(state)
         self._saving = about
@@ -147,7 +137,7 @@ class Checkpoints:
             )
         except Exception as error:
             self._failed(error)
-        self._scores[step] = self._score(metrics)
+        self._ranking.add(step, metrics)
 
     def extra(self, step: int) -> dict[str, Any]:
         """What `save` was given beside the state, read before any array is.
@@ -217,21 +207,6 @@ class Checkpoints:
 
     # -- reading ---------------------------------------------------------------------------------
 
-    def _find(self) -> list[int]:
-        found = []
-        for entry in sorted(self.directory.iterdir()):
-            if entry.name.startswith(".") or _TEMPORARY in entry.name:
-                continue
-            match = _STEP.fullmatch(entry.name)
-            if match is None or not (entry / ABOUT).exists():
-                raise InputError(
-                    f"{self.directory} holds {entry.name}, which is not a whole jaxllm checkpoint "
-                    f"(a directory step_<number> with {ABOUT}). Move it away, or give another "
-                    "run.dir."
-                )
-            found.append(int(match[1]))
-        return found
-
     def _about(self, step: int) -> dict[str, Any]:
         directory = self.path(step)
         try:
@@ -240,7 +215,7 @@ class Checkpoints:
             raise self._damaged(step, f"{ABOUT}: {error}") from error
 
     def _damaged(self, step: int, what: str) -> "DamagedError":
-        others = [s for s in self._find() if s != step]
+        others = [s for s in self._store.steps() if s != step]
         then = f"goes on from step {others[-1]}" if others else "starts anew"
         return DamagedError(
             f"{self.path(step)} is damaged ({what})",
@@ -249,17 +224,14 @@ class Checkpoints:
 
     def _verified(self, step: int, state_shape: Any) -> dict[str, Any]:
         about = self._about(step)
-        wanted = {path: describe_leaf(x) for path, x in leaves(state_shape)}
-        if wanted != about["arrays"]:
-            path = min(
-                path
-                for path in wanted.keys() | about["arrays"].keys()
-                if wanted.get(path) != about["arrays"].get(path)
-            )
+        found, wanted = about["arrays"], describe(state_shape)
+        differ = [p for p in wanted.keys() | found.keys() if wanted.get(p) != found.get(p)]
+        if differ:
+            path = min(differ)
             raise InputError(
                 f"{self.path(step)} is of another model or optimizer: {path} is "
-                f"{about['arrays'].get(path, 'absent')} there and {wanted.get(path, 'absent')} "
-                "here. Give another run.dir, or the config that wrote it."
+                f"{found.get(path, 'absent')} there and {wanted.get(path, 'absent')} here. "
+                "Give another run.dir, or the config that wrote it."
             )
         damage = find_damage(self.path(step)) if self._writer else None
         if damage is not None:
@@ -272,31 +244,24 @@ class Checkpoints:
         args = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
         return self._orbax.restore(self.path(step), args=ocp.args.Composite(**args))
 
-    def _score(self, metrics: dict[str, float] | None) -> float | None:
-        value = (metrics or {}).get(self._metric)
-        return None if value is None or math.isnan(value) else self._sign * value
-
     # -- writing ---------------------------------------------------------------------------------
 
     def _describe(self) -> None:
         """Adds jaxllm.json to the written arrays; Orbax calls it before its final rename."""
         assert self._saving is not None
-        name = self.path(self._saving["step"]).name
-        (directory,) = (p for p in self.directory.iterdir() if p.name.startswith(name))
+        directory = self._store.being_written(self._saving["step"])
         write_atomic(directory / ABOUT, sealed(self._saving, list_files(directory)))
 
     def _failed(self, error: Exception) -> None:
         """Removes what was half written and raises."""
         step = self._saving["step"] if self._saving else -1
         self._saving = None
-        self._scores.pop(step, None)
+        self._ranking.remove(step)
         if self._writer:
-            self._remove_leftovers()
             for _ in range(20):  # writes begun beside the failed one may still go on
-                if not any(_TEMPORARY in entry.name for entry in self.directory.iterdir()):
+                if not self._store.remove_leftovers():
                     break
                 time.sleep(0.05)
-                self._remove_leftovers()
         problem = disk_problem(error)
         if problem is None:
             raise error
@@ -308,19 +273,10 @@ class Checkpoints:
         ) from error
 
     def _prune(self) -> None:
-        kept = {*sorted(self._scores)[-self._keep :], self.best()}
-        for step in [step for step in self._scores if step not in kept]:
-            del self._scores[step]
-            if self._writer and self.path(step).exists():  # or somebody has deleted it already
-                # Renamed first: a crash during the removal must not leave half a checkpoint.
-                trash = self.directory / f".{self.path(step).name}.deleted"
-                os.rename(self.path(step), trash)
-                shutil.rmtree(trash, ignore_errors=True)
-
-    def _remove_leftovers(self) -> None:
-        for entry in self.directory.iterdir():
-            if _TEMPORARY in entry.name or re.fullmatch(r"\.step_\d+\.deleted", entry.name):
-                shutil.rmtree(entry, ignore_errors=True)
+        for step in self._ranking.superseded():
+            self._ranking.remove(step)
+            if self._writer:
+                self._store.remove(step)
 
 
 class _RaisedLater(logging.Filter):

@@ -66,9 +66,9 @@ def leaves(state: Any) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in paths]
 
 
-def describe_leaf(x: Any) -> str:
-    """float32[2,3], …"""
-    return f"{x.dtype}[{','.join(map(str, x.shape))}]"
+def describe(state: Any) -> dict[str, str]:
+    """{"params/blocks/mlp/up/kernel": "float32[2,3]", …}"""
+    return {path: f"{x.dtype}[{','.join(map(str, x.shape))}]" for path, x in leaves(state)}
 
 
 def split(state: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxllm.data.tags import Span, scheme_of, type_of
-from jaxllm.metrics import NAN, table
+from jaxllm.metric_report import table
+from jaxllm.metrics import NAN
 
 Tags = Sequence[list[str]]  # of the words of each sentence
 

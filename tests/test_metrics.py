@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxllm.errors import InputError
+from jaxllm.metric_report import text_report, undefined_notes
 from jaxllm.metrics import (
     Sums,
     classification_metrics,
@@ -12,8 +13,6 @@ from jaxllm.metrics import (
     sigmoid,
     softmax,
     spearman,
-    text_report,
-    undefined_notes,
 )
 
 SINGLE = "single_label_classification"

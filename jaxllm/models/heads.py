@@ -5,6 +5,7 @@ those at `head_positions` [B, P], with logits for each. Heads for tokens look at
 have no use for `head_positions`. Logits are float32, those of a vocabulary in the model's dtype.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -56,9 +57,9 @@ class PooledModel(PooledEncoder):
 class SequenceHead(Encoder):
     """What heads for sequences share; a head is its `scores`."""
 
+    @abstractmethod
     def scores(self, x_BPD: jax.Array, key: Key) -> jax.Array:
         """Logits [B, P, C] of P tokens' last hidden state."""
-        raise NotImplementedError
 
     def __call__(
         self,

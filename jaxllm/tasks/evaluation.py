@@ -14,6 +14,7 @@ from jaxllm.config_fields import DataConfig
 from jaxllm.data.corpus import Examples
 from jaxllm.data.loader import eval_batches
 from jaxllm.files import write_atomic
+from jaxllm.metric_report import text_report
 from jaxllm.sharding import batch_sharding, batch_shards
 
 
@@ -83,7 +84,7 @@ class Evaluator:
         the probability of the predicted label (several labels a row: of each; regression: none).
         """
         logits_NC, loss = self.logits(params)
-        text = metrics.text_report(self.problem_type, logits_NC, self._labels, self.label_names)
+        text = text_report(self.problem_type, logits_NC, self._labels, self.label_names)
         text = f"{read_summary(self.examples)}\nloss {loss:.4f}\n{text}"
         if jax.process_index() == 0:
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows(logits_NC))
