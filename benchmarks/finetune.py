@@ -210,21 +210,25 @@ def check_gate(job: Job, work: Path, sides: tuple[str, str]) -> dict[str, Any]:
     say("checking that both sides compute the same loss")
     ours = worker(sides[0], replace(job, action="gate"), work)
     theirs = worker(sides[1], replace(job, action="gate", rows=ours["rows"]), work)
-    return compare(ours, theirs)
+    found = {
+        side: {key: figures[key] for key in ("loss", "grad_norm")}
+        for side, figures in (("jaxllm", ours), ("torch", theirs))
+    }
+    compare(found, "jaxllm", "torch", TOLERANCE)
+    return found
 
 
-def compare(ours: dict[str, Any], theirs: dict[str, Any], side: str = "torch") -> dict[str, Any]:
-    """What both sides computed; BenchmarkError where it differs by more than TOLERANCE."""
-    keys = [key for key in ("loss", "grad_norm", "outputs") if key in theirs]
-    for key in keys:
-        difference = abs(ours[key] - theirs[key]) / abs(theirs[key])
-        if not difference <= TOLERANCE:  # a NaN is a difference
+def compare(found: dict[str, dict[str, float]], one: str, other: str, tolerance: float) -> None:
+    """BenchmarkError where figures of two differ by more than `tolerance` of the other's."""
+    for key, wanted in found[other].items():
+        value = found[one][key]
+        difference = abs(value - wanted) / abs(wanted)
+        if not difference <= tolerance:  # a NaN is a difference
             raise BenchmarkError(
-                f"the two sides do not compute the same {key}: jaxllm {ours[key]:.8g}, {side} "
-                f"{theirs[key]:.8g}, relative difference {difference:.1e}, expected at most "
-                f"{TOLERANCE:g}. Their speeds cannot be compared; nothing was measured."
+                f"the two sides do not compute the same {key}: {one} {value:.8g}, {other} "
+                f"{wanted:.8g}, relative difference {difference:.1e}, expected at most "
+                f"{tolerance:g}. Their speeds cannot be compared; nothing was measured."
             )
-    return {"jaxllm": {k: ours[k] for k in keys}, side: {k: theirs[k] for k in keys}}
 
 
 def worker(module: str, job: Job, work: Path) -> dict[str, Any]:

@@ -41,13 +41,16 @@ class Load:
             time.perf_counter(), _busy_seconds(), times.children_user + times.children_system
         )
 
-    def others(self, since: "Load") -> float | None:
-        """Share of the machine, 0 to 1, that other programs took since `since`."""
+    def others(self, since: "Load", ours: float | None = None) -> float | None:
+        """Share of the machine, 0 to 1, that other programs took since `since`.
+
+        ours: CPU seconds of what is measured; None = of the children that have finished since.
+        """
         if self.busy is None or since.busy is None:
             return None
         capacity = (self.when - since.when) * (os.cpu_count() or 1)
-        others = (self.busy - since.busy) - (self.children - since.children)
-        return max(0.0, others / capacity)
+        ours = self.children - since.children if ours is None else ours
+        return max(0.0, (self.busy - since.busy - ours) / capacity)
 
 
 def _busy_seconds() -> float | None:

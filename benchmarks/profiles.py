@@ -26,13 +26,14 @@ def operations(directory: str) -> list[Operation]:
         chips = [plane for plane in planes if plane.name.startswith("/device:")]
         for plane in chips or planes:
             for line in plane.lines:
-                if chips and not line.name.startswith("Stream"):
+                # A GPU's lines are its streams; a TPU's operations are on one of its lines.
+                if chips and not (line.name.startswith("Stream") or line.name == "XLA Ops"):
                     continue
                 for event in line.events:
-                    stats = dict(event.stats)
-                    if "hlo_op" not in stats:
+                    operation = dict(event.stats).get("hlo_op")
+                    if operation is None and line.name != "XLA Ops":
                         continue
-                    key = (str(stats["hlo_op"]), event.name)
+                    key = (str(operation or event.name), event.name)
                     seconds[key] += event.duration_ns / 1e6
                     runs[key] += 1
     found = [Operation(*key, runs[key], seconds[key]) for key in seconds]

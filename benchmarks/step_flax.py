@@ -1,4 +1,5 @@
-"""The removed Flax classes' side of the suite: transformers 4.57, a text a row, padded, `jax.jit`.
+"""The removed Flax classes' side of the suite: transformers 4.57, a text a row, padded to the
+longest of all, since `jax.jit` compiles one shape.
 
 The step is that of its examples: logits of every token, cross entropy where there is a label. It
 runs in an environment of its own, since jaxllm needs a transformers without these classes.
@@ -19,7 +20,7 @@ from transformers import (
     FlaxAutoModelForSequenceClassification,
 )
 
-from benchmarks.stepping import Batch, Steps, facts_of_jax, serve
+from benchmarks.stepping import Batch, JaxSteps, Steps, facts_of_jax, serve
 from benchmarks.texts import BATCHES, GATE_ROWS, IGNORED, digest, padded_batches
 from benchmarks.workloads import StepJob
 
@@ -47,29 +48,20 @@ def prepare(job: StepJob) -> Steps:
     """The batches on the device, and what computes one."""
     model = load(job, jnp.dtype(job.workload.dtype))
     data = batches(job, model, BATCHES, job.workload.batch)
-    held: dict[str, Any] = {}
     if job.workload.kind == "encode":
         encode = jax.jit(lambda params, arrays: model(**arrays, params=params).last_hidden_state)
+        return JaxSteps(encode, model.params, data, moves=False)
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4, weight_decay=0.01))
 
-        def run(batch: Batch) -> None:
-            held["state"] = encode(model.params, batch.arrays)
-    else:
-        tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4, weight_decay=0.01))
-        held["state"] = (model.params, tx.init(model.params), jax.random.key(0))
+    def step(state: Any, arrays: Any) -> Any:
+        params, opt_state, key = state
+        key, dropout = jax.random.split(key)
+        loss, grads = jax.value_and_grad(objective(model, dropout))(params, arrays)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state, key), loss
 
-        def step(state: Any, arrays: Any) -> Any:
-            params, opt_state, key = state
-            key, dropout = jax.random.split(key)
-            grads = jax.grad(objective(model, dropout))(params, arrays)
-            updates, opt_state = tx.update(grads, opt_state, params)
-            return optax.apply_updates(params, updates), opt_state, key
-
-        compiled = jax.jit(step, donate_argnums=0)
-
-        def run(batch: Batch) -> None:
-            held["state"] = compiled(held["state"], batch.arrays)
-
-    return Steps(data, run, lambda: jax.block_until_ready(held["state"]))
+    state = (model.params, tx.init(model.params), jax.random.key(0))
+    return JaxSteps(jax.jit(step, donate_argnums=0), state, data)
 
 
 def objective(model: Any, key: Any) -> Any:
@@ -95,7 +87,7 @@ def load(job: StepJob, dtype: Any) -> Any:
 
 def batches(job: StepJob, model: Any, count: int, height: int) -> list[Batch]:
     """`count` batches, a row for each text, on the device."""
-    made = padded_batches(job.workload, model.config.vocab_size, count, height)
+    made = padded_batches(job.workload, model.config.vocab_size, count, height, one_shape=True)
     return [
         replace(batch, arrays={k: jnp.asarray(x, jnp.int32) for k, x in batch.arrays.items()})
         for batch in made

@@ -1,9 +1,6 @@
 """The jaxllm side of the suite: the step of ``jaxllm train``, or the encoder alone."""
 
-import contextlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,9 +10,8 @@ from jax.sharding import Mesh
 
 import benchmarks.no_torch  # noqa: F401
 import jaxllm
-from benchmarks import profiles
-from benchmarks.stepping import TRACED, Batch, Steps, facts_of_jax, serve
-from benchmarks.texts import BATCHES, GATE_ROWS, Text, digest, texts
+from benchmarks.stepping import Batch, JaxSteps, Steps, facts_of_jax, serve
+from benchmarks.texts import BATCHES, GATE_ROWS, Text, digest, row_of_all, texts
 from benchmarks.workloads import StepJob
 from jaxllm import losses, models
 from jaxllm.config_fields import OptimizerConfig
@@ -62,15 +58,16 @@ def start(job: StepJob) -> dict[str, Any]:
 
 def gate(job: StepJob) -> dict[str, Any]:
     """Loss and gradient norm of some texts, or a figure of the outputs, without dropout."""
-    workload = replace(job.workload, dropout=0.0, dtype="float32")
+    dtype: Any = "bfloat16" if job.variant.fused else "float32"
+    workload = replace(job.workload, dropout=0.0, dtype=dtype)
     job = replace(job, workload=workload, variant=replace(job.variant, unroll=1))
     with jax.default_matmul_precision("highest"):
         (batch,) = batches(job, _texts(job, GATE_ROWS), 1)
         if job.workload.kind == "encode":
-            x_BTD = encoder(job)(batch.arrays)
-            real = np.asarray(batch.arrays["segment_ids"]) > 0
-            return {"outputs": digest(np.asarray(x_BTD)[real])}
-        step, state = training(job)
+            encode, params = encoder(job)
+            x_BTD = np.asarray(encode(params, batch.arrays), np.float32)
+            return {"outputs": digest(x_BTD[np.asarray(batch.arrays["segment_ids"]) > 0])}
+        step, state = (pmapped if job.variant.pmap else training)(job)
         _, metrics = step(state, batch.arrays)
         return {name: _mean(metrics[name]) for name in ("loss", "grad_norm")}
 
@@ -80,28 +77,12 @@ def prepare(job: StepJob) -> Steps:
     workload = job.workload
     # Texts for a packed row: those of a file are of any length.
     enough = max(4, workload.length // 32) if workload.texts == "file" else 2
+    if not job.variant.packed:
+        enough = 1
     found = batches(job, _texts(job, BATCHES * workload.batch * enough), BATCHES)
-    held: dict[str, Any] = {}
     if workload.kind == "encode":
-        encode = encoder(job)
-
-        def run(batch: Batch) -> None:
-            held["state"] = encode(batch.arrays)
-    else:
-        step, held["state"] = (pmapped if job.variant.pmap else training)(job)
-
-        def run(batch: Batch) -> None:
-            held["state"], _ = step(held["state"], batch.arrays)
-
-    return Steps(found, run, lambda: jax.block_until_ready(held["state"]))
-
-
-@contextlib.contextmanager
-def traced(directory: str) -> Iterator[None]:
-    """A trace of the steps inside, and a table of their longest operations."""
-    with jax.profiler.trace(directory):
-        yield
-    Path(directory, "operations.md").write_text(profiles.table(directory, TRACED), encoding="utf-8")
+        return JaxSteps(*encoder(job), found, moves=False)
+    return JaxSteps(*(pmapped if job.variant.pmap else training)(job), found)
 
 
 def training(job: StepJob) -> tuple[Any, Any]:
@@ -139,13 +120,13 @@ def pmapped(job: StepJob) -> tuple[Any, Any]:
         value, grads = jax.value_and_grad(mean_loss)(params)
         grads = jax.lax.pmean(grads, "batch")
         updates, opt_state = tx.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state, key), value
+        metrics = {"loss": (value, 1.0), "grad_norm": (optax.global_norm(grads), 1.0)}
+        return (optax.apply_updates(params, updates), opt_state, key), metrics
 
     mapped = jax.pmap(step, axis_name="batch", donate_argnums=0, devices=jax.devices()[:1])
 
     state = (params, tx.init(params), jax.random.key_data(jax.random.key(0)))
-    state = jax.tree.map(lambda x: x[None], state)
-    return lambda state, batch: mapped(state, jax.tree.map(lambda x: x[None], batch)), state
+    return mapped, jax.tree.map(lambda x: x[None], state)
 
 
 def one_device() -> Mesh:
@@ -153,8 +134,8 @@ def one_device() -> Mesh:
     return make_mesh(devices=jax.devices()[:1])
 
 
-def encoder(job: StepJob) -> Callable[[dict[str, jax.Array]], jax.Array]:
-    """Rows to the last hidden state [B, T, D]."""
+def encoder(job: StepJob) -> tuple[Any, Any]:
+    """(what is jitted: parameters and rows to the last hidden state [B, T, D]; the parameters)."""
     apply, params = model(job, one_device())
 
     @jax.jit
@@ -162,7 +143,7 @@ def encoder(job: StepJob) -> Callable[[dict[str, jax.Array]], jax.Array]:
         inputs = {name: batch[name] for name in ("input_ids", "segment_ids", "token_type_ids")}
         return apply(params, **inputs).last_hidden_state
 
-    return lambda batch: encode(params, batch)
+    return encode, params
 
 
 def model(job: StepJob, mesh: Mesh) -> tuple[Any, Any]:
@@ -198,41 +179,45 @@ def batches(job: StepJob, found: list[Text], count: int) -> list[Batch]:
     workload, sharding = job.workload, batch_sharding(one_device())
     tokens = Tokens.of(found)
     lengths = np.diff(tokens.offsets)
-    rows = one_per_row(np.arange(len(found)))
+    rows, length = one_per_row(np.arange(len(found))), row_of_all(workload, found)
     if job.variant.packed:
+        length = workload.length
         rows = first_fit(
             lengths,
             np.arange(len(found)),
-            row_length=workload.length,
+            row_length=length,
             max_per_row=per_row(job),
             window=len(found),
         )
+        # As the loader does; they come with the longest texts first.
+        rows = rows.permuted(np.random.default_rng(0).permutation(rows.height))
     height = GATE_ROWS if job.action == "gate" else workload.batch
     parts = [rows.between(i * height, (i + 1) * height) for i in range(count)]
-    filled = [fill(job, tokens, part, height) for part in parts]
+    filled = [fill(job, tokens, part, height, length) for part in parts]
     most = max(arrays["label_weights"].shape[1] for arrays in filled)
     for arrays in filled:  # one shape for all
         for name in ("head_positions", "labels", "label_weights"):
             if name in arrays:
                 missing = most - arrays[name].shape[1]
                 arrays[name] = np.pad(arrays[name], ((0, 0), (0, missing)))
+        if job.variant.pmap:  # an axis for the devices
+            arrays |= {name: x[None] for name, x in arrays.items()}
     return [
         Batch(
-            jax.device_put(arrays, sharding),
+            jax.device_put(arrays, None if job.variant.pmap else sharding),
             int(lengths[part.members].sum()),
-            height * workload.length,
+            height * length,
         )
         for arrays, part in zip(filled, parts, strict=True)
     ]
 
 
-def fill(job: StepJob, found: Tokens, rows: Rows, height: int) -> dict[str, np.ndarray]:
+def fill(
+    job: StepJob, found: Tokens, rows: Rows, height: int, length: int
+) -> dict[str, np.ndarray]:
     """The arrays of one batch; of a masked LM the head's positions are the masked ones."""
-    workload = job.workload
-    arrays = fill_packed(
-        found, rows, row_length=workload.length, max_per_row=per_row(job), height=height
-    )
-    if workload.kind != "mlm":
+    arrays = fill_packed(found, rows, row_length=length, max_per_row=per_row(job), height=height)
+    if job.workload.kind != "mlm":
         return arrays
     begins_BP = arrays.pop("head_positions")
     asked: list[list[tuple[int, int]]] = [[] for _ in range(height)]  # (position, label) of a row
@@ -241,7 +226,7 @@ def fill(job: StepJob, found: Tokens, rows: Rows, height: int) -> dict[str, np.n
         for begin, text in zip(begins_BP[row], (found.texts[i] for i in members), strict=False):
             places = (int(begin) + text.masked).tolist()
             asked[row] += zip(places, text.originals.tolist(), strict=True)
-    shape = (height, max(map(len, asked)) if job.variant.masked_head else workload.length)
+    shape = (height, max(map(len, asked)) if job.variant.masked_head else length)
     positions, labels = (np.zeros(shape, np.int32) for _ in range(2))
     weights = np.zeros(shape, np.float32)
     for row, pairs in enumerate(asked):
@@ -271,8 +256,9 @@ def _shapes(job: StepJob) -> Any:
 
 
 def _mean(sums: tuple[jax.Array, jax.Array]) -> float:
-    return float(sums[0]) / float(sums[1])
+    total, weight = (np.asarray(x).item() for x in sums)  # one number, on however many axes
+    return total / weight
 
 
 if __name__ == "__main__":
-    serve(start=start, gate=gate, prepare=prepare, facts=facts_of_jax, traced=traced)
+    serve(start=start, gate=gate, prepare=prepare, facts=facts_of_jax)

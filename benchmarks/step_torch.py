@@ -1,15 +1,16 @@
 """The PyTorch side of the suite: transformers' model, one text a row, padded where it is shorter.
 
 AdamW is PyTorch's fused one, bfloat16 autocast; where no row has padding, no mask is given, since
-a mask takes the fast attention away. Batches of real text are as long as their longest text, as
-transformers' collators make them, but those of a compiled model, which has one shape. On NVIDIA
-cuDNN's attention is preferred.
+a mask takes the fast attention away. A batch is as long as its longest text, as transformers'
+collators make them; those of a compiled model, which has one shape, as the longest of all. On
+NVIDIA cuDNN's attention is preferred.
 """
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,24 +71,49 @@ def prepare(job: StepJob) -> Steps:
     if workload.kind == "encode":
         model.eval()
 
-        def encode(batch: Batch) -> Any:
+        def encode(batch: Batch) -> None:
             with torch.inference_mode(), computing(workload):
-                return call(**batch.arrays).last_hidden_state
+                call(**batch.arrays)
 
-        return Steps(data, encode, finish)
+        return TorchSteps(job, data, encode)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
 
-    def step(batch: Batch) -> Any:
+    def step(batch: Batch) -> None:
         with computing(workload):
             loss = call(**batch.arrays).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return loss.detach()
 
-    return Steps(data, step, finish)
+    return TorchSteps(job, data, step)
+
+
+class TorchSteps:
+    """Steps on the device of this process; compiled ones are compiled by their first."""
+
+    def __init__(self, job: StepJob, batches: list[Batch], step: Callable[[Batch], None]):
+        self.batches, self.step, self._compiled = batches, step, job.variant.compiled
+
+    def compile(self) -> None:
+        if self._compiled:
+            self.step(self.batches[0])
+            self.finish()
+            if DEVICE == "cuda":
+                torch.cuda.empty_cache()
+
+    def finish(self) -> None:
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+
+    @contextlib.contextmanager
+    def traced(self, directory: str) -> Iterator[None]:
+        with torch.profiler.profile() as profile:
+            yield
+        profile.export_chrome_trace(f"{directory}/trace.json")
+        table = profile.key_averages().table(f"self_{DEVICE}_time_total", row_limit=25)
+        Path(directory, "operations.txt").write_text(table, encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -112,18 +138,13 @@ def load(job: StepJob) -> Any:
 
 def batches(job: StepJob, model: Any, count: int, height: int) -> list[Batch]:
     """`count` batches, a row for each text, on the device."""
-    to_longest = job.workload.texts == "file" and not job.variant.compiled
+    one_shape = job.variant.compiled
     vocabulary = model.config.vocab_size
-    made = padded_batches(job.workload, vocabulary, count, height, to_longest=to_longest)
+    made = padded_batches(job.workload, vocabulary, count, height, one_shape=one_shape)
     return [
         replace(batch, arrays={k: torch.from_numpy(x).to(DEVICE) for k, x in batch.arrays.items()})
         for batch in made
     ]
-
-
-def finish() -> None:
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
 
 
 def facts() -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The suite: every workload, its variants one after the other, each in a process of its own.
 
-Before any run one step of jaxllm, of PyTorch and of Flax, from the same weights on the same texts,
-must have the same loss and gradient norm, or the workload is refused. Each run appends one JSON
-line to the output, with three timings.
+Before any run one step of each way in which jaxllm is to compute it, of PyTorch (eager) and of
+Flax, from the same weights on the same texts without dropout, must have the same loss and gradient
+norm, or the workload is refused. Each run appends one JSON line to the output, with three timings.
 """
 
 import argparse
@@ -30,11 +30,13 @@ from benchmarks.workers import BenchmarkError, Worker
 from benchmarks.workloads import SUITES, VARIANTS, StepJob, Workload, applies
 from jaxllm.errors import InputError
 
+# Relative, for loss, gradient norm and outputs: in float32; of kernels that take bfloat16 alone.
+TOLERANCE, ROUNDED = 1e-4, 2e-2
 # Several processes hold a part of the chip's memory each.
 ON_CHIP = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-# By side: the interpreter of its worker, benchmarks.step_SIDE; the variant that the gate compares.
+# The interpreter of the worker benchmarks.step_SIDE, by side.
 HERE = MappingProxyType(dict.fromkeys(("jaxllm", "torch"), sys.executable))
-GATES = {"torch": "torch-eager", "flax": "flax"}
+GATES = {"torch": "torch-eager", "flax": "flax"}  # the variant that stands for a side in a gate
 MISSING = {"torch": "torch, which is not installed", "flax": "--flax-python"}
 Row = dict[str, Any]
 
@@ -78,7 +80,6 @@ def run(arguments: argparse.Namespace) -> list[Row]:
         say(f"{name}: left out, it needs {MISSING[VARIANTS[name].side]}")
         variants.remove(name)
     environment = workers.ON_CPU if suite.on_cpu else ON_CHIP
-    theirs = [side for side in GATES if any(VARIANTS[name].side == side for name in variants)]
     warn_of_load()
     common = {"suite": arguments.suite, "machine": machine.description()}
     rows: list[Row] = []
@@ -96,7 +97,7 @@ def run(arguments: argparse.Namespace) -> list[Row]:
                 workload = replace(workload, lines=str(lines))
             session = Session(name, workload, Path(folder), environment, arguments.profile, pythons)
             sessions.append(session)
-        gates, problems = checked(sessions, theirs, at_once=suite.at_once)
+        gates, problems = checked(sessions, variants, at_once=suite.at_once)
         runs = [
             (session, name)
             for session in sessions
@@ -149,9 +150,9 @@ def measured(runs: "list[tuple[Session, str]]") -> Iterator[Row | BenchmarkError
 
 
 def checked(
-    sessions: "list[Session]", theirs: list[str], *, at_once: int
+    sessions: "list[Session]", variants: list[str], *, at_once: int
 ) -> tuple[dict[tuple, Row | None], list[str]]:
-    """(what all sides computed, None where there is one side only; what was refused).
+    """(what all computed, None where there was nothing to compare; what was refused).
 
     Weights are written once for each shape, and checked once for each kind of texts.
     """
@@ -160,9 +161,7 @@ def checked(
     with ThreadPoolExecutor(at_once) as pool:
         list(pool.map(Session.start, {session.job.model: session for session in sessions}.values()))
         kinds = {session.gated: session for session in sessions}
-        if not theirs:
-            return dict.fromkeys(kinds), []
-        found = {key: pool.submit(session.gate, theirs) for key, session in kinds.items()}
+        found = {key: pool.submit(session.gate, variants) for key, session in kinds.items()}
     for key, future in found.items():
         try:
             gates[key] = future.result()
@@ -209,22 +208,36 @@ class Session:
         say(f"{self.name}: writing the model that every run starts from")
         self.call("jaxllm", self.job)
 
-    def gate(self, theirs: Sequence[str] = ("torch",)) -> Row | None:
-        """What the sides computed; BenchmarkError where it is not the same as jaxllm's."""
-        say(f"{self.name}: checking that all sides compute the same")
+    def gate(self, variants: Sequence[str]) -> Row | None:
+        """What those that stand for the variants computed, None where there is but one.
+
+        Raises:
+            BenchmarkError: it is not the same.
+        """
+        compared = self.compared(variants)
+        if len(compared) < 2:
+            return None
+        say(f"{self.name}: checking that all compute the same: {', '.join(compared)}")
         environment = self.environment
         if environment == ON_CHIP:  # Triton's products in float32 take minutes to compile
             flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_triton_gemm=false"
             environment = {**environment, "XLA_FLAGS": flags.strip()}
-        ours = self.call("jaxllm", replace(self.job, action="gate"), environment)
         computed: Row = {}
-        for side in theirs:
-            variant = VARIANTS[GATES[side]]
-            if applies(variant, self.workload):
-                job = replace(self.job, action="gate", variant=variant)
-                found = self.call(side, job, environment)
-                computed |= compare(ours, found, side)
-        return computed or None
+        for name in compared:
+            variant = VARIANTS[name]
+            job = replace(self.job, action="gate", variant=variant)
+            computed[name] = self.call(variant.side, job, environment)
+            compare(computed, name, next(iter(compared)), ROUNDED if variant.fused else TOLERANCE)
+        return computed
+
+    def compared(self, variants: Sequence[str]) -> list[str]:
+        """Other sides first; of jaxllm's variants one for each way of computing."""
+        workload = replace(self.workload, dropout=0.0)  # as in the gate
+        names = [name for name in variants if applies(VARIANTS[name], workload)]
+        sides = {VARIANTS[name].side for name in names}
+        theirs = [name for side, name in GATES.items() if side in sides]
+        ours = {VARIANTS[n].computation: n for n in names if VARIANTS[n].side == "jaxllm"}
+        return [*theirs, *ours.values()]
 
     @contextlib.contextmanager
     def started(self, name: str) -> Iterator[Worker]:
@@ -246,9 +259,8 @@ class Session:
                 worker.process.wait()
 
     def row(self, name: str, worker: Worker) -> Row:
-        before, date = machine.Load.now(), datetime.now(UTC).isoformat(timespec="seconds")
+        date = datetime.now(UTC).isoformat(timespec="seconds")
         figures = worker.result()
-        after = machine.Load.now()
         speeds = [timing["real_tokens"] / timing["seconds"] for timing in figures["timings"]]
         flops = per_real_token(self.workload)
         speed = statistics.median(speeds)
@@ -265,7 +277,6 @@ class Session:
             "highest": max(speeds),
             "flops_per_token": flops,
             "mfu": None if peak is None else speed * flops / peak,
-            "other_load": after.others(before),
             **figures,
         }
 

@@ -1,4 +1,4 @@
-"""Result rows, the suite's and those of fine-tuning, as Markdown tables and as plots."""
+"""Result rows, the suite's, those of fine-tuning and of a pipeline, as tables and as plots."""
 
 import json
 import statistics
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks import pipeline
 from benchmarks.report import QUIET, table, task_table
 from jaxllm.errors import InputError
 
@@ -25,8 +26,11 @@ def read(files: list[str]) -> list[Row]:
         try:
             lines = Path(file).read_text(encoding="utf-8").splitlines()
             for row in map(json.loads, lines):
+                if "config" in row:
+                    rows["pipeline", row["config"], *row["options"]] = row
+                    continue
                 what = row.get("workload") or (row.get("task"), row["seed"])
-                rows[what, row["variant"]] = row
+                rows[what, row["variant"], row.get("device")] = row
         except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file}: not a file of result rows: {error}") from error
     if not rows:
@@ -35,18 +39,25 @@ def read(files: list[str]) -> list[Row]:
 
 
 def by_workload(rows: list[Row]) -> dict[str, dict[str, Row]]:
+    """Rows by variant, of each workload; on each device, where there are several."""
+    rows = [row for row in rows if "workload" in row]
+    several = len({row["device"] for row in rows}) > 1
     grouped: dict[str, dict[str, Row]] = {}
     for row in rows:
-        if "workload" in row:
-            grouped.setdefault(row["workload"], {})[row["variant"]] = row
+        name = f"{row['workload']}, {row['device']}" if several else row["workload"]
+        grouped.setdefault(name, {})[row["variant"]] = row
     return grouped
 
 
 def markdown(rows: list[Row]) -> str:
     """A table for each workload, and below them where and when; one for all tasks."""
     tasks = [row for row in rows if "task" in row]
-    finetuned = [row for row in rows if "workload" not in row and "task" not in row]
+    others = ("workload", "task", "config")
+    finetuned = [row for row in rows if not any(key in row for key in others)]
     parts = [make(some) for make, some in ((table, finetuned), (task_table, tasks)) if some]
+    for row in (row for row in rows if "config" in row):
+        what = " ".join([row["config"], *row["options"]])
+        parts.append(f"{pipeline.table(row)}\n\n- {what}, {place(row)}")
     rows = [row for row in rows if "workload" in row]
     parts += [section(name, variants) for name, variants in by_workload(rows).items()]
     places = {json.dumps(row["machine"], sort_keys=True): row for row in reversed(rows)}
@@ -97,7 +108,7 @@ def notes(variants: dict[str, Row]) -> list[str]:
     gate = rows[0]["gate"]
     said = ["Loss and gradient norm were not compared: there was nothing to compare with."]
     if gate is not None:
-        keys = " and ".join(gate["jaxllm"])
+        keys = " and ".join(next(iter(gate.values())))
         sides = (
             f"{side} {', '.join(f'{value:.6g}' for value in values.values())}"
             for side, values in gate.items()
@@ -117,11 +128,15 @@ def notes(variants: dict[str, Row]) -> list[str]:
 def place(row: Row) -> str:
     machine = row["machine"]
     versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items() if v)
-    return (
-        f"{row['date'][:10]}, {row['device']}, {machine['cpus']} x {machine['cpu']}, Python "
-        f"{machine['python']}, {versions}, revision {machine['git']}. Medians of "
-        f"{len(row['timings'])} timings, the lowest and the highest in brackets."
-    )
+    device = [row["device"]] if "device" in row else []
+    processors = f"{machine['cpus']} x {machine['cpu']}"
+    said = ", ".join([row["date"][:10], *device, processors, f"Python {machine['python']}"])
+    said += f", {versions}, revision {machine['git']}."
+    if "timings" in row:
+        said += (
+            f" Medians of {len(row['timings'])} timings, the lowest and the highest in brackets."
+        )
+    return said
 
 
 def line(values: list[str]) -> str:
@@ -129,8 +144,8 @@ def line(values: list[str]) -> str:
 
 
 def plot(rows: list[Row], directory: Path) -> list[Path]:
-    """Bars of real tokens/s for each workload, lines over lengths and sizes of like ones; the
-    paths.
+    """Bars of real tokens/s, peak memory and, where it is known, MFU for each workload, jaxllm's
+    steps one below the other; lines over lengths and sizes of like workloads. The paths.
     """
     import matplotlib
 
@@ -139,33 +154,49 @@ def plot(rows: list[Row], directory: Path) -> list[Path]:
 
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
+
+    def keep(figure: Any, name: str) -> None:
+        figure.tight_layout()
+        paths.append(directory / f"{name}.png")
+        figure.savefig(paths[-1], dpi=120)
+        pyplot.close(figure)
+
     for title, label, lines in scaling(rows):
         figure, axes = pyplot.subplots(figsize=(7, 3.5))
         for variant, points in lines.items():
             axes.plot(*zip(*sorted(points), strict=True), marker="o", label=variant)
         axes.set(title=title, xlabel=label, ylabel="real tokens/s", xscale="log", yscale="log")
         axes.legend()
-        figure.tight_layout()
-        paths.append(directory / f"{title}.png")
-        figure.savefig(paths[-1], dpi=120)
-        pyplot.close(figure)
+        keep(figure, title)
     for name, variants in by_workload(rows).items():
-        figure, axes = pyplot.subplots(figsize=(7, 0.4 * len(variants) + 1.2))
+        charts = bars(variants)
+        size = (2.5 + 3 * len(charts), 0.4 * len(variants) + 1.2)
+        figure, several = pyplot.subplots(1, len(charts), figsize=size, sharey=True, squeeze=False)
         names = list(variants)[::-1]
-        speeds = [variants[v]["real_tokens_per_second"] for v in names]
-        ends = [
-            [speed - variants[v]["lowest"] for speed, v in zip(speeds, names, strict=True)],
-            [variants[v]["highest"] - speed for speed, v in zip(speeds, names, strict=True)],
-        ]
         colours = ["tab:blue" if v.startswith("jaxllm") else "tab:orange" for v in names]
-        axes.barh(names, speeds, xerr=ends, color=colours)
-        axes.set_xlabel("real tokens/s")
-        axes.set_title(name)
-        figure.tight_layout()
-        paths.append(directory / f"{name}.png")
-        figure.savefig(paths[-1], dpi=120)
-        pyplot.close(figure)
+        for axes, (label, values) in zip(several[0], charts.items(), strict=True):
+            axes.barh(names, [values[v] for v in names], color=colours)
+            axes.set_xlabel(label)
+        speeds = charts["real tokens/s"]
+        ends = [
+            [speeds[v] - variants[v]["lowest"] for v in names],
+            [variants[v]["highest"] - speeds[v] for v in names],
+        ]
+        several[0, 0].errorbar([speeds[v] for v in names], names, xerr=ends, fmt="none", c="black")
+        figure.suptitle(name)
+        keep(figure, name.replace(", ", "-").replace(" ", "-"))
     return paths
+
+
+def bars(variants: dict[str, Row]) -> dict[str, dict[str, float]]:
+    """By variant: real tokens/s, peak memory, and MFU where all have it."""
+    charts = {
+        "real tokens/s": {v: row["real_tokens_per_second"] for v, row in variants.items()},
+        "peak memory, MiB": {v: row["peak_memory"] / 2**20 for v, row in variants.items()},
+    }
+    if all(row["mfu"] is not None for row in variants.values()):
+        charts["MFU, %"] = {v: 100 * row["mfu"] for v, row in variants.items()}
+    return charts
 
 
 def scaling(rows: list[Row]) -> Iterator[tuple[str, str, dict[str, list[tuple[float, float]]]]]:

@@ -91,18 +91,29 @@ def padded(workload: Workload, found: list[Text], length: int) -> dict[str, np.n
 
 
 def padded_batches(
-    workload: Workload, vocabulary: int, count: int, height: int, *, to_longest: bool = False
+    workload: Workload, vocabulary: int, count: int, height: int, *, one_shape: bool = False
 ) -> list[Batch]:
-    """`count` batches of the first texts, see `padded`; `to_longest`: no longer than they need."""
+    """`count` batches of the first texts, see `padded`, as long as the longest text of each, as
+    transformers' collators make them; `one_shape`: of all.
+    """
     found = texts(workload, vocabulary, count * height)
     made = []
     for first in range(0, len(found), height):
         part = found[first : first + height]
         sizes = [len(text.ids) for text in part]
-        longest = min(-(-max(sizes) // 8) * 8, workload.length)
-        length = longest if to_longest else workload.length
+        length = row_of_all(workload, found) if one_shape else rounded(workload, max(sizes), 8)
         made.append(Batch(padded(workload, part, length), sum(sizes), height * length))
     return made
+
+
+def row_of_all(workload: Workload, found: list[Text]) -> int:
+    """Tokens of a row that any of the texts fits in: what a compiled step pads all of them to."""
+    return rounded(workload, max(len(text.ids) for text in found), 64)
+
+
+def rounded(workload: Workload, length: int, unit: int) -> int:
+    """Up to a multiple of `unit`, but not above the workload's rows."""
+    return min(-(-length // unit) * unit, workload.length)
 
 
 def digest(x_ND: np.ndarray) -> float:

@@ -98,6 +98,16 @@ class Variant:
     pmap: bool = False
     compiled: bool = False
 
+    @property
+    def fused(self) -> bool:
+        """Of jaxllm, with kernels for some device that take bfloat16 alone."""
+        return self.side == "jaxllm" and self.attention not in ("xla", "auto")
+
+    @property
+    def computation(self) -> tuple:
+        """What a gate can tell apart: how often blocks are unrolled, or texts packed, it cannot."""
+        return self.attention, self.pmap, self.masked_head
+
 
 # Each of jaxllm's first four has more than the one above it: how jaxllm compiles a step and
 # attends, logits of the masked tokens only, packing.
@@ -107,6 +117,9 @@ VARIANTS = {
     "jaxllm-padded": Variant("jaxllm", packed=False, attention="auto"),
     "jaxllm": Variant("jaxllm", attention="auto"),
     "jaxllm-cudnn": Variant("jaxllm", attention="cudnn"),
+    "jaxllm-triton-full-head": Variant(
+        "jaxllm", packed=False, masked_head=False, attention="triton"
+    ),
     "jaxllm-triton-padded": Variant("jaxllm", packed=False, attention="triton"),
     "jaxllm-triton": Variant("jaxllm", attention="triton"),
     "jaxllm-splash": Variant("jaxllm", attention="splash"),
@@ -120,18 +133,20 @@ VARIANTS = {
 def applies(variant: Variant, workload: Workload) -> bool:
     """Whether a variant can run a workload, and is another there than the variants below it.
 
-    The steps that led to jaxllm's are shown where lengths of texts are drawn, once for each model.
+    The steps that led to jaxllm's are shown where lengths of texts are drawn, once for each model;
+    one with the kernels, but PyTorch's head, wherever there is a masked LM.
     """
     if variant.side == "torch":
         return True
     if variant.side == "flax":  # there was no ModernBERT
         return SHAPES[workload.shape]["model_type"] == "bert"
-    if variant.attention not in ("xla", "auto"):
+    if variant.fused:
         drops = workload.dropout > 0 and workload.kind != "encode"
         if workload.dtype != "bfloat16" or (drops and variant.attention != "triton"):
             return False
     if not variant.masked_head:
-        return workload.kind == "mlm" and workload.texts in ("normal", "uniform")
+        drawn = workload.texts in ("normal", "uniform")
+        return workload.kind == "mlm" and (drawn or variant.fused)
     return variant.packed or workload.texts != "full"
 
 
@@ -160,6 +175,7 @@ def _on_chip() -> dict[str, Workload]:
         "mlm-base-512-mixed": replace(long, dropout=0.0, texts="normal"),
         "mlm-base-512-text": replace(long, texts="file"),
         "mlm-large-128": replace(large, batch=256, length=128),
+        "mlm-large-128-no-dropout": replace(large, batch=256, length=128, dropout=0.0),
         "mlm-large-512": large,
         "mlm-large-512-no-dropout": replace(large, dropout=0.0),
         "mlm-modernbert-1024": Workload("mlm", "modernbert-base", 48, 1024, dropout=0.0),
@@ -207,7 +223,7 @@ def _toys() -> dict[str, Workload]:
 
 
 _OURS = ("jaxllm-2021", "jaxllm-full-head", "jaxllm-padded", "jaxllm")
-_FUSED = ("jaxllm-cudnn", "jaxllm-triton-padded", "jaxllm-triton")
+_FUSED = ("jaxllm-cudnn", "jaxllm-triton-full-head", "jaxllm-triton-padded", "jaxllm-triton")
 _THEIRS = ("flax", "torch-eager", "torch-sdpa", "torch-compile")
 SUITES = {
     "cpu": Suite(_on_cpu(), (*_OURS, *_THEIRS), on_cpu=True),

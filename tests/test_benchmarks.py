@@ -125,9 +125,11 @@ def test_task_table_compares_each_task_with_its_own_baseline():
 @pytest.mark.parametrize("value", [1.0003, math.nan])
 def test_gate_refuses_sides_that_differ(key, value):
     same = {"loss": 1.0, "grad_norm": 1.0}
-    assert finetune.compare({**same, "loss": 1.00005}, same)["jaxllm"]["loss"] == 1.00005
-    with pytest.raises(BenchmarkError, match=f"do not compute the same {key}"):
-        finetune.compare({**same, key: value}, same)
+    found = {"a": {**same, "loss": 1.00005}, "b": {**same, key: value}, "torch": same}
+    finetune.compare(found, "a", "torch", 1e-4)
+    finetune.compare({**found, "b": {**same, key: 1.0003}}, "b", "torch", 1e-3)
+    with pytest.raises(BenchmarkError, match=f"do not compute the same {key}: b"):
+        finetune.compare(found, "b", "torch", 1e-4)
 
 
 def write_table(path: Path, rows: list[tuple[str, str]]) -> str:

@@ -125,4 +125,4 @@ def test_the_gate_refuses_perturbed_weights(toy, tmp_path):
     save_file(tensors, weights, metadata={"format": "pt"})
     theirs = finetune.worker(finetune.TORCH, replace(job, rows=ours["rows"]), tmp_path)
     with pytest.raises(BenchmarkError, match="do not compute the same"):
-        finetune.compare(ours, theirs)
+        finetune.compare({"ours": ours, "theirs": theirs}, "ours", "theirs", 1e-4)
