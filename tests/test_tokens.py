@@ -248,6 +248,28 @@ def test_predict_gives_entities_with_their_characters(saved, tmp_path):
         assert part in answer["error"]
 
 
+def test_lines_of_which_none_can_be_answered(saved, tmp_path):
+    answers, counts = run_predict(saved, ["no json", {"other": 1}], tmp_path)
+    assert counts == {"rows": 2, "errors": 2, "truncated": 0}
+    assert [answer["line"] for answer in answers] == [1, 2]
+
+
+def test_entities_of_models_from_elsewhere_may_begin_with_i(saved, tmp_path):
+    elsewhere = tmp_path / "model"
+    shutil.copytree(saved, elsewhere)
+    (elsewhere / "jaxllm.json").unlink()
+    config = json.loads((elsewhere / "config.json").read_text())
+    swapped = {"B-PER": "I-PER", "I-PER": "B-PER"}  # what it calls the first word of a person
+    config["id2label"] = {i: swapped.get(x, x) for i, x in config["id2label"].items()}
+    config["label2id"] = {name: int(i) for i, name in config["id2label"].items()}
+    (elsewhere / "config.json").write_text(json.dumps(config))
+    answers, _ = run_predict(str(elsewhere), [{"text": "the movie , anna loved"}], tmp_path)
+    assert [(e["type"], e["text"]) for e in answers[0]["entities"]] == [("PER", "anna")]
+    shutil.copy(Path(saved, "jaxllm.json"), elsewhere)
+    answers, _ = run_predict(str(elsewhere), [{"text": "the movie , anna loved"}], tmp_path)
+    assert answers[0]["entities"] == []
+
+
 def test_predict_equals_evaluation_and_tells_what_it_cut(saved, base_config, tmp_path):
     config = change(base_config, model={"path": saved, "config": {}, "tokenizer": None})
     task_build.evaluate(change(config, run={"dir": str(tmp_path)}))

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from jaxllm.data.builder import text_fault
-from jaxllm.data.tags import OUTSIDE, check_names, scheme_of
+from jaxllm.data.tags import OUTSIDE, check_names, retagged, scheme_of
 from jaxllm.data.tokenizer import WordEncoder
 from jaxllm.entities import entities_in
 from jaxllm.metrics import softmax
 from jaxllm.tasks.batched import Row, run
 from jaxllm.tasks.classifier import short
-from jaxllm.tasks.inputs import InputFormat, RowError, column, parse_object
+from jaxllm.tasks.inputs import INPUT_FILE, InputFormat, RowError, column, parse_object
 from jaxllm.tasks.model import SavedModel, label_names
 
 # Han, kana: scripts without spaces, of which each character is a word, as in Chinese CoNLL files.
@@ -29,12 +29,16 @@ class Tagger:
     An entity is what `entities_in` makes of the most probable tag of each word, as in evaluation;
     its score is the mean probability of these tags. `truncated` is true where text was cut; the
     words cut off are in no entity.
+
+    repaired: tags out of order are first set right, see `tags.retagged`. For models from elsewhere,
+        many of which learned IOB1 and begin entities with I.
     """
 
     encoder: WordEncoder
     form: InputFormat
     names: list[str]
     batch_size: int
+    repaired: bool
     logits: Callable[[dict[str, np.ndarray]], Any]  # rows [B, T] -> logits [B, T, C] on the device
 
     @classmethod
@@ -43,7 +47,9 @@ class Tagger:
         form, names = model.form, label_names(model.config)
         check_names(names, "the model's labels (id2label)")
         encoder = WordEncoder(model.tokenizer, form.max_length, form.truncation)
-        return cls(encoder, form, names, batch_size, model.forward(lambda out: out.logits))
+        repaired = not (model.directory / INPUT_FILE).is_file()
+        logits = model.forward(lambda out: out.logits)
+        return cls(encoder, form, names, batch_size, repaired, logits)
 
     def answers(self, lines: list[bytes], first_line: int) -> list[dict[str, Any]]:
         """One answer for each line; `first_line` is the number of the first, from 1."""
@@ -54,6 +60,8 @@ class Tagger:
                 texts[i] = parse_words(line, self.form)
             except RowError as error:
                 result[i] = {"error": str(error), "line": first_line + i}
+        if not texts:
+            return result
         encoded, numbers = self.encoder.encode_words([text.words for text in texts.values()])
         cuts = np.cumsum(encoded.lengths)[:-1]
         parts = (np.split(array, cuts) for array in (encoded.tokens, encoded.type_ids, numbers))
@@ -88,8 +96,10 @@ class Tagger:
         for word, share_C in zip(numbers_T[first], share_WC, strict=True):
             tags[word] = self.names[int(share_C.argmax())]
             shares[word] = share_C.max()
-        entities = []
-        for kind, begin, end in entities_in(tags, scheme_of(self.names)):
+        entities, scheme = [], scheme_of(self.names)
+        if self.repaired:
+            tags = retagged(tags, scheme)
+        for kind, begin, end in entities_in(tags, scheme):
             start, stop = text.starts[begin], text.starts[end - 1] + len(text.words[end - 1])
             entities.append(
                 {
