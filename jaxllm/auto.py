@@ -7,8 +7,10 @@ from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxllm.models import Params, apply_fn, init_params, module_parts
+from jaxllm.errors import InputError
+from jaxllm.models import ENCODERS, Params, apply_fn, init_params, module_parts
 from jaxllm.pretrained import configs, hf
 
 
@@ -85,6 +87,9 @@ class PretrainedModel:
         tokens that a head looks at, `pooled_positions` [B, Q] those of a second head. `params`: in
         place of `self.params`. `key`: a jax.random.key turns dropout on. The outputs asked for are
         by default those that the config asks for.
+
+        Raises:
+            InputError: an id without a row in its table. Arrays on a device are not looked at.
         """
         if output_hidden_states is None:
             output_hidden_states = bool(self.config.output_hidden_states)
@@ -99,11 +104,23 @@ class PretrainedModel:
             "head_positions": head_positions,
             "pooled_positions": pooled_positions,
         }
-        inputs = {name: jnp.asarray(x, jnp.int32) for name, x in ids.items() if x is not None}
+        ids = {name: x for name, x in ids.items() if x is not None}
+        for name, size in self._sizes().items():
+            if name in ids and not isinstance(ids[name], jax.Array):
+                check_ids(name, np.asarray(ids[name]), size)
+        inputs = {name: jnp.asarray(x, jnp.int32) for name, x in ids.items()}
         if key is not None:
             inputs["key"] = key
         params = self.params if params is None else params
         return _run(self._graphdef, output_hidden_states, output_attentions, params, inputs)
+
+    def _sizes(self) -> dict[str, int]:
+        """Rows of the tables that ids are looked up in, where the model has them."""
+        keys = {"input_ids": "vocab_size", "token_type_ids": "type_vocab_size"}
+        if self.config.model_type in ENCODERS:
+            keys["position_ids"] = "max_position_embeddings"
+        found = {name: getattr(self.config, key, None) for name, key in keys.items()}
+        return {name: size for name, size in found.items() if size is not None}
 
     def save_pretrained(
         self, directory: str | Path, weights: str = "safetensors", *, tokenizer: Any = None
@@ -172,6 +189,16 @@ class AutoModelForMultipleChoice(PretrainedModel):
     """
 
     task = "multiple-choice"
+
+
+def check_ids(name: str, ids: np.ndarray, size: int) -> None:
+    """InputError where ids are not 0 to `size` - 1: XLA would answer with NaN or other rows."""
+    if ids.size and not (0 <= ids.min() and ids.max() < size):
+        worst = ids.max() if ids.max() >= size else ids.min()
+        raise InputError(
+            f"{name}: found {worst}, expected 0 to {size - 1}, the rows of the model's table; "
+            "give the tokenizer that belongs to the model"
+        )
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

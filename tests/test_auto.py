@@ -93,6 +93,37 @@ def test_packed_rows(classifier, batch):
     np.testing.assert_allclose(packed[0, 1], classifier(ids[2:, :5]).logits[0], atol=1e-5)
 
 
+def test_padding_may_be_longer_than_there_are_positions(classifier, batch):
+    ids = batch["input_ids"]
+    longest = classifier.config.max_position_embeddings
+    row = np.zeros((1, 2 * longest + 7), int)
+    row[0, :7] = ids[0, :7]
+    out = classifier(row, segment_ids=(np.arange(row.size) < 7)[None], head_positions=[[0]])
+    np.testing.assert_allclose(out.logits[0, 0], classifier(ids[:1, :7]).logits[0], atol=1e-5)
+    hidden = classifier(
+        row, segment_ids=(np.arange(row.size) < 7)[None], output_hidden_states=True
+    ).hidden_states
+    assert np.isfinite(hidden[-1]).all()  # a mean over tokens weights padding by 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("input_ids", 10_000, r"input_ids: found 10000, expected 0 to \d+"),
+        ("input_ids", -100, "input_ids: found -100"),
+        ("token_type_ids", 2, "token_type_ids: found 2, expected 0 to 1"),
+        ("position_ids", 4096, "position_ids: found 4096"),
+    ],
+)
+def test_ids_without_a_row_are_refused(classifier, batch, name, value, message):
+    ids = np.zeros_like(batch["input_ids"])
+    ids[0, -1] = value
+    with pytest.raises(InputError, match=message):
+        classifier(**{**batch, name: ids})
+    with pytest.raises(InputError, match=message):
+        classifier(**{**batch, name: ids.tolist()})
+
+
 def test_pure_in_params_under_jit_and_grad(classifier, batch):
     def loss(params, batch):
         return jnp.sum(classifier(**batch, params=params).logits ** 2)

@@ -128,8 +128,9 @@ class Encoder(QueriedEncoder):
 
     def position_ids(self, input_ids: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
         """[B, T]: those that nobody gave. They restart in each segment of a packed row."""
-        if segment_ids is not None:
-            return segment_positions(segment_ids) + self.spec.first_position
+        if segment_ids is not None:  # padding may be longer than there are positions
+            positions = jnp.where(segment_ids > 0, segment_positions(segment_ids), 0)
+            return positions + self.spec.first_position
         padding_idx = self.spec.padding_idx
         if padding_idx is None:
             return jnp.broadcast_to(jnp.arange(input_ids.shape[1])[None], input_ids.shape)
