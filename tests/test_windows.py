@@ -10,6 +10,7 @@ import pytest
 
 from jaxllm.config_fields import DataConfig, QAConfig
 from jaxllm.data.tokenizer import load_tokenizer
+from jaxllm.data.train_tokenizer import train_tokenizer
 from jaxllm.data.window_cache import load_windows
 from jaxllm.data.windows import WindowEncoder
 from jaxllm.errors import InputError
@@ -73,6 +74,19 @@ def test_windows_are_those_of_the_tokenizer(wordpiece, tmp_path):
 def answer_text(windows, i, label):
     source = windows.source[i] + np.asarray(label) - windows.begin[i]
     return CONTEXT[windows.spans[source[0], 0] : windows.spans[source[1], 1]]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_an_answer_has_no_space_that_belongs_to_its_token(kind, tmp_path):
+    (tmp_path / "a.txt").write_text(f"{CONTEXT}\n" * 30)
+    train_tokenizer([str(tmp_path / "a.txt")], str(tmp_path / "t"), kind=kind, vocab_size=300)
+    tokenizer = load_tokenizer(tmp_path / "t")
+    asked = [row("who", ("the plot", CONTEXT.index("the plot")))]
+    windows, _ = load(write(tmp_path / "a.json", asked), tokenizer, length=90)
+    (label,) = windows.labels
+    assert answer_text(windows, 0, label) == "the plot"
+    texts = [CONTEXT[begin:end] for begin, end in windows.spans]
+    assert texts == [text.strip() for text in texts]
 
 
 @pytest.mark.parametrize("streaming", [False, True])

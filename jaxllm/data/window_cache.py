@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _LOG = logging.getLogger(__name__)
-_CACHE_VERSION = 1  # raise when the same input comes to give other arrays
+_CACHE_VERSION = 2  # raise when the same input comes to give other arrays
 # Those of `Windows` that are never empty.
 _ARRAYS = (
     *("tokens", "type_ids", "offsets", "labels", "rows"),

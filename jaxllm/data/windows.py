@@ -84,7 +84,8 @@ class WindowEncoder:
 
     def windows(self, read: Questions, faults: Faults) -> tuple[Windows, Questions]:
         """The windows of all questions, and the questions that have any; the others are faults."""
-        contexts = [_Text(encoding) for encoding in self._encode(read.contexts)]
+        pairs = zip(read.contexts, self._encode(read.contexts), strict=True)
+        contexts = [_Text(text, encoding) for text, encoding in pairs]
         starts = np.cumsum([0, *(len(context.ids) for context in contexts)])
         out = _Columns()
         kept: list[Question] = []
@@ -163,9 +164,16 @@ class _Frame:
 class _Text:
     """A context's tokens and where they stand."""
 
-    def __init__(self, encoding: Any):
+    def __init__(self, text: str, encoding: Any):
         self.ids = np.array(encoding.ids, np.int32)
         self.spans = np.array(encoding.offsets, np.int32).reshape(-1, 2)
+        # Where spaces belong to the token behind them, they are not in the answer.
+        spaces = [i for i, character in enumerate(text) if character.isspace()]
+        follows = np.arange(len(text) + 1)  # the first character from here on that is no space
+        for i in reversed(spaces):
+            follows[i] = follows[i + 1]
+        begins, ends = self.spans.T
+        self.spans[:, 0] = np.minimum(follows[begins], ends)
 
     def label(self, question: Question, context: str) -> tuple[int, int] | None:
         """The tokens that cover the answer; None = no answer, UNKNOWN = none is aligned."""
