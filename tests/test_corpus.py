@@ -282,6 +282,12 @@ def test_bad_rows_are_dropped_and_counted(load, caplog):
     assert "dropped 5 rows: missing text (2)" in caplog.text
 
 
+def test_an_empty_cell_is_an_empty_set_of_labels(load):
+    examples, names = load(HEADER + "good\ta|b\nbad\t\nfine\tb\n", kind=MULTI)
+    assert names == ["a", "b"]
+    assert examples.labels.tolist() == [[1, 1], [0, 0], [0, 1]]
+
+
 def test_an_unknown_label_of_the_dev_part_names_row_and_label(load):
     with pytest.raises(InputError, match=r"data\.dev: .*unknown label 'meh' \(.*dev\.tsv: row 2\)"):
         load(HEADER + "good\ta\nbad\tmeh\n", "dev.tsv", split="dev", labels=["a", "b"])

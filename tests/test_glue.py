@@ -291,6 +291,13 @@ def test_tasks_of_the_command_line(given, config, tmp_path, monkeypatch):
     assert asked == [(four, ["rte", "stsb"]), (four, list(TASKS))]
 
 
+def test_a_metric_that_some_task_lacks_is_told_before_training(config, monkeypatch):
+    monkeypatch.setattr(glue, "_train", lambda *_: pytest.fail("it trains"))
+    wrong = replace(config, train=replace(config.train, metric="accuracy"))
+    with pytest.raises(InputError, match=r"train\.metric: found 'accuracy', expected .*pearson"):
+        glue.run(wrong, ["rte", "stsb"])
+
+
 @pytest.mark.parametrize(
     ("tasks", "data", "message"),
     [

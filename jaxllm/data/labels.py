@@ -32,7 +32,10 @@ class Labels:
 
     def read(self, value: Any) -> tuple[Any, str | None]:
         """The label that `value` stands for, or why it is none."""
-        if self._problem_type is not None and (value is None or value == ""):
+        none = value is None or value == ""
+        if none and self._problem_type == "multi_label_classification":
+            return [], None  # an empty cell is an empty set
+        if none and self._problem_type is not None:
             return None, "missing label"
         return self._parse(value)
 

@@ -43,7 +43,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         names = known_labels(config, saved)
     if config.data.has_dev:
         dev, _ = load_examples(config.data, "dev", tokenizer, problem_type=problem, labels=names)
-    metric = _metric(config, names)
+    metric = check_metric(config, names)
     model_config = head_config(config, names) if saved is None else saved
     check_fit(config, model_config, tokenizer, pair=config.data.text_pair is not None)
     if problem == SINGLE and len(names) < 2:
@@ -104,7 +104,8 @@ def known_labels(config: Config, model_config: Any) -> list[str]:
     )
 
 
-def _metric(config: Config, names: list[str]) -> str:
+def check_metric(config: Config, names: list[str]) -> str:
+    """The metric that chooses the best model; InputError where the labels `names` have no such."""
     problem = config.model.problem_type
     labels = np.zeros((1, len(names)) if problem == MULTI else 1)
     known = metrics.classification_metrics(problem, np.zeros((1, len(names) or 1)), labels, names)

@@ -78,6 +78,7 @@ def task_config(name: str, config: Config, part: str) -> Config:
         run=dataclasses.replace(config.run, dir=str(Path(config.run.dir) / name)),
     )
     check(result)
+    classification.check_metric(result, result.data.labels or [])
     return result
 
 
