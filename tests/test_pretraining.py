@@ -24,6 +24,8 @@ from jaxllm.errors import InputError
 from jaxllm.pretrained import hf
 from jaxllm.sharding import make_mesh
 from jaxllm.tasks import build as task_build
+from jaxllm.tasks.build import build
+from jaxllm.tasks.predict import predict
 
 SENTENCE = "the film was good and not bad but great with plot music acting story book"
 WORDS = SENTENCE.split()
@@ -115,17 +117,29 @@ def test_a_run_from_files_to_a_model_that_is_judged_again(config, task, tmp_path
     assert f"masked_accuracy {again['masked_accuracy']:.4f}" in report
 
 
-def test_a_run_of_electra_leaves_a_pair_that_is_judged_and_trained_again(config, tmp_path):
+def test_pairs_need_two_types_of_tokens(config):
+    one = change(pairs(config), model={"config": {**config.model.config, "type_vocab_size": 1}})
+    with pytest.raises(InputError, match="found type_vocab_size 1, expected two"):
+        build(one)
+
+
+def test_a_run_of_electra_leaves_a_pair_that_is_judged_and_trained_again(config, tmp_path, caplog):
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
     config = electra(config)
     config = change(config, model={"config": {**config.model.config, "generator": sizes}})
-    summary = loop.train(config)
+    with caplog.at_level("INFO", "jaxllm"):
+        summary = loop.train(config)
     assert {"eval/replaced_loss", "eval/replaced_accuracy"} <= set(summary)
     parts = summary["eval/masked_loss"] + 50 * summary["eval/replaced_loss"]
     assert summary["eval/loss"] == pytest.approx(parts)
     from jaxllm import AutoModelForMaskedLM, AutoModelForPreTraining
 
     directory = tmp_path / "run" / "model"
+    assert f"next: jaxllm predict --model {directory / 'generator'} " in caplog.text
+    (tmp_path / "in.txt").write_text('{"text": "a [MASK] film"}\n')
+    answers = predict(str(directory / "generator"), str(tmp_path / "in.txt"), str(tmp_path / "out"))
+    assert answers == {"rows": 1, "errors": 0, "truncated": 0}
+    assert "masks" in json.loads((tmp_path / "out").read_text())
     discriminator = AutoModelForPreTraining.from_pretrained(directory)
     assert set(discriminator.params) == {"blocks", "discriminator", "embeddings"}
     generator = AutoModelForMaskedLM.from_pretrained(directory / "generator")

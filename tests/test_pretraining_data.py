@@ -9,7 +9,7 @@ from jaxllm.config import DataConfig
 from jaxllm.data.documents import Documents, Shard, load_documents
 from jaxllm.data.packing import first_fit
 from jaxllm.data.pretraining import PretrainingExamples
-from jaxllm.data.segments import chunks, mixed, next_sentence_pairs
+from jaxllm.data.segments import chunks, mixed, next_sentence_pairs, pooled
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
 
@@ -125,10 +125,37 @@ def test_pairs_depend_on_seed_and_epoch_alone(rng):
 
 
 def test_pairs_need_documents_of_several_lines():
-    with pytest.raises(InputError, match="found one document in a file, expected at least two"):
+    with pytest.raises(InputError, match="found one document, expected at least two"):
         pairs_of(shard([[3, 4]]))
     with pytest.raises(InputError, match="found documents of a single line"):
         pairs_of(shard([[3], [4]]))
+
+
+def test_the_other_sentence_is_of_any_file_of_the_corpus(rng, examples):
+    books_of_one = [shard([rng.integers(3, 6, 9).tolist()], name) for name in "abcd"]
+    documents = documents_of(*books_of_one, corpora=[0, 0, 0, 0])
+    pairs = examples(documents, pairs=True, train=["*"]).at(0).segments
+    file_of = np.searchsorted(documents.begins, [pairs.first[:, 0], pairs.second[:, 0]], "right")
+    first, second = file_of
+    assert set(first) == {1, 2, 3, 4}
+    assert ((first != second) == (pairs.labels == 1)).all()
+    assert len({(a, b) for a, b in file_of.T if a != b}) > 6
+    part = books(rng)
+    cut = [part.first(40), shard([[4, 5], [6]], "b")]
+    both = pooled(cut, [7, 900])
+    assert both.lines[both.documents].tolist() == [
+        *(part.lines[part.documents[:40]] + 7),
+        *(900, 909, 915),
+    ]
+
+
+def test_words_of_text_without_spaces_are_refused(examples):
+    part = shard([[60] * 9] * 2)
+    few = part._replace(starts=np.arange(len(part.tokens)) % 60 == 0)
+    examples(documents_of(part), mask_unit="word")
+    with pytest.raises(InputError, match=r"only 1\.7% begin a word .* data\.words"):
+        examples(documents_of(few), mask_unit="word")
+    examples(documents_of(few))
 
 
 def test_mixing_by_weight(rng):

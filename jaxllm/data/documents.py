@@ -73,6 +73,11 @@ class Documents:
         return tokens, starts
 
     @property
+    def size(self) -> int:
+        """Tokens of all shards."""
+        return int(self.begins[-1]) + len(self.shards[-1].tokens)
+
+    @property
     def fingerprint(self) -> int:
         """A checksum of what these documents are."""
         digest = hashlib.sha256("\n".join(shard.key for shard in self.shards).encode())

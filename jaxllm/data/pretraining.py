@@ -13,7 +13,7 @@ from jaxllm.data.documents import Documents
 from jaxllm.data.masking import Masking, lowest, mask
 from jaxllm.data.packing import Rows, fill_packed, ranges, slots, starts_of
 from jaxllm.data.philox import philox
-from jaxllm.data.segments import Segments, chunks, joined, mixed, next_sentence_pairs
+from jaxllm.data.segments import Segments, chunks, joined, mixed, next_sentence_pairs, pooled
 from jaxllm.data.tokenizer import vocabulary_size
 from jaxllm.errors import InputError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _PAIRS_PER_ROW = 4  # nine in ten pairs fill a row
+_SAMPLE, _FEWEST_WORDS = 100_000, 0.05  # tokens; words in them, which have 1.3 to 2 in English
 _SURPLUS = 2  # stream of random numbers; masking.py has the others
 
 
@@ -75,6 +76,8 @@ class PretrainingExamples:
                 f"data.mask_unit: found {data.mask_unit}, but this tokenizer's tokens do not show "
                 "where words begin; set data.mask_unit: token, or give the words as data.words"
             )
+        if data.mask_unit == "word" and data.words is None:
+            check_words(documents)
         ordinary = np.zeros(vocabulary_size(tokenizer), bool)
         ordinary[list(tokenizer.get_vocab().values())] = True
         ordinary[tokenizer.all_special_ids] = False
@@ -92,16 +95,18 @@ class PretrainingExamples:
         documents, seed = self._documents, self.seed
         specials = 3 if self.pairs else 2
         room = self._data.max_length - specials
-        parts = []
-        for number, (shard, begin) in enumerate(
-            zip(documents.shards, documents.begins.tolist(), strict=True)
-        ):
+        corpora = []
+        for number in np.unique(documents.corpora).tolist():
+            of_corpus = np.flatnonzero(documents.corpora == number)
+            shards = [documents.shards[i] for i in of_corpus]
+            begins = documents.begins[of_corpus].tolist()
             if self.pairs:
                 key = {"seed": seed, "epoch": epoch, "number": number}
-                parts.append(next_sentence_pairs(shard, begin, room, **key))
+                corpora.append(next_sentence_pairs(pooled(shards, begins), 0, room, **key))
             else:
-                parts.append(chunks(shard, begin, room))
-        segments = joined(parts)
+                parts = zip(shards, begins, strict=True)
+                corpora.append(joined([chunks(shard, begin, room) for shard, begin in parts]))
+        segments = joined(corpora)
         numbers = np.arange(len(segments))
         if self._data.weights is not None:
             if set(documents.corpora.tolist()) != set(range(len(self._data.weights))):
@@ -109,10 +114,6 @@ class PretrainingExamples:
                     f"data.max_train_examples: found {self._data.max_train_examples}, which leaves "
                     "some of data.train unread, but each has its share in data.weights; raise it"
                 )
-            corpora = [
-                joined([part for part, c in zip(parts, documents.corpora, strict=True) if c == one])
-                for one in range(len(self._data.weights))
-            ]
             rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch))))
             numbers = mixed(corpora, self._data.weights, rng)
             segments = segments.at(numbers % len(segments))
@@ -136,6 +137,20 @@ class PretrainingExamples:
             size = tail + 1
             type_ids[ranges(begins + head + 2, size, starts_of(size))] = 1
         return _Texts(tokens, type_ids, offsets, segments.labels, starts)
+
+
+def check_words(documents: Documents) -> None:
+    """Refuses text without spaces, whose words a tokenizer that marks spaces does not tell apart.
+
+    They would be as long as the text, and hardly one short enough to be masked.
+    """
+    _, starts = documents.take(np.arange(min(_SAMPLE, documents.size)))
+    if (share := starts.mean()) < _FEWEST_WORDS:
+        raise InputError(
+            f"data.mask_unit: found word, but of the corpus's tokens only {share:.1%} begin a word "
+            "as this tokenizer spells them: is it text without spaces? Give the words as "
+            "data.words, or set data.mask_unit: token"
+        )
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,24 @@ def chunks(shard: Shard, begin: int, length: int) -> Segments:
     return Segments(np.stack([begins, ends], 1), none, np.zeros(len(begins), np.int32))
 
 
+def pooled(shards: list[Shard], begins: list[int]) -> Shard:
+    """All documents of shards whose tokens follow each other, their lines in numbers of all tokens.
+
+    Only the lines and documents of what it gives are those of all.
+    """
+    used = [np.asarray(shard.lines[: shard.documents[-1] + 1]) for shard in shards]
+    counts = np.cumsum([0, *(len(lines) - 1 for lines in used)])
+    starts = [lines[:-1] + begin for lines, begin in zip(used, begins, strict=True)]
+    documents = [
+        np.asarray(shard.documents[:-1]) + count
+        for shard, count in zip(shards, counts, strict=False)
+    ]
+    return shards[0]._replace(
+        lines=np.concatenate([*starts, used[-1][-1:] + begins[-1]]),
+        documents=np.concatenate([*documents, counts[-1:]]),
+    )
+
+
 def next_sentence_pairs(
     shard: Shard, begin: int, length: int, *, seed: int, epoch: int, number: int
 ) -> Segments:
@@ -70,7 +88,7 @@ def next_sentence_pairs(
     A text is one or more lines (sentences) of a document. In half of the pairs the second one goes
     on where the first ends; in the others it comes from another document, and what followed the
     first is used again. One document in ten has pairs of a shorter, random length. Each epoch has
-    other pairs: those of a document depend on `seed`, `epoch`, the shard's `number` and the
+    other pairs: those of a document depend on `seed`, `epoch`, the corpus's `number` and the
     document alone.
 
     Raises:
@@ -81,7 +99,7 @@ def next_sentence_pairs(
     if len(documents) < 3 or len(lines) == len(documents):
         found = "one document" if len(documents) < 3 else "documents of a single line"
         raise InputError(
-            f"data.train: found {found} in a file, expected at least two documents of several "
+            f"data.train: found {found}, expected at least two documents of several "
             "lines, a sentence each: next-sentence pairs are made of them (data.documents: "
             "blank_line puts a blank line between documents)"
         )

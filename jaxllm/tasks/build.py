@@ -109,12 +109,13 @@ def build(config: Config) -> Job:
             params = multihost_utils.process_allgather(params, tiled=True)
         if jax.process_index() == 0:
             task.stored().save(directory, params, tokenizer)
-            task.save_extras(directory)
+            for place in {directory, directory / task.stored().answers}:
+                task.save_extras(place)
 
     def report(params: Any, directory: Path) -> None:
         if evaluator is not None:
             logger.info("dev part:\n%s", evaluator.write(complete(params), directory)[1])
-        model = shlex.quote(str(directory / "model"))
+        model = shlex.quote(str(directory / "model" / task.stored().answers))
         logger.info("next: jaxllm predict --model %s --input FILE --output FILE", model)
 
     return Job(

@@ -1,5 +1,6 @@
 """The model of a task: its config, its parameters in their shardings, its labels."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,10 @@ from jaxllm.tasks.inputs import InputFormat
 from jaxllm.tasks.storage import OneModel, Storage
 from jaxllm.tasks.task import Task
 from jaxllm.train import flatten
+
+logger = logging.getLogger("jaxllm")
+
+_ROUNDED_UP = 128  # sizes of vocabularies are rounded up to a multiple of so many at most
 
 # Tasks whose head has another name; of a pretrained BERT, prediction uses the one that fills masks.
 HEADS = {"sentence-embedding": "base", "pretraining": "masked-lm"}
@@ -213,12 +218,21 @@ def check_head(config: Config, saved: Any) -> None:
 
 
 def check_tokenizer(tokenizer: Any, model_config: Any) -> None:
-    """Refuses ids outside of the word embedding, which XLA would answer with wrong numbers."""
+    """Refuses ids outside of the word embedding, which XLA would answer with wrong numbers.
+
+    Warns where the table has more rows than rounding up explains: another model's tokenizer?
+    """
     size = vocabulary_size(tokenizer)
     if size > model_config.vocab_size:
         raise InputError(
             f"the tokenizer has {size} tokens, but the model {model_config.vocab_size} "
             "(vocab_size); give the tokenizer that belongs to it"
+        )
+    if size <= model_config.vocab_size - _ROUNDED_UP:
+        logger.warning(
+            "the model has %d tokens (vocab_size), the tokenizer %d; the others are never seen. If "
+            "the weights are pretrained, check that this is the tokenizer that belongs to them",
+            *(model_config.vocab_size, size),
         )
 
 

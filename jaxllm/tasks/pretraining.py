@@ -1,6 +1,5 @@
 """Pretraining: masked language modelling, BERT's with next-sentence pairs, and ELECTRA's."""
 
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,7 +16,6 @@ from jaxllm.config_fields import Config
 from jaxllm.data.documents import load_documents
 from jaxllm.data.loader import EpochExamples, eval_batches
 from jaxllm.data.pretraining import PretrainingExamples
-from jaxllm.data.tokenizer import vocabulary_size
 from jaxllm.errors import InputError
 from jaxllm.files import write_atomic
 from jaxllm.metrics import Sums
@@ -29,8 +27,6 @@ from jaxllm.tasks.model import check_fit
 from jaxllm.tasks.storage import ElectraPair
 from jaxllm.tasks.task import Task
 from jaxllm.train import make_eval_step
-
-logger = logging.getLogger("jaxllm")
 
 METRIC = "masked_accuracy"  # chooses the best model where train.metric is null
 _DEV_SEED = 0  # the dev part has the same masks in all runs
@@ -104,12 +100,12 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
             f"model.generator: found {config.model.generator}, expected null: only ELECTRA's "
             "model.task: pretraining has a generator"
         )
-    check_fit(config, model_config, tokenizer, pair=kind.pairs)
-    if vocabulary_size(tokenizer) < model_config.vocab_size:
-        logger.warning(
-            "the model has %d tokens (vocab_size), the tokenizer %d; the others are never seen",
-            *(model_config.vocab_size, vocabulary_size(tokenizer)),
+    if kind.pairs and model_config.type_vocab_size < 2:
+        raise InputError(
+            f"model.config: found type_vocab_size {model_config.type_vocab_size}, expected two for "
+            "next-sentence pairs; set it to 2, or model.task: masked-lm"
         )
+    check_fit(config, model_config, tokenizer, pair=kind.pairs)
     metric = config.train.metric or METRIC
     if metric not in kind.metrics:
         known = ", ".join(kind.metrics)

@@ -27,6 +27,10 @@ class Storage(Protocol):
     def load(self, directory: Path, abstract: Any, init: Init) -> Any:
         """See `hf.load_params`."""
 
+    @property
+    def answers(self) -> str:
+        """Where in the directory the model is that predicts."""
+
 
 @dataclass(frozen=True)
 class OneModel:
@@ -34,6 +38,7 @@ class OneModel:
 
     head: str
     config: Any
+    answers: str = "."
 
     def save(self, directory: Path, params: Any, tokenizer: Any) -> None:
         hf.save_pretrained(directory, params, self.config, self.head, tokenizer=tokenizer)
@@ -52,6 +57,7 @@ class ElectraPair:
 
     config: Any
     generator_directory: Path | None = None
+    answers: str = GENERATOR
 
     @classmethod
     def at(cls, path: str, generator: str | None, config: Any) -> "ElectraPair":
