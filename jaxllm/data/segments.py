@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from jaxllm.data.documents import Shard
-from jaxllm.data.tokenizer import shares
 from jaxllm.errors import InputError
 
 _SHORT_PAIRS = 0.1  # share of documents whose pairs are shorter than a row
@@ -88,8 +87,7 @@ def next_sentence_pairs(
     A text is one or more lines (sentences) of a document. In half of the pairs the second one goes
     on where the first ends; in the others it comes from another document, and what followed the
     first is used again. One document in ten has pairs of a shorter, random length. Each epoch has
-    other pairs: those of a document depend on `seed`, `epoch`, the corpus's `number` and the
-    document alone.
+    other pairs; they depend on `seed`, `epoch`, the corpus's `number` and its documents alone.
 
     Raises:
         InputError: there are not two documents, or none has two lines.
@@ -103,71 +101,88 @@ def next_sentence_pairs(
             "lines, a sentence each: next-sentence pairs are made of them (data.documents: "
             "blank_line puts a blank line between documents)"
         )
-    rows: list[tuple[int, int, int, int, bool]] = []
-    for document in range(len(documents) - 1):
-        key = np.random.SeedSequence((seed, epoch, number, document))
-        pairs = _Pairs(lines, documents, np.random.Generator(np.random.Philox(key)))
-        rows.extend(pairs.of(document, length))
-    table = np.array(rows, np.int64)
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, number))))
+    count = len(documents) - 1
+    target = np.full(count, length)
+    if length > 2:
+        shorter = rng.integers(2, length, count, endpoint=True)
+        target = np.where(rng.random(count) < _SHORT_PAIRS, shorter, target)
+    pairs = _Pairs(lines, documents, target, length, rng)
+    document, line = np.arange(count), documents[:-1]
+    made: list[np.ndarray] = []
+    of: list[np.ndarray] = []
+    while len(document):  # one pair of each document that is not at its end
+        rows, line = pairs.next(document, line)
+        made.append(rows)
+        of.append(document)
+        more = line < documents[document + 1]
+        document, line = document[more], line[more]
+    table = np.concatenate(made)[np.argsort(np.concatenate(of), kind="stable")]
     return Segments(table[:, :2] + begin, table[:, 2:4] + begin, table[:, 4].astype(np.int32))
 
 
 @dataclass(frozen=True)
 class _Pairs:
+    """Pairs of many documents at a time. `target`: tokens that pairs of each should have."""
+
     lines: np.ndarray
     documents: np.ndarray
+    target: np.ndarray
+    length: int
     rng: np.random.Generator
 
-    def of(self, document: int, length: int) -> list[tuple[int, int, int, int, bool]]:
-        target = length
-        if self.rng.random() < _SHORT_PAIRS and length > 2:
-            target = int(self.rng.integers(2, length, endpoint=True))
-        pairs = []
-        line, last = int(self.documents[document]), int(self.documents[document + 1])
-        while line < last:
-            # Lines up to the one that reaches the target, or the document's end.
-            end = int(np.searchsorted(self.lines, self.lines[line] + target))
-            end = min(max(end, line + 1), last)
-            split = line + 1
-            if end - line >= 2:
-                split = line + int(self.rng.integers(1, end - line - 1, endpoint=True))
-            other = end - line == 1 or self.rng.random() < 0.5
-            if other:
-                follow, stop = self._elsewhere(document, target - self._tokens(line, split))
-                following = split
-            else:
-                follow, stop, following = split, end, end
-            first, second = self._cut(line, split, follow, stop, length)
-            pairs.append((*first, *second, other))
-            line = following
-        return pairs
+    def next(self, document: np.ndarray, line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(int64[m, 5]: both texts' first and last token, and whether the second is of another
+        document; the lines that the next pairs begin with), of int64[m] documents.
+        """
+        target, last = self.target[document], self.documents[document + 1]
+        end = self._reaching(line, target, last)
+        # Where there is but one line, nothing of the document is left to go on with.
+        split = line + self.rng.integers(1, np.maximum(end - line - 1, 1), endpoint=True)
+        other = (end - line == 1) | (self.rng.random(len(line)) < 0.5)
+        follow, stop = self._elsewhere(document, target - self._tokens(line, split))
+        follow, stop = np.where(other, follow, split), np.where(other, stop, end)
+        pairs = self._cut(line, split, follow, stop)
+        return np.stack([*pairs, other], axis=1), np.where(other, split, end)
 
-    def _tokens(self, begin: int, end: int) -> int:
-        return int(self.lines[end] - self.lines[begin])
+    def _tokens(self, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+        return self.lines[end] - self.lines[begin]
 
-    def _elsewhere(self, document: int, target: int) -> tuple[int, int]:
+    def _reaching(self, line: np.ndarray, target: np.ndarray, last: np.ndarray) -> np.ndarray:
+        """The end of the lines from `line` on that have `target` tokens or more; at most `last`."""
+        end = np.searchsorted(self.lines, self.lines[line] + target)
+        return np.minimum(np.maximum(end, line + 1), last)
+
+    def _elsewhere(self, document: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Lines of another document, from a random one on, that have `target` tokens or more."""
-        for _ in range(_TRIES):
-            other = int(self.rng.integers(len(self.documents) - 1))
-            if other != document:
-                break
-        begin, last = int(self.documents[other]), int(self.documents[other + 1])
-        begin = int(self.rng.integers(begin, last))
-        end = int(np.searchsorted(self.lines, self.lines[begin] + max(target, 1)))
-        return begin, min(max(end, begin + 1), last)
+        count = len(self.documents) - 1
+        other = self.rng.integers(count, size=len(document))
+        for _ in range(_TRIES - 1):
+            (same,) = np.nonzero(other == document)
+            other[same] = self.rng.integers(count, size=len(same))
+        begin = self.rng.integers(self.documents[other], self.documents[other + 1])
+        return begin, self._reaching(begin, np.maximum(target, 1), self.documents[other + 1])
 
     def _cut(
-        self, a: int, a_end: int, b: int, b_end: int, length: int
-    ) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Token ranges of both texts, the longer cut first, each token at a random end of it."""
-        sizes = self._tokens(a, a_end), self._tokens(b, b_end)
+        self, a: np.ndarray, a_end: np.ndarray, b: np.ndarray, b_end: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
+        """Begin and end of both texts in tokens; the longer is cut first, at random ends."""
+        first, second = self._tokens(a, a_end), self._tokens(b, b_end)
+        kept = shares(first, second, self.length)
+        ranges: list[np.ndarray] = []
+        for line, size, share in zip((a, b), (first, second), kept, strict=True):
+            begin = self.lines[line] + self.rng.binomial(size - share, 0.5)
+            ranges += [begin, begin + share]
+        return tuple(ranges)
 
-        def kept(line: int, size: int, share: int) -> tuple[int, int]:
-            begin = int(self.lines[line]) + int(self.rng.binomial(size - share, 0.5))
-            return begin, begin + share
 
-        first, second = shares(*sizes, length)
-        return kept(a, sizes[0], first), kept(b, sizes[1], second)
+def shares(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+    """How many of two texts' tokens fit in `room`, the longer cut first; as `tokenizer.shares`."""
+    short = np.minimum(first, second)
+    short = np.where(short > room - short, room // 2, short)
+    fits = first + second <= room
+    cut = [np.where((first <= second) == one, short, room - short) for one in (True, False)]
+    return np.where(fits, first, cut[0]), np.where(fits, second, cut[1])
 
 
 def mixed(parts: list[Segments], weights: list[float], rng: np.random.Generator) -> np.ndarray:
