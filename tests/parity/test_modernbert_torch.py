@@ -167,14 +167,15 @@ def test_explicit_positions(positions, pairs, rng):
     compare(ours, theirs, {**inputs, "position_ids": np.stack([ids, ids])}, "base")
 
 
+@pytest.mark.parametrize("length", [1, 17, 64])
 @pytest.mark.parametrize(
     ("head", "variant"),
     [*((head, "default") for head in HEADS), ("masked-lm", "biases"), ("base", "local first")],
 )
-def test_gradients(head, variant, pairs, tmp_path, rng):
+def test_gradients(head, variant, length, pairs, tmp_path, rng):
     ours, theirs = pairs(head, variant)
     theirs.zero_grad()
-    inputs = inputs_of(17, rng, head)
+    inputs = inputs_of(length, rng, head)
     names = output_names(head)
     with torch.no_grad():
         shapes = [theirs(**to_torch(inputs))[name].shape for name in names]
