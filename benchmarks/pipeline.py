@@ -73,7 +73,7 @@ def starts(options: list[str]) -> Row:
         for name in ("first", "second"):
             place = f"{folder}/{name}"
             command = [sys.executable, "-m", "jaxllm", "train", *options]
-            command += ["--train.steps", "1", "--train.log_every", "1"]
+            command += ["--train.steps", "1", "--run.log_every", "1"]
             command += ["--run.dir", place, "--run.seeds", "null"]
             stepped, log = None, Path(folder, f"{name}.log")
             began = time.perf_counter()
