@@ -96,7 +96,7 @@ def timed(
     steps.finish()
     first = time.perf_counter() - start
     chosen = list(itertools.islice(itertools.cycle(steps.batches), workload.steps))
-    for batch in itertools.islice(itertools.cycle(chosen), workload.warmup):
+    for batch in itertools.islice(itertools.cycle(chosen), 1, 1 + workload.warmup):
         steps.step(batch)
     steps.finish()
     timings = []

@@ -26,7 +26,7 @@ def read(files: list[str]) -> list[Row]:
         try:
             lines = Path(file).read_text(encoding="utf-8").splitlines()
             for row in map(json.loads, lines):
-                if "config" in row:
+                if "first_step_seconds" in row and "config" in row:
                     rows["pipeline", row["config"], *row["options"]] = row
                     continue
                 what = row.get("workload") or (row.get("task"), row["seed"])
@@ -205,15 +205,20 @@ def scaling(rows: list[Row]) -> Iterator[tuple[str, str, dict[str, list[tuple[fl
         "length": ("tokens of a row", ("kind", "shape", "texts", "dropout", "dtype")),
         "size": ("MFLOP a token", ("kind", "length", "texts", "dropout", "dtype")),
     }
+    rows = [row for row in rows if "workload" in row]
+    several_devices = len({row["device"] for row in rows}) > 1
     for name, (label, same) in kinds.items():
         groups: dict[tuple, dict[str, list[tuple[float, float]]]] = {}
-        for row in (row for row in rows if "workload" in row):
+        for row in rows:
             shape = row["shape"]
             x = shape["length"] if name == "length" else row["flops_per_token"] / 1e6
-            lines = groups.setdefault(tuple(shape[key] for key in same), {})
+            key = (*(shape[key] for key in same), row["device"])
+            lines = groups.setdefault(key, {})
             lines.setdefault(row["variant"], []).append((x, row["real_tokens_per_second"]))
-        for (kind, which, texts, dropout, dtype), lines in groups.items():
+        for (kind, which, texts, dropout, dtype, device), lines in groups.items():
             several = {v: points for v, points in lines.items() if len({x for x, _ in points}) > 1}
             if several:
                 title = f"{kind}-{which}-{texts}-dropout-{dropout:g}-{dtype}-by-{name}"
+                if several_devices:
+                    title += f"-{device}".replace(" ", "-")
                 yield title, label, several

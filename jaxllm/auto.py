@@ -106,7 +106,8 @@ class PretrainedModel:
         }
         ids = {name: x for name, x in ids.items() if x is not None}
         for name, size in self._sizes().items():
-            if name in ids and not isinstance(ids[name], jax.Array):
+            leaves = jax.tree.leaves(ids.get(name))  # of lists, their entries
+            if leaves and not any(isinstance(leaf, jax.Array) for leaf in leaves):
                 check_ids(name, np.asarray(ids[name]), size)
         inputs = {name: jnp.asarray(x, jnp.int32) for name, x in ids.items()}
         if key is not None:
@@ -195,9 +196,12 @@ def check_ids(name: str, ids: np.ndarray, size: int) -> None:
     """InputError where ids are not 0 to `size` - 1: XLA would answer with NaN or other rows."""
     if ids.size and not (0 <= ids.min() and ids.max() < size):
         worst = ids.max() if ids.max() >= size else ids.min()
+        way_out = "give the tokenizer that belongs to the model"
+        if name == "position_ids":
+            way_out = "split or truncate the rows"
         raise InputError(
             f"{name}: found {worst}, expected 0 to {size - 1}, the rows of the model's table; "
-            "give the tokenizer that belongs to the model"
+            f"{way_out}"
         )
 
 

@@ -122,6 +122,7 @@ def test_ids_without_a_row_are_refused(classifier, batch, name, value, message):
         classifier(**{**batch, name: ids})
     with pytest.raises(InputError, match=message):
         classifier(**{**batch, name: ids.tolist()})
+    classifier(**{**batch, name: [list(jnp.asarray(row)) for row in ids]})  # of a device
 
 
 def test_pure_in_params_under_jit_and_grad(classifier, batch):

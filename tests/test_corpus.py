@@ -286,6 +286,9 @@ def test_an_empty_cell_is_an_empty_set_of_labels(load):
     examples, names = load(HEADER + "good\ta|b\nbad\t\nfine\tb\n", kind=MULTI)
     assert names == ["a", "b"]
     assert examples.labels.tolist() == [[1, 1], [0, 0], [0, 1]]
+    none = '{"text": "good", "label": ["a"]}\n{"text": "bad", "label": null}\n{"text": "fine"}\n'
+    with pytest.raises(InputError, match="2 × missing label"):
+        load(none, "train.jsonl", kind=MULTI)
 
 
 def test_an_unknown_label_of_the_dev_part_names_row_and_label(load):

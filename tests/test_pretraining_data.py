@@ -159,9 +159,10 @@ def test_the_other_sentence_is_of_any_file_of_the_corpus(rng, examples):
 def test_words_of_text_without_spaces_are_refused(examples):
     part = shard([[60] * 9] * 2)
     few = part._replace(starts=np.arange(len(part.tokens)) % 60 == 0)
-    examples(documents_of(part), mask_unit="word")
-    with pytest.raises(InputError, match=r"only 1\.7% begin a word .* data\.words"):
-        examples(documents_of(few), mask_unit="word")
+    for unit in ("word", "span"):
+        examples(documents_of(part), mask_unit=unit)
+        with pytest.raises(InputError, match=rf"{unit}, but .* only 1\.7% begin a .* data\.words"):
+            examples(documents_of(few), mask_unit=unit)
     examples(documents_of(few))
 
 

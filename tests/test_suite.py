@@ -59,6 +59,9 @@ PIPELINE |= {"second_step_seconds": 5.0, "second_compile_seconds": 1.9, "second_
 PIPELINE |= {"machine": ROWS[0]["machine"]}
 
 
+DEVICES = ["cpu", "H200"]
+
+
 def test_the_table_has_each_row_beside_its_baselines():
     lines = suite_report.markdown(ROWS).splitlines()
     assert "| jaxllm | 3,000 (2,700 to 3,300) | 3.00 | 2.00 | 200 |  | 512 MiB | 3.0 s |" in lines
@@ -114,6 +117,13 @@ def test_rows_of_two_devices_are_not_compared(tmp_path, capsys):
     assert "| jaxllm | 3,000 (2,700 to 3,300) | 3.00 |" in text
     assert "### a, H200" in text
     assert "| jaxllm | 9,000 (8,100 to 9,900) | 2.00 |" in text
+    longer = {**ROWS[0]["shape"], "length": 64}
+    rows += [
+        row("b", "jaxllm", 1, shape=longer),
+        row("b", "jaxllm", 2, shape=longer, device="H200"),
+    ]
+    titles = [title for title, *_ in suite_report.scaling(rows)]
+    assert titles == [f"mlm-bert-toy-uniform-dropout-0.1-float32-by-length-{d}" for d in DEVICES]
 
 
 def test_a_pipeline_is_in_the_report(tmp_path, capsys):
@@ -314,7 +324,7 @@ def test_timings_are_of_the_same_steps():
     workload = Workload("mlm", "bert-toy", 2, 8, steps=2, warmup=1, repeats=3)
     job = StepJob("run", workload, VARIANTS["jaxllm"], "model")
     figures = timed(job, lambda _: Counted(), lambda: calls.append("turn"))
-    assert calls == ["compiled", "turn", "a", "a", *"ab" * 3]
+    assert calls == ["compiled", "turn", "a", "b", *"ab" * 3]
     assert [t["real_tokens"] for t in figures["timings"]] == [8, 8, 8]
     assert [t["padded_tokens"] for t in figures["timings"]] == [32, 32, 32]
     assert 0 <= figures["other_load"] <= 1

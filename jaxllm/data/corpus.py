@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Examples", "ReadReport", "load_examples", "load_tokenizer"]
 
 _LOG = logging.getLogger(__name__)
-_CACHE_VERSION = 1  # raise when the same input comes to give other arrays
+_CACHE_VERSION = 2  # raise when the same input comes to give other arrays
 
 
 @dataclass(frozen=True)

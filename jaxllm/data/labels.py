@@ -32,10 +32,9 @@ class Labels:
 
     def read(self, value: Any) -> tuple[Any, str | None]:
         """The label that `value` stands for, or why it is none."""
-        none = value is None or value == ""
-        if none and self._problem_type == "multi_label_classification":
+        if value == "" and self._problem_type == "multi_label_classification":
             return [], None  # an empty cell is an empty set
-        if none and self._problem_type is not None:
+        if self._problem_type is not None and (value is None or value == ""):
             return None, "missing label"
         return self._parse(value)
 

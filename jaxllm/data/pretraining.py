@@ -76,8 +76,8 @@ class PretrainingExamples:
                 f"data.mask_unit: found {data.mask_unit}, but this tokenizer's tokens do not show "
                 "where words begin; set data.mask_unit: token, or give the words as data.words"
             )
-        if data.mask_unit == "word" and data.words is None:
-            check_words(documents)
+        if data.mask_unit != "token" and data.words is None:
+            check_words(data.mask_unit, documents)
         ordinary = np.zeros(vocabulary_size(tokenizer), bool)
         ordinary[list(tokenizer.get_vocab().values())] = True
         ordinary[tokenizer.all_special_ids] = False
@@ -139,16 +139,16 @@ class PretrainingExamples:
         return _Texts(tokens, type_ids, offsets, segments.labels, starts)
 
 
-def check_words(documents: Documents) -> None:
+def check_words(unit: str, documents: Documents) -> None:
     """Refuses text without spaces, whose words a tokenizer that marks spaces does not tell apart.
 
     They would be as long as the text, and hardly one short enough to be masked.
     """
-    _, starts = documents.take(np.arange(min(_SAMPLE, documents.size)))
-    if (share := starts.mean()) < _FEWEST_WORDS:
+    sample = np.linspace(0, documents.size - 1, min(_SAMPLE, documents.size)).astype(np.int64)
+    if (share := documents.take(sample)[1].mean()) < _FEWEST_WORDS:
         raise InputError(
-            f"data.mask_unit: found word, but of the corpus's tokens only {share:.1%} begin a word "
-            "as this tokenizer spells them: is it text without spaces? Give the words as "
+            f"data.mask_unit: found {unit}, but of the corpus's tokens only {share:.1%} begin a "
+            "word as this tokenizer spells them: is it text without spaces? Give the words as "
             "data.words, or set data.mask_unit: token"
         )
 

@@ -167,13 +167,14 @@ class _Text:
     def __init__(self, text: str, encoding: Any):
         self.ids = np.array(encoding.ids, np.int32)
         self.spans = np.array(encoding.offsets, np.int32).reshape(-1, 2)
-        # Where spaces belong to the token behind them, they are not in the answer.
+        # Where spaces belong to the token behind them, they are not in the answer; a token may be
+        # nothing but space.
         spaces = [i for i, character in enumerate(text) if character.isspace()]
         follows = np.arange(len(text) + 1)  # the first character from here on that is no space
         for i in reversed(spaces):
             follows[i] = follows[i + 1]
         begins, ends = self.spans.T
-        self.spans[:, 0] = np.minimum(follows[begins], ends)
+        self.spans[:, 0] = np.where(follows[begins] < ends, follows[begins], begins)
 
     def label(self, question: Question, context: str) -> tuple[int, int] | None:
         """The tokens that cover the answer; None = no answer, UNKNOWN = none is aligned."""

@@ -30,8 +30,9 @@ class Tagger:
     its score is the mean probability of these tags. `truncated` is true where text was cut; the
     words cut off are in no entity.
 
-    repaired: tags out of order are first set right, see `tags.retagged`. For models from elsewhere,
-        many of which learned IOB1 and begin entities with I.
+    repaired: tags out of order are first set right, see `tags.retagged`, and not left out, as in
+        evaluation, which is strict. For models from elsewhere, many of which learned IOB1 and begin
+        entities with I.
     """
 
     encoder: WordEncoder
