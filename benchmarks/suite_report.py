@@ -60,7 +60,9 @@ def markdown(rows: list[Row]) -> str:
         parts.append(f"{pipeline.table(row)}\n\n- {what}, {place(row)}")
     rows = [row for row in rows if "workload" in row]
     parts += [section(name, variants) for name, variants in by_workload(rows).items()]
-    places = {json.dumps(row["machine"], sort_keys=True): row for row in reversed(rows)}
+    places = {
+        json.dumps([row["device"], row["machine"]], sort_keys=True): row for row in reversed(rows)
+    }
     parts += [place(row) for row in places.values()]
     return "\n\n".join(parts) + "\n"
 

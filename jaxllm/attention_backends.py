@@ -87,7 +87,6 @@ class Skipping(Attend):
     """
 
     flash: Callable[[int, float], Callable[..., jax.Array]]
-
     blocks: tuple[int, int] | None = None  # None: not for such rows
 
     def __init__(self, *args: Any):
@@ -103,6 +102,7 @@ class Skipping(Attend):
                 self.everywhere = visible(*ids, self.length, self.blocks)
 
     def seen(self, is_global: Any, rows: int) -> Visible | None:
+        """What queries see in each row; None where that is everything."""
         seen: Any = self.near
         if is_global is not None and self.radius is not None:
             seen = jax.tree.map(partial(jnp.where, is_global), self.everywhere, seen)
@@ -116,6 +116,7 @@ class Skipping(Attend):
     def over_devices(
         self, q: jax.Array, k: jax.Array, v: jax.Array, seen: Any, rate: float, key: Key
     ) -> jax.Array:
+        """`flash` on each device's rows and heads."""
         B, _, N, _ = q.shape
         dropping: Any = None
         if rate > 0 and key is not None:

@@ -346,6 +346,13 @@ def test_pairs_are_cut_as_the_tokenizer_itself_would(tokenizer, rng, side):
     tokenizer.truncation_side = "right"
 
 
+def test_shares_of_many_are_those_of_each():
+    first, second = (x.ravel() for x in np.mgrid[1:20, 1:20])
+    wanted = [tuple(map(int, shares(a, b, 9))) for a, b in zip(first, second, strict=True)]
+    assert [*zip(*(x.tolist() for x in shares(first, second, 9)), strict=True)] == wanted
+    assert [wanted[i] for i in (0, 19, 20 * 8)] == [(1, 1), (2, 1), (4, 5)]
+
+
 def test_shares_fill_the_room():
     for first in range(9):
         for second in range(9):

@@ -9,9 +9,8 @@ from jaxllm.config import DataConfig
 from jaxllm.data.documents import Documents, Shard, load_documents
 from jaxllm.data.packing import first_fit
 from jaxllm.data.pretraining import PretrainingExamples
-from jaxllm.data.segments import chunks, mixed, next_sentence_pairs, pooled, shares
+from jaxllm.data.segments import chunks, mixed, next_sentence_pairs, pooled
 from jaxllm.data.tokenizer import load_tokenizer
-from jaxllm.data.tokenizer import shares as tokenizer_shares
 from jaxllm.errors import InputError
 
 FIRST = 10  # token ids of the tests' documents begin here, so that none is a special one
@@ -115,12 +114,6 @@ def test_cut_pairs_lose_tokens_at_both_ends(rng):
     front = pairs.first[:, 0] % 30
     assert (pairs.text_lengths == 20).mean() > 0.8
     assert abs(front[pairs.text_lengths == 20].mean() - 10) < 1  # 30 cut to 10: half of 20
-
-
-def test_two_texts_share_the_room_as_the_tokenizer_cuts_them():
-    first, second = (x.ravel() for x in np.mgrid[1:20, 1:20])
-    wanted = [tokenizer_shares(a, b, 9) for a, b in zip(first, second, strict=True)]
-    assert [*zip(*shares(first, second, 9), strict=True)] == wanted
 
 
 def test_pairs_depend_on_seed_and_epoch_alone(rng):

@@ -114,6 +114,7 @@ def test_rows_of_two_devices_are_not_compared(tmp_path, capsys):
     assert command.main(["report", str(file)]) == 0
     text = capsys.readouterr().out
     assert "### a, cpu" in text
+    assert text.count("Medians of") == 2
     assert "| jaxllm | 3,000 (2,700 to 3,300) | 3.00 |" in text
     assert "### a, H200" in text
     assert "| jaxllm | 9,000 (8,100 to 9,900) | 2.00 |" in text

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from jaxllm.data.documents import Shard
+from jaxllm.data.tokenizer import shares
 from jaxllm.errors import InputError
 
 _SHORT_PAIRS = 0.1  # share of documents whose pairs are shorter than a row
@@ -174,15 +175,6 @@ class _Pairs:
             begin = self.lines[line] + self.rng.binomial(size - share, 0.5)
             ranges += [begin, begin + share]
         return tuple(ranges)
-
-
-def shares(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """How many of two texts' tokens fit in `room`, the longer cut first; as `tokenizer.shares`."""
-    short = np.minimum(first, second)
-    short = np.where(short > room - short, room // 2, short)
-    fits = first + second <= room
-    cut = [np.where((first <= second) == one, short, room - short) for one in (True, False)]
-    return np.where(fits, first, cut[0]), np.where(fits, second, cut[1])
 
 
 def mixed(parts: list[Segments], weights: list[float], rng: np.random.Generator) -> np.ndarray:

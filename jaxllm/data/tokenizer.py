@@ -207,11 +207,18 @@ class WordEncoder(Encoder):
         return encoded, np.concatenate(numbers)
 
 
-def shares(first: int, second: int, room: int) -> tuple[int, int]:
-    """How many of two texts' tokens fit in `room`, the longer cut first; as `tokenizers` does."""
-    if first + second <= room:
-        return first, second
-    short = min(first, second)
-    if short > room - short:
-        short = room // 2
-    return (short, room - short) if first <= second else (room - short, short)
+def shares(
+    first: int | np.ndarray, second: int | np.ndarray, room: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """How many of two texts' tokens fit in `room`, the longer cut first; as `tokenizers` does.
+
+    Of one pair or of arrays of them.
+    """
+    short = np.minimum(first, second)
+    short = np.where(short > room - short, room // 2, short)
+    long = room - short
+    fits = np.add(first, second) <= room
+    return (
+        np.where(fits, first, np.where(first <= second, short, long)),
+        np.where(fits, second, np.where(first <= second, long, short)),
+    )
