@@ -48,7 +48,8 @@ TASKS = {
     "rte": Task(
         ("rte/train.tsv", "rte/dev.tsv"),
         partial(labelled, columns=(*PAIR, "label")),
-        Recipe(max_length=128, learning_rate=1e-4),
+        # After one epoch neither side has learned more than the share of the larger class.
+        Recipe(epochs=3, max_length=128, learning_rate=1e-4),
     ),
     "stsb": Task(
         ("stsb/sts-train.csv", "stsb/sts-dev.csv"),
