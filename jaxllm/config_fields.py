@@ -69,7 +69,8 @@ class DataConfig:
         train_split: its training split
         dev_split: its dev split
         streaming: read rows as they arrive, and no further than max_*_examples need; training
-            begins once these are tokenized, and they are in memory, 5 bytes a token, not on disk
+            begins once these are tokenized. Documents are kept on disk, other rows in memory,
+            5 bytes a token
         format: format of the files; auto = by their names
         text: column of the text; of tagged words, the column of the words: in jsonl a list; of
             conll files whose columns have no names, the first

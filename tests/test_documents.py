@@ -134,6 +134,35 @@ def test_each_file_is_tokenized_once(load, monkeypatch):
     assert calls == ["good", "the film"]
 
 
+def test_a_stream_of_the_hub_is_tokenized_once(load, texts, tmp_path, monkeypatch):
+    folder = tmp_path / "set"
+    folder.mkdir()
+
+    def write(*documents):
+        lines = "".join(json.dumps({"text": document}) + "\n" for document in documents)
+        (folder / "train.jsonl").write_text(lines)
+
+    def stream(count):
+        settings = {"dataset": str(folder), "streaming": True, "max_train_examples": count}
+        (shard,) = load({}, **settings).shards
+        assert isinstance(shard.tokens, np.memmap)
+        return texts(shard)
+
+    write("the film", "the book", "good")
+    calls = []
+    encode = document_builder.DocumentBuilder._encode
+    monkeypatch.setattr(
+        document_builder.DocumentBuilder,
+        "_encode",
+        lambda self, pieces: calls.append(len(pieces)) or encode(self, pieces),
+    )
+    assert stream(2) == stream(2) == [["the film"], ["the book"]]
+    assert stream(None) == stream(None) == [["the film"], ["the book"], ["good"]]
+    write("the film", "bad")
+    assert stream(2) == [["the film"], ["bad"]]
+    assert calls == [2, 3, 2]
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_calls_and_pieces_change_nothing(load, texts, monkeypatch, workers):
     words = ["the", "film", "was", "good", "book"]

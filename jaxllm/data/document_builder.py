@@ -69,7 +69,10 @@ class DocumentBuilder:
         data: what to do with bad rows, and how many threads.
         source: the documents.
         starts: as `word_starts` gives it.
-        limit: stop after so many documents when streaming; None = all.
+        limit: of documents; reading stops at it when streaming.
+
+    Attributes:
+        limit: documents after which reading stops; None = all are read.
     """
 
     def __init__(
@@ -83,7 +86,7 @@ class DocumentBuilder:
         from tokenizers import Tokenizer
 
         self._data, self._source, self._starts = data, source, starts
-        self._limit = limit if data.streaming else None
+        self.limit = limit if data.streaming else None
         self._backend: Any = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -159,7 +162,7 @@ class DocumentBuilder:
                     None if words is None else _word_of(where, row.text, words.text or ""),
                 )
                 count += 1
-                if count == self._limit:
+                if count == self.limit:
                     return
             elif self._data.on_bad_row == "error":
                 raise InputError(f"{where}: {fault}; correct it, or set data.on_bad_row: drop")

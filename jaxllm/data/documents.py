@@ -88,8 +88,8 @@ def load_documents(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizer
     """The documents of ``split`` "train" or "dev", tokenized once.
 
     Each file is a shard of its own in the cache, so that another file or other settings of rows and
-    masks leave the rest as it is. With ``data.streaming`` nothing is kept on disk, and reading
-    stops at ``data.max_*_examples`` documents.
+    masks leave the rest as it is. With ``data.streaming`` reading stops at ``data.max_*_examples``
+    documents, and the shard holds those alone.
 
     Raises:
         InputError: a file, column or row is not as it should be, there is no document, the Hub is
@@ -138,19 +138,13 @@ def _sources(data: DataConfig, split: str) -> Iterator[tuple[int, DocumentSource
 
 
 def _shard(data: DataConfig, split: str, source: DocumentSource, builder: DocumentBuilder) -> Shard:
-    if data.streaming:
-        store = cache.Store()
-        report = builder.run(store)
-        arrays = store.arrays()
-        key = hashlib.sha256(arrays["tokens"].data).hexdigest()
-    else:
-        key = _key(data, source, builder)
-        entry = cache.directory(data.cache_dir) / key
-        found = cache.read(entry)
-        if found is None:
-            with cache.writing_entry(entry) as store:
-                found = store.seal(builder.run(store))
-        arrays, report = found
+    key = _key(data, source, builder)
+    entry = cache.directory(data.cache_dir) / key
+    found = cache.read(entry)
+    if found is None:
+        with cache.writing_entry(entry) as store:
+            found = store.seal(builder.run(store))
+    arrays, report = found
     dropped = "".join(f", {n} dropped: {why}" for why, n in report["dropped"].items())
     _LOG.info(
         "data.%s: %d documents, %d tokens of %s (%d empty%s)",
@@ -167,5 +161,6 @@ def _key(data: DataConfig, source: DocumentSource, builder: DocumentBuilder) -> 
         "tokenizer": builder.fingerprint(),
         "data": {n: getattr(data, n) for n in ("format", "text", "columns", "documents")},
         "on_bad_row": data.on_bad_row,
+        "limit": builder.limit,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

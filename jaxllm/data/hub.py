@@ -1,7 +1,7 @@
 """Rows out of data sets of the Hugging Face Hub."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxllm.config_fields import DataConfig
 from jaxllm.data.rows import CHUNK, Source, columns_of, rows_of
@@ -13,6 +13,20 @@ _OFFLINE = (
 )
 
 
+class HubSplit(NamedTuple):
+    """A split of a data set.
+
+    Attributes:
+        where: what messages call it.
+        dataset: the `datasets` object.
+        fingerprint: another string for every split and every content of one.
+    """
+
+    where: str
+    dataset: Any
+    fingerprint: str
+
+
 def hub_source(data: DataConfig, split: str, *, labelled: bool) -> Source:
     """A split of ``data.dataset``; with ``data.streaming`` it is not downloaded as a whole.
 
@@ -20,7 +34,7 @@ def hub_source(data: DataConfig, split: str, *, labelled: bool) -> Source:
         InputError: the Hub cannot be reached, or the data set, its configuration, split or column
             is not there.
     """
-    where, dataset = load_split(data, split)
+    where, dataset, fingerprint = load_split(data, split)
     features = dataset.features or {}
     if features:
         columns_of(where, features, data, labelled)
@@ -34,34 +48,35 @@ def hub_source(data: DataConfig, split: str, *, labelled: bool) -> Source:
 
     return Source(
         where,
-        lambda: fingerprint(where, data, dataset),
+        lambda: fingerprint,
         lambda: rows_of(where, rows(), data, labelled),
         names,
     )
 
 
-def load_split(data: DataConfig, split: str) -> tuple[str, Any]:
-    """(what messages call it, the `datasets` object) of a split of ``data.dataset``.
+def load_split(data: DataConfig, split: str) -> HubSplit:
+    """A split of ``data.dataset``.
 
     Raises:
         InputError: the Hub cannot be reached, or the data set, its configuration or split is not
             there.
     """
-    from datasets import load_dataset
+    from datasets import load_dataset, load_dataset_builder
 
     part = data.train_split if split == "train" else data.dev_split
     where = f"data.dataset={data.dataset} (data.{split}_split={part})"
+    dataset: Any
     try:
-        return where, load_dataset(
-            data.dataset, data.dataset_config, split=part, streaming=data.streaming
-        )
+        if data.streaming:
+            builder = load_dataset_builder(data.dataset, data.dataset_config)
+            dataset = builder.as_streaming_dataset(split=part)
+            content = f"{builder.config_id} {builder.hash}"  # the hash is the files', or the commit
+        else:
+            dataset = load_dataset(data.dataset, data.dataset_config, split=part)
+            content = dataset._fingerprint
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{where}: cannot be loaded: {error}. {_OFFLINE}") from error
-
-
-def fingerprint(where: str, data: DataConfig, dataset: Any) -> str:
-    """Another string for every split and every content of one."""
-    return f"{where} {data.dataset_config} {dataset._fingerprint}"
+    return HubSplit(where, dataset, f"{where} {data.dataset_config} {content}")
 
 
 def records(where: str, dataset: Any) -> Iterator[tuple[int, dict[str, Any]]]:

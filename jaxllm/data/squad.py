@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from jaxllm.config_fields import DataConfig
 from jaxllm.data.builder import text_fault
-from jaxllm.data.hub import fingerprint, load_split, records
+from jaxllm.data.hub import load_split, records
 from jaxllm.errors import InputError
 
 _LOG = logging.getLogger(__name__)
@@ -139,9 +139,8 @@ def read_squad(
 def squad_sources(data: DataConfig, split: str) -> list[Source]:
     """The files of a split, each also .gz, or its part of a data set of the Hub."""
     if data.dataset is not None:
-        where, dataset = load_split(data, split)
-        content = partial(fingerprint, where, data, dataset)
-        return [Source(where, content, _hub_paragraphs(where, dataset))]
+        where, dataset, fingerprint = load_split(data, split)
+        return [Source(where, lambda: fingerprint, _hub_paragraphs(where, dataset))]
     files = data.train if split == "train" else data.dev
     if not files:
         raise InputError(f"data.{split}: found no files, expected SQuAD's JSON, or data.dataset")
