@@ -21,9 +21,10 @@ def per_real_token(workload: Workload) -> float:
     size = {**(MODERN if modern else BASE), **shape}
     lengths = [len(text.ids) for text in texts(workload, 1000, 512)]
     attended = effective_length(lengths)
-    if modern:  # two layers of three see a window
-        near = min(attended, MODERN_WINDOW)
-        attended = (attended + (MODERN_EVERY - 1) * near) / MODERN_EVERY
+    layers = size["num_hidden_layers"]
+    if modern:  # the first layer of three sees all, two see a window
+        near, everywhere = min(attended, MODERN_WINDOW), -(-layers // MODERN_EVERY)
+        attended = (everywhere * attended + (layers - everywhere) * near) / layers
     vocabulary = size.get("vocab_size", MODERN_VOCABULARY)
     outputs, fraction = {
         "mlm": (vocabulary, MASKED),
@@ -31,7 +32,7 @@ def per_real_token(workload: Workload) -> float:
         "encode": (0, 0.0),
     }[workload.kind]
     flops = encoder_flops_per_token(
-        layers=size["num_hidden_layers"],
+        layers=layers,
         width=size["hidden_size"],
         # up and down, and GeGLU's gate: half a pair more
         mlp_width=size["intermediate_size"] * 3 // 2 if modern else size["intermediate_size"],

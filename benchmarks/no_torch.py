@@ -1,15 +1,11 @@
-"""Importing this hides torch from transformers and datasets, as where it is not installed.
+"""Importing this hides torch, which is here for the other side of the comparison only.
 
-Torch is installed for the other side of the comparison only; transformers would import it here
-too, and jaxllm's memory figure would hold it.
+jaxllm's memory figure would hold it.
 """
 
-import os
-import sys
+from jaxllm import no_torch
 
-os.environ["USE_TORCH"] = "0"  # for datasets
-sys.modules["torch"] = None  # type: ignore[assignment]
-from transformers.utils import is_torch_available  # noqa: E402  (it remembers its first answer)
+no_torch.hide()
+from transformers.utils import is_torch_available  # noqa: E402
 
 assert not is_torch_available()
-del sys.modules["torch"]

@@ -57,7 +57,8 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> str:
 
 def import_seconds() -> float:
     """Of all that a training run imports, in a fresh interpreter."""
-    program = "import time; t = time.perf_counter(); import jaxllm.loop, jaxllm.tasks.build; "
+    program = "import time; t = time.perf_counter(); from jaxllm import no_torch; "
+    program += "no_torch.hide(); import jaxllm.loop, jaxllm.tasks.build; "
     program += "print(time.perf_counter() - t)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

@@ -14,6 +14,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -73,6 +74,7 @@ def run(arguments: argparse.Namespace) -> list[Row]:
         InputError: a name in `--only` that the suite does not have.
         BenchmarkError: no workload could be measured.
     """
+    began = time.monotonic()
     suite = SUITES[arguments.suite]
     workloads, variants = chosen(arguments.suite, arguments.only)
     pythons = interpreters(arguments.flax_python)
@@ -104,8 +106,13 @@ def run(arguments: argparse.Namespace) -> list[Row]:
             for name in variants
             if session.gated in gates and applies(VARIANTS[name], session.workload)
         ]
+        runs.sort(key=lambda run: run[1] not in suite.first)
         for first in range(0, len(runs), suite.at_once):
             part = runs[first : first + suite.at_once]
+            if suite.last_start is not None and time.monotonic() - began > suite.last_start:
+                left_out = ", ".join(f"{session.name} {name}" for session, name in runs[first:])
+                say(f"left out, {suite.last_start:g} seconds are over: {left_out}")
+                break
             for (session, name), found in zip(part, measured(part), strict=True):
                 if isinstance(found, BenchmarkError):  # the others are measured all the same
                     problems.append(f"{session.name}, {name}: {found}")

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from benchmarks.recipe import Job, read_examples
-from jaxllm.answer_metrics import SCORINGS
+from jaxllm.answer_metrics import SCORINGS, answer_metrics
 
 Features = list[dict[str, Any]]
 STRIDE, LONGEST_ANSWER = 128, 30  # jaxllm's `qa.doc_stride` and `qa.max_answer_length`
@@ -175,12 +175,8 @@ class Questions(_Tokenized):
                 offsets = encoded["offset_mapping"][i]
                 first, last = offsets[context[start]][0], offsets[context[end]][1]
                 texts[question] = asked[question][1][first:last]
-        texts = ["" if n > b else text for text, n, b in zip(texts, null, best, strict=True)]
-        scores = [
-            SCORINGS["squad"].best([answer["text"] for answer in answers], text)[1]
-            for (_, _, answers), text in zip(asked, texts, strict=True)
-        ]
-        return 100.0 * float(np.mean(scores))
+        answers = [[answer["text"] for answer in row[2]] for row in asked]
+        return answer_metrics(SCORINGS["squad"], answers, texts, null - best)["best_f1"]
 
 
 TASKS = {

@@ -35,6 +35,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "bert-base-4-layers": {"model_type": "bert", "vocab_size": 30522, "num_hidden_layers": 4},
     "minilm": {"model_type": "bert", "vocab_size": 30522, **MINI},
     "modernbert-base": {"model_type": "modernbert"},
+    "modernbert-base-4-layers": {"model_type": "modernbert", "num_hidden_layers": 4},
     "bert-toy": {"model_type": "bert", **TOY},
     "modernbert-toy": {"model_type": "modernbert", "pad_token_id": 0, **TOY},
 }
@@ -155,12 +156,16 @@ class Suite:
     """Attributes:
     at_once: runs that compile at the same time; they are timed one by one.
     on_cpu: even where there is an accelerator.
+    first: variants that run on every workload before the others do.
+    last_start: seconds after which no run begins; None = all run, however long that takes.
     """
 
     workloads: dict[str, Workload]
     variants: tuple[str, ...]
     at_once: int = 1
     on_cpu: bool = False
+    first: tuple[str, ...] = ()
+    last_start: float | None = None
 
 
 def _on_chip() -> dict[str, Workload]:
@@ -201,9 +206,13 @@ def _on_cpu() -> dict[str, Workload]:
     layers = "bert-base-4-layers"
     return {
         "mlm-4-layers-128": small("mlm", layers, 8, 128),
+        "mlm-4-layers-128-no-dropout": small("mlm", layers, 8, 128, dropout=0.0),
         "mlm-4-layers-128-mixed": small("mlm", layers, 8, 128, "uniform"),
         "mlm-4-layers-128-text": small("mlm", layers, 8, 128, "file"),
         "mlm-4-layers-512-text": small("mlm", layers, 8, 512, "file", steps=2),
+        "mlm-modernbert-4-layers-1024": small(
+            "mlm", "modernbert-base-4-layers", 2, 1024, dropout=0.0, steps=2
+        ),
         "classify-minilm-128-mixed": small("classify", "minilm", 32, 128, "uniform"),
         "classify-minilm-384-mixed": small("classify", "minilm", 8, 384, "uniform"),
         "encode-minilm-128-mixed": small("encode", "minilm", 32, 128, "normal", dropout=0.0),
@@ -231,6 +240,8 @@ SUITES = {
         _headlines(),
         ("jaxllm-2021", "jaxllm-triton-padded", "jaxllm-triton", "flax", "torch-compile"),
         at_once=4,
+        first=("jaxllm-triton", "torch-compile"),
+        last_start=360,  # so that all is over after eight minutes
     ),
     "gpu-all": Suite(_on_chip(), (*_OURS, *_FUSED, *_THEIRS), at_once=4),
     "tpu": Suite(_on_chip(), (*_OURS, "jaxllm-splash")),  # no PyTorch there

@@ -18,16 +18,26 @@ _SQUAD_PUNCTUATION = str.maketrans("", "", string.punctuation)
 # it compares with single ones, so an ellipsis stays).
 _CMRC_PUNCTUATION = str.maketrans("", "", "-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
 _HAN = "\u4e00-\u9fa5"
-# The Treebank rules of nltk.word_tokenize that concern what is left beside Chinese characters.
+# The rules of nltk.word_tokenize (3.10) that concern what is left beside Chinese characters, for
+# nobody has that and its data installed. It splits text into sentences first, which is left out:
+# "a word. 1981年" has the token "word." here.
 _TREEBANK = [
-    (re.compile(r"\bcannot\b"), "can not"),
+    (re.compile("[«‘„]"), r" \g<0> "),
     (re.compile(r'^"'), " `` "),
-    (re.compile(r'(?<=[ (\[{<])"'), " `` "),
-    (re.compile(r'"'), " '' "),
-    (re.compile(r"[;@#$%&?!()\[\]{}<>–—«‘„»]|\.{2,}|,(?!\d)"), r" \g<0> "),
+    (re.compile(r"(?<=[ (\[{<])(?:\"|'')"), " `` "),
     (re.compile(r"(?<!\w)'(?!(?:re|ve|ll|m|t|s|d|n)\b)(?=\w)"), r"' "),
-    (re.compile(r"(?<=[^.])\.(?=[\])}>'»”’ ]*$)"), " . "),
-    (re.compile(r"(?<=[^' ])('(?:s|m|d|ll|re|ve)|n't|')(?= |$)"), r" \1 "),
+    (re.compile(r"\"|''"), " '' "),
+    (re.compile(r"[;@#$%&?!()\[\]{}<>\u2012-\u2015»]|\.{2,}|,(?!\d)"), r" \g<0> "),
+    (re.compile(r"(?<=[^.])\.(?=[\])}>'»”’\s]*$)"), " . "),
+    (re.compile(r"(?<=[^'\s])'[smd]?(?=\s|$)"), r" \g<0> "),
+    (re.compile(r"(?<=[^'\s])(?:'(?:ll|re|ve)|n't)(?=\s|$)"), r" \g<0> "),
+    (
+        re.compile(
+            r"\b(can(?=not\b)|(?:gim|lem)(?=me\b)|gon(?=na\b)|got(?=ta\b)|wan(?=na(?:\s|$))"
+            r"|d(?='ye\b)|more(?='n\b))(not|me|na|ta|'ye|'n)"
+        ),
+        r" \1 \2 ",
+    ),
 ]
 
 
@@ -42,14 +52,20 @@ class Scoring:
     normalize: Callable[[str], str]
     f1: Callable[[str, str], float]
 
-    def best(self, answers: Sequence[str], predicted: str) -> tuple[float, float]:
+    def best(
+        self, answers: Sequence[str], predicted: str, *, nullable: bool = True
+    ) -> tuple[float, float]:
         """(exact match, F1) with the answer that fits best.
 
-        Without an answer that has a word the true one is "", as in evaluate-v2.0.py.
+        nullable: without an answer that has a word the true one is "", as in evaluate-v2.0.py; the
+        other scripts keep such answers, and give no F1 where no word is predicted.
         """
-        answers = [a for a in answers if self.normalize(a)] or [""]
+        if nullable:
+            answers = [a for a in answers if self.normalize(a)] or [""]
         wanted = self.normalize(predicted)
         exact = max(float(self.normalize(a) == wanted) for a in answers)
+        if not (wanted or nullable):
+            return exact, 0.0
         return exact, max(self.f1(a, predicted) for a in answers)
 
 
@@ -114,7 +130,7 @@ def answer_metrics(
     """The metrics of N questions.
 
     Args:
-        answers: the true answers of each question; none = it cannot be answered.
+        answers: the true answers of each question; none, with `null_odds` = it cannot be answered.
         predicted: the best answer to each.
         null_odds: float[N], how much more likely no answer is than the predicted one; then one
             above `null_threshold` counts as no answer. None = every question is answered.
@@ -125,7 +141,9 @@ def answer_metrics(
         `best_exact`, `best_f1`, with `best_exact_thresh` and `best_f1_thresh`. These are what
         evaluate-v2.0.py prints for `predicted`, `null_odds` and `--na-prob-thresh`.
     """
-    raw = np.array([scoring.best(*pair) for pair in zip(answers, predicted, strict=True)])
+    nullable = null_odds is not None
+    pairs = zip(answers, predicted, strict=True)
+    raw = np.array([scoring.best(*pair, nullable=nullable) for pair in pairs])
     if null_odds is None:
         return _means(raw)
     has_answer = np.array([bool(texts) for texts in answers])

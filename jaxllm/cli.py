@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
-from jaxllm import __version__, cpu_guard, huge_pages
+from jaxllm import __version__, cpu_guard, huge_pages, no_torch
 from jaxllm.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,7 +76,9 @@ def evaluate(argv: list[str]) -> None:
 def predict(argv: list[str]) -> int:
     """answer JSON lines with JSON lines: labels, entities, answers, vectors, masked words"""
     parser = _Parser("jaxllm predict", predict.__doc__)
-    parser.add_argument("--model", required=True, metavar="DIR", help="directory of a saved model")
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="directory, Hub id or package:NAME/sub/dir"
+    )
     parser.add_argument("--input", required=True, metavar="FILE", help="JSON lines; - = stdin")
     parser.add_argument("--output", required=True, metavar="FILE", help="JSON lines; - = stdout")
     parser.add_argument("--batch_size", type=int, default=32, help="rows of a batch (default 32)")
@@ -152,6 +154,8 @@ def main(argv: list[str] | None = None) -> int:
     with _logging_to_stderr():
         try:
             options = _top_parser().parse_args(argv)
+            if argv is None and not {"-h", "--help"} & set(options.arguments):
+                no_torch.hide()
             return COMMANDS[options.command](options.arguments) or 0
         except InputError as error:
             return _complain(str(error))

@@ -24,9 +24,10 @@ class ModelConfig:
             true
         dtype: type of the computation; parameters and optimizer stay float32
         attention: what computes it: auto, blocked on CPUs and xla elsewhere; xla and blocked (which
-            is xla in rows of less than 128 tokens) run everywhere; triton on NVIDIA GPUs, in
-            bfloat16, rows of a multiple of 64 tokens; cudnn, likewise for even rows; splash on TPU,
-            rows of a multiple of 128 tokens; the last two without dropout of attention weights
+            is xla in rows of less than 128 tokens, and of 128 in training) run everywhere; triton
+            on NVIDIA GPUs, in bfloat16, rows of a multiple of 64 tokens; cudnn, likewise for even
+            rows; splash on TPU, rows of a multiple of 128 tokens; the last two without dropout of
+            attention weights
         remat: what the backward pass computes again instead of keeping: nothing, each layer, or all
             of it but the matrix products
         unroll: layers per iteration of the scan over layers; 0 = all, the fastest step on CPU and
@@ -62,7 +63,8 @@ class DataConfig:
     """The text and the labels, and how they become batches.
 
     Attributes:
-        train: training files (csv, tsv, jsonl, json or conll, each also .gz)
+        train: training files (csv, tsv, jsonl, json or conll; to pretrain on also txt, and patterns
+            such as mine/*.txt; each also .gz)
         dev: files of the dev part
         dataset: Hub id of a data set, in place of files
         dataset_config: its configuration's name
@@ -70,7 +72,7 @@ class DataConfig:
         dev_split: its dev split
         streaming: read rows as they arrive, and no further than max_*_examples need; training
             begins once these are tokenized. Documents are kept on disk, other rows in memory,
-            5 bytes a token
+            5 bytes a token; not for token-classification
         format: format of the files; auto = by their names
         text: column of the text; of tagged words, the column of the words: in jsonl a list; of
             conll files whose columns have no names, the first
@@ -82,7 +84,8 @@ class DataConfig:
         score: sentence-embedding: column of how alike a pair is; null = there is none
         positive_from: sentence-embedding: train on the pairs of at least this score; null = on all
         columns: names of the columns, for files with no header row
-        labels: label names in the order of their ids; null = those of the training part, sorted
+        labels: label names in the order of their ids; null = those of the Hub data set, else of the
+            training part, sorted; of tags O and then every tag of the scheme
         on_bad_row: stop at a row with a missing text or an unknown label, or drop and count it;
             repair = make an illegal sequence of tags legal, and stop at other bad rows
         max_length: tokens of a row; sentence-embedding: a row holds whole pairs, and each text gets
@@ -101,7 +104,7 @@ class DataConfig:
         mask_unit: what is masked as one: a token, a whole word, or a span of words
         mask_rate: share of the tokens that a masked language model is asked for
         mask_slots: tokens of a row that the head computes; null = mask_rate of max_length
-        workers: processes or threads that tokenize; 0 = one a core
+        workers: threads that tokenize; 0 = one a core
         cache_dir: where tokenized text is kept; null = jaxllm in the user's cache directory
     """
 
@@ -162,8 +165,9 @@ class OptimizerConfig:
         eps: term added to the denominator (adam, adamw, rmsprop), under its root (adagrad)
         momentum: momentum (momentum, rmsprop)
         clip_norm: largest global norm of the gradient; 0 = no clipping
-        l1: weight of the sum of absolute parameters in the loss
-        l2: weight of half the sum of squared parameters in the loss
+        l1: weight of the sum of absolute kernels and embeddings in the loss; its gradient is added
+            after clipping, and the loss that is logged is without it
+        l2: likewise, of half the sum of their squares
         layer_decay: factor of the learning rate from a layer to the one below it
         frozen: patterns of parameter paths that are not trained, such as embeddings/* or blocks/*
     """
@@ -200,8 +204,10 @@ class TrainConfig:
         class_weights: weight of each label in the loss, in the order of the labels
         temperature: sentence-embedding: cosines are divided by this in the loss
         eval_every: steps between evaluations; 0 = once an epoch
-        eval_batch_size: examples of an evaluation batch
-        metric: metric that chooses the best model; null = the task's own
+        eval_batch_size: examples of an evaluation batch; in pretraining, rows
+        metric: metric that chooses the best model, as metrics.jsonl has them behind eval/, such as
+            accuracy, f1_macro, matthews, roc_auc, pearson, spearman, exact_match, best_f1,
+            masked_accuracy, retrieval_accuracy or loss; null = the task's own
         patience: evaluations without a better metric before the run stops; 0 = never
         save_every: steps between checkpoints; 0 = at each evaluation
     """

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxllm import no_torch
 from jaxllm.files import finite, write_atomic, writing
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class RunLog:
             kept = read_records(self._path, self._step)
             write_atomic(self._path, "".join(json.dumps(r) + "\n" for r in kept))
             if self._config.tensorboard:
-                from tensorboardX import SummaryWriter
+                with no_torch.hidden():
+                    from tensorboardX import SummaryWriter
 
                 self._tensorboard = SummaryWriter(
                     str(self._path.parent / "tensorboard"), purge_step=self._step + 1

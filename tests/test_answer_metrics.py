@@ -52,6 +52,9 @@ def test_the_best_of_several_answers_counts():
     assert SQUAD.best([], "") == (1.0, 1.0)
     assert SQUAD.best(["the"], "") == (1.0, 1.0)  # an answer without a word is none
     assert SQUAD.best([], "Norway") == (0.0, 0.0)
+    # evaluate-v1.1.py keeps such an answer, and has no F1 without a word in common.
+    assert SQUAD.best(["Norway", "."], "", nullable=False) == (1.0, 0.0)
+    assert SQUAD.best(["."], "Norway", nullable=False) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +66,11 @@ def test_the_best_of_several_answers_counts():
         ('他说"好"', ["他", "说", "``", "好", "``"]),
         ("1990—1991年", ["1990", "—", "1991", "年"]),
         ("……", ["……"]),
+        # As nltk 3.10.4 splits them, by word_tokenize(text, preserve_line=True):
+        ("圆锥花gonna序", ["圆", "锥", "花", "gon", "na", "序"]),
+        ("―1,000三项", ["―", "1,000", "三", "项"]),
+        ("we'll cannot", ["we", "'ll", "can", "not"]),
+        ("'x''1901年", ["'", "x", "''", "1901", "年"]),
     ],
 )
 def test_cmrc_segments(text, segments):

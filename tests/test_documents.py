@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxllm.config import DataConfig
-from jaxllm.data import document_builder
+from jaxllm.data import document_builder, pieces
 from jaxllm.data.documents import load_documents
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
@@ -168,7 +168,7 @@ def test_calls_and_pieces_change_nothing(load, texts, monkeypatch, workers):
     words = ["the", "film", "was", "good", "book"]
     lines = [" ".join(words[i % 5] for i in range(n)) for n in (3, 40, 1, 200, 7)]
     content = f"{lines[0]}\n{lines[1]}\n\n{lines[2]}\n\n{lines[3]}\n{lines[4]}\n"
-    monkeypatch.setattr(document_builder, "_PIECE", 50)
+    monkeypatch.setattr(pieces, "_LONGEST", 50)
     monkeypatch.setattr(document_builder, "_CALL", 120)
     (shard,) = load({"a.txt": content}, workers=workers).shards
     assert texts(shard) == [lines[:2], lines[2:3], lines[3:]]
@@ -185,7 +185,7 @@ def test_a_line_of_ten_megabytes(load, tokenizer):
 
 
 def test_a_long_line_without_spaces_keeps_every_character(load, monkeypatch):
-    monkeypatch.setattr(document_builder, "_PIECE", 10)
+    monkeypatch.setattr(pieces, "_LONGEST", 10)
     (shard,) = load({"a.txt": "好书" * 33}).shards
     assert len(shard.tokens) == 66
 

@@ -1,9 +1,12 @@
 """The frame of the benchmark suite: what runs where, FLOPs, tables. Its runs: tests/parity."""
 
+import itertools
 import json
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -197,6 +200,32 @@ def test_names_of_workloads_and_variants_choose_runs(capsys):
     assert "found nothing" in capsys.readouterr().err
     assert command.main(["run", "--suite", "cpu", "--flax-python", "no/such/python"]) == 2
     assert "--flax-python no/such/python: there is no such program" in capsys.readouterr().err
+
+
+def test_the_first_variants_come_first_and_no_run_begins_late(monkeypatch, tmp_path, capsys):
+    toy = replace(SUITES["toy"], at_once=2, first=("jaxllm", "torch-eager"), last_start=60)
+    clock = itertools.count(0, 25)  # the start, and one look for each two runs
+    began = []
+
+    def measured(part):
+        began.extend((session.name, name) for session, name in part)
+        return [row(session.name, name, 1.0) for session, name in part]
+
+    monkeypatch.setitem(SUITES, "toy", toy)
+    monkeypatch.setattr(suite, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(suite, "interpreters", lambda _: suite.HERE)
+    monkeypatch.setattr(suite, "measured", measured)
+    monkeypatch.setattr(
+        suite, "checked", lambda sessions, *_, **__: ({s.gated: None for s in sessions}, [])
+    )
+    only = ["toy-mlm", "toy-encode", "jaxllm-padded", "jaxllm", "torch-eager"]
+    arguments = {"suite": "toy", "only": only, "output": str(tmp_path / "rows.jsonl")}
+    arguments |= dict.fromkeys(["flax_python", "text", "tokenizer", "profile"])
+    rows = suite.run(Namespace(**arguments))
+    pairs = [(w, v) for w in ("toy-mlm", "toy-encode") for v in ("jaxllm", "torch-eager")]
+    assert [(r["workload"], r["variant"]) for r in rows] == began == pairs
+    left = "left out, 60 seconds are over: toy-mlm jaxllm-padded, toy-encode jaxllm-padded"
+    assert left in capsys.readouterr().err
 
 
 def test_only_these_suites_keep_to_the_cpu():

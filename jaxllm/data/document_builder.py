@@ -14,6 +14,7 @@ import numpy as np
 from jaxllm.config_fields import DataConfig
 from jaxllm.data.builder import one_thread_a_call, text_fault
 from jaxllm.data.cache import Store
+from jaxllm.data.pieces import DOCUMENT, GOES_ON, Piece, pieces_of, starts_of, word_of
 from jaxllm.data.rows import Row, Source
 from jaxllm.data.tokenizer import vocabulary_size
 from jaxllm.errors import InputError
@@ -21,13 +22,7 @@ from jaxllm.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# Characters tokenized in one piece, and in one call. The library keeps tens of bytes for each
-# character of a text, so a line of 50 MB is not given to it whole.
-_PIECE, _CALL = 1 << 16, 1 << 20
-
-_GOES_ON, _LINE, _DOCUMENT = range(3)  # what a piece begins
-
-_SPACES = np.array([chr(c).isspace() for c in range(0x3001)])  # none has a higher number
+_CALL = 1 << 20  # characters tokenized in one call
 
 
 class DocumentSource(NamedTuple):
@@ -35,12 +30,6 @@ class DocumentSource(NamedTuple):
 
     text: Source
     words: Source | None = None
-
-
-class Piece(NamedTuple):
-    text: str
-    begins: int
-    words: np.ndarray | None  # int64[characters], the number of each one's word
 
 
 def word_starts(tokenizer: "PreTrainedTokenizerFast") -> np.ndarray | None:
@@ -159,7 +148,7 @@ class DocumentBuilder:
             if fault is None:
                 yield (
                     row.text,
-                    None if words is None else _word_of(where, row.text, words.text or ""),
+                    None if words is None else word_of(where, row.text, words.text or ""),
                 )
                 count += 1
                 if count == self.limit:
@@ -194,7 +183,7 @@ class DocumentBuilder:
         tokens = np.fromiter(ids, np.int32, int(counts.sum()))
         if segmented:
             pairs = zip(pieces, encodings, strict=True)
-            starts = np.concatenate([_starts_of(piece.words, e.offsets) for piece, e in pairs])
+            starts = np.concatenate([starts_of(piece.words, e.offsets) for piece, e in pairs])
         elif self._starts is None:
             starts = np.ones(len(tokens), bool)
         else:
@@ -235,8 +224,8 @@ class _Writer:
         lines: list[int] = []
         documents: list[int] = []
         for piece, count in zip(pieces, counts.tolist(), strict=True):
-            if piece.begins != _GOES_ON:
-                self._end(piece.begins == _DOCUMENT, lines, documents)
+            if piece.begins != GOES_ON:
+                self._end(piece.begins == DOCUMENT, lines, documents)
             self.tokens += count
         self.store.append("tokens", tokens)
         self.store.append("starts", starts)
@@ -268,46 +257,3 @@ class _Writer:
 
 def _blank(text: Any) -> bool:
     return text is None or (isinstance(text, str) and not text.strip())
-
-
-def pieces_of(text: str, words: np.ndarray | None) -> Iterator[Piece]:
-    """The lines of a document, those that are very long cut in front of a space."""
-    begins = _DOCUMENT
-    begin = 0
-    while begin < len(text):
-        end = text.find("\n", begin)
-        end = len(text) if end < 0 else end
-        while begin < end:
-            cut = end
-            if end - begin > _PIECE:
-                space = text.rfind(" ", begin + 1, begin + _PIECE)
-                cut = begin + _PIECE if space < 0 else space
-            yield Piece(text[begin:cut], begins, None if words is None else words[begin:cut])
-            begin, begins = cut, _GOES_ON
-        begin, begins = end + 1, max(begins, _LINE)
-
-
-def _word_of(where: str, text: str, segmented: str) -> np.ndarray:
-    """int64[characters]: the number of the word that each character of `text` belongs to."""
-    words = segmented.split()
-    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    spaces = _SPACES[np.minimum(codes, len(_SPACES) - 1)] & (codes < len(_SPACES))
-    found, expected = "".join(words), "".join(text.split())
-    if found != expected:
-        shorter = min(len(found), len(expected))
-        same = next((i for i in range(shorter) if found[i] != expected[i]), shorter)
-        raise InputError(
-            f"{where}: the words are not those of the text, from {found[same : same + 20]!r} in "
-            f"place of {expected[same : same + 20]!r} on; expected the same characters, with "
-            "spaces between the words"
-        )
-    numbers = np.zeros(len(codes), np.int64)
-    numbers[~spaces] = np.repeat(np.arange(len(words)), [len(word) for word in words])
-    return numbers
-
-
-def _starts_of(words: np.ndarray | None, offsets: list[tuple[int, int]]) -> np.ndarray:
-    """bool[n]: tokens whose last character is of another word than that of the token before."""
-    assert words is not None
-    ends = np.array([end for _, end in offsets], np.int64)
-    return np.diff(words[np.maximum(ends - 1, 0)], prepend=-1) != 0

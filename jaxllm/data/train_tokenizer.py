@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxllm.config_fields import DataConfig
 from jaxllm.data.builder import text_fault
-from jaxllm.data.document_builder import pieces_of
+from jaxllm.data.pieces import pieces_of
 from jaxllm.data.readers import document_source
 from jaxllm.errors import InputError
 from jaxllm.pretrained import saving

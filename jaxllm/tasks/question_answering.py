@@ -72,8 +72,10 @@ def _refuse(config: Config) -> None:
 
 
 def _metric(config: Config, nullable: bool) -> str:
-    odds = np.zeros(2) if nullable else None
-    known = answer_metrics(SCORINGS[config.qa.scoring], [["a"], []], ["", ""], odds)
+    scoring = SCORINGS[config.qa.scoring]
+    known = answer_metrics(scoring, [["a"]], [""], np.zeros(1) if nullable else None)
+    if nullable:  # of questions without an answer, too
+        known |= answer_metrics(scoring, [[]], [""], np.zeros(1))
     metric = config.train.metric or "f1"
     if metric not in {*known, "loss"}:
         raise InputError(

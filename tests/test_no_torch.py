@@ -1,0 +1,57 @@
+"""A command does not import PyTorch where it is installed; whoever wants it gets it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+HIDDEN = """
+import os
+import sys
+from jaxllm import no_torch
+
+no_torch.hide()
+import datasets
+from transformers import CONFIG_MAPPING, AutoTokenizer
+
+CONFIG_MAPPING["bert"]
+print("torch" in sys.modules, "TRANSFORMERS_NO_ADVISORY_WARNINGS" in os.environ)
+import torch
+
+print(torch.here)
+"""
+
+
+@pytest.fixture
+def python(tmp_path):
+    """Runs Python where a PyTorch is installed whose import is said."""
+    metadata = tmp_path / "torch-2.13.0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0\n")
+    (tmp_path / "torch.py").write_text("here = True\nprint('PyTorch')\n")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+
+    def run(*arguments):
+        command = [sys.executable, *arguments]
+        done = subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return done.stdout.split(), done.stderr
+
+    return run
+
+
+def test_transformers_and_datasets_do_not_see_it(python):
+    assert python("-c", HIDDEN) == (["False", "False", "PyTorch", "True"], "")
+
+
+def test_training_does_not_import_it(python, tmp_path, tiny_bert_dir):
+    (tmp_path / "a.csv").write_text("text,label\nthe film was good,1\nthe book was bad,0\n")
+    options = {"model.path": tiny_bert_dir, "data.train": "[a.csv]", "data.dev": "[a.csv]"}
+    options |= {"data.cache_dir": "cache", "train.steps": 1, "run.dir": "run"}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    out, err = python("-m", "jaxllm", "train", *words)
+    assert "PyTorch" not in out
+    assert "PyTorch" not in err
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
