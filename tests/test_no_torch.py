@@ -49,7 +49,8 @@ def test_transformers_and_datasets_do_not_see_it(python):
 def test_training_does_not_import_it(python, tmp_path, tiny_bert_dir):
     (tmp_path / "a.csv").write_text("text,label\nthe film was good,1\nthe book was bad,0\n")
     options = {"model.path": tiny_bert_dir, "data.train": "[a.csv]", "data.dev": "[a.csv]"}
-    options |= {"data.cache_dir": "cache", "train.steps": 1, "run.dir": "run"}
+    options |= {"data.cache_dir": "cache", "data.max_length": 16}
+    options |= {"train.steps": 1, "run.dir": "run"}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     out, err = python("-m", "jaxllm", "train", *words)
     assert "PyTorch" not in out
