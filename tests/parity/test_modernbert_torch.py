@@ -167,7 +167,7 @@ def test_explicit_positions(positions, pairs, rng):
     compare(ours, theirs, {**inputs, "position_ids": np.stack([ids, ids])}, "base")
 
 
-@pytest.mark.parametrize("length", [1, 17, 64])
+@pytest.mark.parametrize("length", [1, 64])
 @pytest.mark.parametrize(
     ("head", "variant"),
     [*((head, "default") for head in HEADS), ("masked-lm", "biases"), ("base", "local first")],
