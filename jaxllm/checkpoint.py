@@ -10,6 +10,7 @@ before anything is read: Orbax itself does not notice a changed byte in an array
 import logging
 import time
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +59,6 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, *, keep: int, metric: str, higher_is_better: bool) -> None:
-        import orbax.checkpoint as ocp
-
-        _quiet_orbax()
         self._store = CheckpointDirectory(directory)
         self.directory = self._store.root
         self._ranking = Ranking(keep=keep, metric=metric, higher_is_better=higher_is_better)
@@ -70,7 +68,14 @@ class Checkpoints:
             self._store.remove_leftovers()
         for step in self._store.steps():
             self._ranking.add(step, self._about(step)["metrics"])
-        self._orbax = ocp.AsyncCheckpointer(
+
+    @cached_property
+    def _orbax(self) -> Any:
+        """Made when it is needed: its import would come before the first step."""
+        import orbax.checkpoint as ocp
+
+        _quiet_orbax()
+        return ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(),
             async_options=ocp.AsyncOptions(
                 # A directory that cannot be made in the background leaves threads of Orbax waiting
