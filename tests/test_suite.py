@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import subprocess
 import sys
 from argparse import Namespace
 from dataclasses import replace
@@ -278,6 +279,28 @@ def test_texts_are_the_same_for_every_side_and_as_long_as_they_should_be():
         assert (text.ids[text.masked] == MASK).all()
         assert abs(len(text.masked) - 0.15 * len(text.ids)) <= 1
         assert (text.originals >= 5).all()
+
+
+# In a process of its own, for it hides PyTorch.
+TEXTS_OF_ROWS = """
+import numpy as np
+from benchmarks import step_jaxllm
+from benchmarks.texts import texts
+from benchmarks.workloads import SUITES, VARIANTS, StepJob
+
+workload = SUITES["toy"].workloads["toy-mlm"]
+job = StepJob("run", workload, VARIANTS["jaxllm"], "")
+for batch in step_jaxllm.batches(job, texts(workload, 99, 800), 80):
+    print(np.asarray(batch.arrays["segment_ids"]).max(1).mean())
+"""
+
+
+def test_long_texts_are_not_packed_into_the_first_batches_alone():
+    command = [sys.executable, "-c", TEXTS_OF_ROWS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    counts = np.array(done.stdout.split(), float)
+    assert len(counts) == 80
+    assert abs(counts[:20].mean() - counts[20:].mean()) < 0.3
 
 
 def test_batches_are_padded_to_their_longest_text_or_to_the_longest_of_all():
