@@ -161,7 +161,10 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
-        raise InputError(f"{path}: cannot read the configuration: {error.strerror}") from None
+        raise InputError(
+            f"{path}: cannot read the configuration: {error.strerror} (looked in {Path.cwd()}); "
+            "--config names a YAML file"
+        ) from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from None
     except yaml.MarkedYAMLError as error:

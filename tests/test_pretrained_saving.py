@@ -217,12 +217,17 @@ def test_convert_modernises_names_and_keeps_dtypes(tmp_path, tiny_tokenizer_dir)
     }
     save_file(old, source / "model.safetensors")
     shutil.copy(tiny_tokenizer_dir / "vocab.txt", source)
+    (source / "1_Pooling").mkdir()
+    beside = ["jaxllm.json", "modules.json", "1_Pooling/config.json"]
+    for name in beside:
+        (source / name).write_text(name)
     report = hf.convert(source, tmp_path / "new", "safetensors")
     new = load_file(tmp_path / "new" / "model.safetensors")
     assert new.keys() == tensors.keys()
     assert all(x.dtype == np.float16 for x in new.values())
     assert report.dropped == ["bert.embeddings.position_ids", "cls.predictions.decoder.weight"]
     assert (tmp_path / "new" / "vocab.txt").read_bytes() == (source / "vocab.txt").read_bytes()
+    assert [(tmp_path / "new" / name).read_text() for name in beside] == beside
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from jaxllm.errors import InputError
 from jaxllm.pretrained import hf
 from jaxllm.sharding import make_mesh
 from jaxllm.tasks import build as task_build
+from jaxllm.tasks import pretraining
 from jaxllm.tasks.build import build
 from jaxllm.tasks.predict import predict
 
@@ -401,3 +402,14 @@ def test_mistakes(config):
     roberta = {"model_type": "roberta", "vocab_size": 300, "max_position_embeddings": 66}
     with pytest.raises(InputError, match=r"model\.task: found pretraining, .* model is roberta"):
         task_build.build(pairs(change(config, model={"config": roberta})))
+
+
+def test_what_a_tokenizer_lacks_is_told_before_text_is_tokenized(config, monkeypatch):
+    def load_documents(*_):
+        raise AssertionError("text was read")
+
+    monkeypatch.setattr(pretraining, "load_documents", load_documents)
+    tokenizer = load_tokenizer(config.model.tokenizer)
+    monkeypatch.setattr(type(tokenizer), "mask_token_id", None, raising=False)
+    with pytest.raises(InputError, match=r"model\.tokenizer: .* has no mask token"):
+        pretraining.prepare(config, tokenizer)

@@ -98,7 +98,10 @@ class Builder:
                 pool.shutdown(cancel_futures=True)
         self._raise_if_stopped()
         if self._kept == 0:
-            raise InputError(f"data.{self._split}: no row is left: {self._bad}")
+            raise InputError(
+                f"data.{self._split}: no row is left: {self._bad}; expected at least one that "
+                "can be used: correct the file, or give another"
+            )
         store.append("offsets", np.cumsum(np.concatenate(self._lengths)))
         array, names = self._labels.finish()
         self._check_names(array, names)

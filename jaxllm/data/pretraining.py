@@ -67,9 +67,7 @@ class PretrainingExamples:
     ):
         self._documents, self._data, self.seed, self.pairs = documents, data, seed, pairs
         self.mask_slots = data.mask_slots
-        self._cls, self._sep, mask_id = (
-            _special(tokenizer, name) for name in ("cls_token", "sep_token", "mask_token")
-        )
+        self._cls, self._sep, mask_id = special_ids(tokenizer)
         words = data.words is not None or word_starts(tokenizer) is not None
         if data.mask_unit != "token" and not words:
             raise InputError(
@@ -249,11 +247,19 @@ class EpochExamples:
         }
 
 
-def _special(tokenizer: "PreTrainedTokenizerFast", name: str) -> int:
-    number = getattr(tokenizer, f"{name}_id")
-    if number is None:
-        raise InputError(
-            f"model.tokenizer: this tokenizer has no {name.replace('_', ' ')}, which a masked "
-            f"language model needs; take another one, or name it in tokenizer_config.json as {name}"
-        )
-    return int(number)
+def special_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
+    """Ids of [CLS], [SEP] and [MASK].
+
+    Raises:
+        InputError: the tokenizer lacks one.
+    """
+    names = ("cls_token", "sep_token", "mask_token")
+    ids = [getattr(tokenizer, f"{name}_id") for name in names]
+    for name, number in zip(names, ids, strict=True):
+        if number is None:
+            raise InputError(
+                f"model.tokenizer: this tokenizer ({tokenizer.name_or_path or 'without a path'}) "
+                f"has no {name.replace('_', ' ')}, which a masked language model needs; take "
+                f"another one, or name it in tokenizer_config.json as {name}"
+            )
+    return ids

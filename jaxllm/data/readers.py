@@ -42,7 +42,7 @@ def file_source(path: Path, data: DataConfig, *, labelled: bool) -> Source:
         found = "is not a file" if path.exists() else f"no such file (looked in {Path.cwd()})"
         raise InputError(f"{path}: {found}; data.train and data.dev name the files to read")
     if path.stat().st_size == 0:
-        raise InputError(f"{path}: the file is empty; expected rows of text")
+        raise InputError(f"{path}: the file is empty; data.train and data.dev name files of text")
     name = _format(path, data)
     if name == "text" and (labelled or data.text_pair is not None):
         missing = "label missing" if labelled else "data.text_pair is missing"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _CACHE_VERSION = 1  # raise when the same input comes to give other arrays
-_ILLEGAL = "illegal tag sequence"
+_ILLEGAL, _UNKNOWN = "illegal tag sequence", "unknown tag"
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,10 @@ class _Reader:
                 self._take(self._rows[start : start + CHUNK], encoder, limit, parts)
         self._raise_if_stopped()
         if not self._counts["kept"]:
-            raise InputError(f"data.{self._split}: no sentence is left: {self._bad}")
+            raise InputError(
+                f"data.{self._split}: no sentence is left: {self._bad}; expected at least one that "
+                "can be used: correct the file, or give another"
+            )
         check_names(self._names, f"data.{self._split}: the tags")
         for name, arrays in parts.items():
             array = np.concatenate(arrays)
@@ -247,11 +250,13 @@ class _Reader:
             return _fault_at(source, row, i, _ILLEGAL, note)
         for i, tag in enumerate(tags):
             if tag not in self._ids:
-                return _fault_at(source, row, i, f"unknown tag {tag[:40]!r}")
+                return _fault_at(source, row, i, f"{_UNKNOWN} {tag[:40]!r}")
         return _Tagged(row.number, row.text, tags, legal != row.label)
 
     def _raise_if_stopped(self) -> None:
-        known = f"; the tags are {', '.join(self._names)}"
+        known = ""
+        if any(reason.startswith((_UNKNOWN, _ILLEGAL)) for reason in self._bad.counts):
+            known = f"; the tags are {', '.join(self._names)}"
         if _ILLEGAL in self._bad.counts:
             known += "; with data.on_bad_row: repair such sequences are made legal"
         self._bad.raise_if_stopped(self._counts["read"], known)

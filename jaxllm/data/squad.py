@@ -95,7 +95,10 @@ class Faults:
                 "Correct them, or set data.on_bad_row: drop"
             )
         if not kept:
-            raise InputError(f"data.{self.split}: no question is left: {told or 'found none'}")
+            raise InputError(
+                f"data.{self.split}: no question is left: {told or 'found none'}; expected at "
+                "least one that can be used: correct the file, or give another"
+            )
         if bad:
             _LOG.warning("data.%s: dropped %d questions: %s", self.split, bad, told)
         return counts

@@ -71,6 +71,7 @@ def convert(source: str | Path, target: str | Path, weights: str) -> ConvertRepo
         described = {**attributes, "model_type": config.model_type, "architectures": [architecture]}
         saving.write_json(temporary / "config.json", described)
         saving.write_tokenizer(temporary, directory)
+        saving.copy_companions(directory, temporary)
         saving.write_weights(temporary, arrays, weights, saving.MAX_SHARD_BYTES)
         _verify_tensors(family, sources, temporary)
         _verify_outputs(family, config, task, directory, temporary)

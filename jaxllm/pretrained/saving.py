@@ -23,6 +23,16 @@ TOKENIZER_FILES = (
 )
 
 
+# What says how texts become answers: jaxllm's own file, and sentence-transformers'.
+COMPANIONS = (
+    "jaxllm.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "1_Pooling/config.json",
+)
+
+
 def check_format(weights: str) -> None:
     if weights not in _WRITERS:
         raise InputError(f"weights={weights!r} cannot be written; expected one of {list(_WRITERS)}")
@@ -79,6 +89,14 @@ def write_tokenizer(directory: Path, tokenizer: Any) -> None:
                 shutil.copyfile(Path(tokenizer) / name, directory / name)
     elif tokenizer is not None:
         tokenizer.save_pretrained(directory)
+
+
+def copy_companions(source: Path, directory: Path) -> None:
+    """Copies what there is of COMPANIONS beside a model."""
+    for name in COMPANIONS:
+        if (source / name).is_file():
+            (directory / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / name, directory / name)
 
 
 def write_weights(

@@ -15,7 +15,7 @@ from jaxllm import pretraining_objectives
 from jaxllm.config_fields import Config
 from jaxllm.data.documents import load_documents
 from jaxllm.data.loader import EpochExamples, eval_batches
-from jaxllm.data.pretraining import PretrainingExamples
+from jaxllm.data.pretraining import PretrainingExamples, special_ids
 from jaxllm.errors import InputError
 from jaxllm.files import write_atomic
 from jaxllm.metrics import Sums
@@ -106,6 +106,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
             "next-sentence pairs; set it to 2, or model.task: masked-lm"
         )
     check_fit(config, model_config, tokenizer, pair=kind.pairs)
+    special_ids(tokenizer)  # what it lacks is told before a large corpus is tokenized
     metric = config.train.metric or METRIC
     if metric not in kind.metrics:
         known = ", ".join(kind.metrics)
