@@ -266,6 +266,10 @@ def test_flops_are_those_of_the_formulas_in_the_literature():
         assert found == pytest.approx(expected, rel=2e-3)
     body = flops.per_real_token(Workload("encode", "bert-base", 1, 128))
     assert body == pytest.approx((509.6e6 + 14.2e6) / 3, rel=2e-3)
+    # Of ModernBERT's four layers the first and the last see all tokens, the others a window of 128.
+    modern = Workload("encode", "modernbert-base-4-layers", 1, 1024)
+    products, scores = 4 * (8 * 768**2 + 6 * 768 * 1152), 4 * 768 * (2 * 1024 + 2 * 128)
+    assert flops.per_real_token(modern) == pytest.approx(products + scores)
 
 
 def test_texts_are_the_same_for_every_side_and_as_long_as_they_should_be():

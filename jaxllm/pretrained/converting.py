@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxllm import models
 from jaxllm.errors import InputError
-from jaxllm.pretrained import FAMILIES, loading, saving
+from jaxllm.pretrained import FAMILIES, loading, saving, sentence_transformers
 from jaxllm.pretrained.configs import make_config, read_config
 from jaxllm.pretrained.formats import read_tensors
 from jaxllm.pretrained.location import resolve
@@ -70,8 +70,8 @@ def convert(source: str | Path, target: str | Path, weights: str) -> ConvertRepo
         }
         described = {**attributes, "model_type": config.model_type, "architectures": [architecture]}
         saving.write_json(temporary / "config.json", described)
-        saving.write_tokenizer(temporary, directory)
-        saving.copy_companions(directory, temporary)
+        beside = (*saving.TOKENIZER_FILES, saving.INPUT_FILE, *sentence_transformers.FILES)
+        saving.copy_files(directory, temporary, beside)
         saving.write_weights(temporary, arrays, weights, saving.MAX_SHARD_BYTES)
         _verify_tensors(family, sources, temporary)
         _verify_outputs(family, config, task, directory, temporary)

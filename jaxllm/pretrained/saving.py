@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,7 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "chat_template.jinja",
 )
-
-
-# What says how texts become answers: jaxllm's own file, and sentence-transformers'.
-COMPANIONS = (
-    "jaxllm.json",
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "1_Pooling/config.json",
-)
+INPUT_FILE = "jaxllm.json"  # how a row becomes tokens, see `tasks.inputs`
 
 
 def check_format(weights: str) -> None:
@@ -84,16 +75,14 @@ def write_json(file: Path, value: dict[str, Any]) -> None:
 def write_tokenizer(directory: Path, tokenizer: Any) -> None:
     """`tokenizer`: a transformers tokenizer, a directory to copy its files from, or None."""
     if isinstance(tokenizer, str | Path):
-        for name in TOKENIZER_FILES:
-            if (Path(tokenizer) / name).is_file():
-                shutil.copyfile(Path(tokenizer) / name, directory / name)
+        copy_files(Path(tokenizer), directory, TOKENIZER_FILES)
     elif tokenizer is not None:
         tokenizer.save_pretrained(directory)
 
 
-def copy_companions(source: Path, directory: Path) -> None:
-    """Copies what there is of COMPANIONS beside a model."""
-    for name in COMPANIONS:
+def copy_files(source: Path, directory: Path, names: Iterable[str]) -> None:
+    """Copies those that there are."""
+    for name in names:
         if (source / name).is_file():
             (directory / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, directory / name)

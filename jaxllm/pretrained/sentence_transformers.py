@@ -9,6 +9,12 @@ from jaxllm.files import write_json
 from jaxllm.pooling import Pooling
 
 MODULES, LENGTH_FILE, POOLING_DIRECTORY = "modules.json", "sentence_bert_config.json", "1_Pooling"
+FILES = (
+    MODULES,
+    LENGTH_FILE,
+    "config_sentence_transformers.json",
+    f"{POOLING_DIRECTORY}/config.json",
+)
 MODES = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens"}
 
 

@@ -11,8 +11,8 @@ from jaxllm.config_fields import Config
 from jaxllm.errors import InputError
 from jaxllm.files import write_atomic
 from jaxllm.pretrained import sentence_transformers
+from jaxllm.pretrained.saving import INPUT_FILE
 
-INPUT_FILE = "jaxllm.json"
 # What a model of transformers takes, by what the name of its class ends with.
 _ELSEWHERE: dict[str, dict[str, Any]] = {
     "ForMaskedLM": {"task": "masked-lm"},

@@ -13,9 +13,10 @@ from jaxllm.data.tags import OUTSIDE, check_names, retagged, scheme_of
 from jaxllm.data.tokenizer import WordEncoder
 from jaxllm.entities import entities_in
 from jaxllm.metrics import softmax
+from jaxllm.pretrained.saving import INPUT_FILE
 from jaxllm.tasks.batched import Row, run
 from jaxllm.tasks.classifier import short
-from jaxllm.tasks.inputs import INPUT_FILE, InputFormat, RowError, column, parse_object
+from jaxllm.tasks.inputs import InputFormat, RowError, column, parse_object
 from jaxllm.tasks.model import SavedModel, label_names
 
 # Han, kana: scripts without spaces, of which each character is a word, as in Chinese CoNLL files.
