@@ -8,9 +8,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxllm.errors import InputError
+
+T = TypeVar("T")
 
 # What libraries that lose the errno (tensorstore, safetensors) still say in their messages.
 _DISK_PHRASES = (
@@ -53,6 +55,46 @@ def writing(what: str, way_out: str) -> Iterator[None]:
         if problem is None:
             raise
         raise InputError(f"could not write {what}: {problem}. {way_out}") from error
+
+
+@contextlib.contextmanager
+def reading(
+    path: Path, expected: str, way_out: str = "restore it from a copy, or download it again"
+) -> Iterator[None]:
+    """Turns whatever goes wrong inside into an InputError: the file is damaged, what was expected.
+
+    Parsers raise more than they document: plain `Exception`, RecursionError, and in Rust a panic,
+    which is a BaseException.
+    """
+    try:
+        yield
+    except (InputError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        if isinstance(error, OSError) and error.strerror:
+            found = f"cannot be read ({error.strerror})"
+        else:
+            found = f"is damaged ({type(error).__name__}: {str(error)[:200]})"
+        raise InputError(f"{path}: {found}; expected {expected}; {way_out}") from error
+
+
+def read_json(
+    path: Path,
+    kind: type[T],
+    expected: str,
+    way_out: str = "restore it from a copy, or download it again",
+) -> T:
+    """The content of a JSON file, of the type `kind` at the top.
+
+    Raises:
+        InputError: as `reading`, also where the top is of another type.
+    """
+    with reading(path, expected, way_out):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, kind):
+        found = f"holds a JSON {type(content).__name__}, not a {kind.__name__}"
+        raise InputError(f"{path}: {found}; expected {expected}; {way_out}")
+    return content
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
