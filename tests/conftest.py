@@ -19,7 +19,12 @@ _COMPILED = os.environ.setdefault("JAXLLM_TESTS_COMPILED", f"{_CACHE}/compiled")
 _DEVICES = "--xla_force_host_platform_device_count=8"
 # Tests spend most of their time in LLVM; without its optimisations a third of that is saved.
 _QUICK = "--xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES} {_QUICK}".strip()
+# A collective whose threads do not all arrive within a minute ends the process (SIGABRT, jax 0.10
+# and 0.11): on a busy machine 8 devices on few cores may take as long.
+_PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=1800"
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), _DEVICES, _QUICK, _PATIENT]
+).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["XDG_CACHE_HOME"] = _CACHE

@@ -547,10 +547,10 @@ def test_two_processes_may_write_one_entry_and_a_third_needs_no_datasets(
     for process in both:
         process.stdin.write("\n")
         process.stdin.flush()
-    outputs = [process.communicate(timeout=60) for process in both]
+    outputs = [process.communicate(timeout=600) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     third = start("nothing")
-    out, err = third.communicate("\n", timeout=60)
+    out, err = third.communicate("\n", timeout=600)
     assert third.returncode == 0, err
     assert outputs[0][0] == outputs[1][0]
     assert out == "ready\n" + outputs[0][0]

@@ -224,7 +224,7 @@ def test_leaving_the_program_with_an_open_iterator_is_silent():
     """
     command = [sys.executable, "-c", textwrap.dedent(script), str(Path(__file__).parent)]
     for ending, status in (("end", 0), ("error", 3)):
-        result = subprocess.run([*command, ending], capture_output=True, text=True, timeout=60)
+        result = subprocess.run([*command, ending], capture_output=True, text=True, timeout=600)
         assert (result.returncode, "Traceback" in result.stderr) == (status, False), result.stderr
 
 
@@ -235,7 +235,7 @@ def test_two_batches_wait_on_the_device(examples, monkeypatch):
     monkeypatch.setattr(train_loader, "_load", lambda s: loaded.append(s) or load(s))
     batches = train_loader.batches(START, prefetch=2)
     next(batches)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 600
     while len(loaded) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.1)  # a fourth would come at once

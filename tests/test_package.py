@@ -32,15 +32,11 @@ def python(code: str, **environment: str) -> str:
     return result.stdout
 
 
-def test_import_is_quick_and_light():
-    code = (
-        "import time; began = time.perf_counter(); import jaxllm, sys; "
-        "print(time.perf_counter() - began, *sys.modules)"
-    )
-    seconds, *modules = python(code).split()
-    assert float(seconds) < 2
-    heavy = {"jax", "flax", "optax", "transformers", "datasets", "jsonargparse", "sklearn", "numpy"}
-    assert not heavy & set(modules)
+def test_import_is_light():
+    """Of what is not Python's own, nothing but jaxllm: so it takes a tenth of a second."""
+    code = "import sys; before = set(sys.modules); import jaxllm; print(*set(sys.modules) - before)"
+    imported = {name.partition(".")[0] for name in python(code).split()}
+    assert imported - sys.stdlib_module_names == {"jaxllm"}
 
 
 def test_config_needs_no_jsonargparse():
@@ -52,7 +48,6 @@ def test_config_needs_no_jsonargparse():
 def test_model_classes_come_from_auto(name):
     from jaxllm import auto
 
-    assert name in jaxllm.__all__
     assert name in dir(jaxllm)
     assert getattr(jaxllm, name) is getattr(auto, name)
 

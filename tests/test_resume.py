@@ -35,7 +35,7 @@ def _no_picture(monkeypatch):
 def program(directory: Path, moment: str = "", **changes) -> subprocess.CompletedProcess:
     arguments = [*PROGRAM, str(directory), json.dumps(changes), moment]
     return subprocess.run(
-        arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
+        arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=600, check=False
     )
 
 
@@ -151,16 +151,15 @@ def test_sigterm_saves_and_exits_with_143(tmp_path):
 
 
 def test_the_lock_goes_with_its_process(tmp_path):
-    arguments = [*PROGRAM, str(tmp_path), json.dumps({"train.steps": 200}), "slow"]
+    config = make_config(tmp_path)
+    arguments = [*PROGRAM, str(tmp_path), "{}", "wait:8"]
     with subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None
-        assert first.stdout.readline() == "step 1\n"
-        second = program(tmp_path)
-        assert second.returncode == 2
-        assert second.stderr.startswith("jaxllm: error: ")
-        assert f"in use by another run (pid {first.pid} on " in second.stderr
+        assert first.stdout.readline() == "step 8\n"  # and there it stays until it is killed
+        with pytest.raises(InputError, match=rf"in use by another run \(pid {first.pid} on "):
+            loop.run(build(config), config)
         first.kill()
-    assert program(tmp_path, **{"train.steps": 6}).returncode == 0
+    assert loop.run(build(config), config)["train/steps"] == 18
 
 
 def test_a_full_disk_stops_with_a_message_and_keeps_what_was_there(tmp_path):

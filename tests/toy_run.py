@@ -214,8 +214,8 @@ def _arm(moment: str) -> Callable[[int], None]:
     its rename), saving:N (somewhere in it), prune (an old checkpoint half removed), export (between
     the two renames of the model), summary.
 
-    Other moments: signal:N sends itself SIGTERM, disk:N cannot write large files from then on, slow
-    says each step and takes its time."""
+    Other moments: signal:N sends itself SIGTERM, disk:N cannot write large files from then on,
+    wait:N says so and does nothing any more."""
     what, _, number = moment.partition(":")
     if what == "describe":
         describe = checkpoint.Checkpoints._describe
@@ -262,14 +262,14 @@ def _arm(moment: str) -> Callable[[int], None]:
         if what == "step" and step == int(number):
             _die()
         if what == "signal" and step == int(number):
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         if what == "disk" and step == int(number):
             while not Path(sys.argv[1], "checkpoints/step_00000006").exists():
                 time.sleep(0.01)
             resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
-        if what == "slow":
+        if what == "wait" and step == int(number):
             print(f"step {step}", flush=True)
-            time.sleep(0.2)
+            signal.pause()
 
     return before_step
 
