@@ -59,7 +59,8 @@ def contrastive(apply: Apply, pooling: Pooling, temperature: float) -> Objective
     """Each anchor tells its positive from all other positives and negatives of the whole batch.
 
     Groups of texts as `data.pairs.Pairs.fill` gives them: `label_weights` [B, P], `text_ids`
-    [B, P * G]. A candidate that is the same text as the anchor or its positive is no negative.
+    [B, P * G]. A candidate that is the same text as the anchor, or as a positive that the anchor's
+    text has anywhere in the batch, is no negative.
     Metrics: loss, and the share of anchors whose positive is the nearest.
     """
     embed = embedded(apply, pooling)
@@ -73,12 +74,13 @@ def contrastive(apply: Apply, pooling: Pooling, temperature: float) -> Objective
         G = ids_GN.shape[0]
         e_GND = jnp.moveaxis(unit(e_BSD).reshape(N, G, -1), 1, 0)
         candidate_ids_M = ids_GN[1:].reshape(-1)
-        same_GNM = ids_GN[:2, :, None] == candidate_ids_M[None, None]
+        same_NM = ids_GN[0][:, None] == candidate_ids_M[None]
+        same_NM |= _positives(ids_GN[0], ids_GN[1], candidate_ids_M)
         real_M = jnp.tile(weights_N > 0, G - 1)
         loss_sum, weight, hits = info_nce(
             e_GND[0],
             e_GND[1:].reshape(len(candidate_ids_M), -1),
-            real_M[None] & ~jnp.any(same_GNM, axis=0),
+            real_M[None] & ~same_NM,
             weights_N,
             temperature,
         )
@@ -86,6 +88,17 @@ def contrastive(apply: Apply, pooling: Pooling, temperature: float) -> Objective
         return loss_sum, (metrics, e_BSD)
 
     return objective
+
+
+def _positives(anchors_N: jax.Array, positives_N: jax.Array, texts_M: jax.Array) -> jax.Array:
+    """bool [N, M]: whether a text is a positive of an anchor, in any pair with that anchor.
+
+    All arguments are numbers of texts. In empty slots they are 0, and text 0 counts as alike to
+    itself only, which it is.
+    """
+    same_NN = anchors_N[:, None] == anchors_N[None]
+    is_NM = positives_N[:, None] == texts_M[None]
+    return same_NN.astype(jnp.float32) @ is_NM.astype(jnp.float32) > 0
 
 
 def spans(apply: Apply) -> Objective:

@@ -206,18 +206,30 @@ def loss_of(pairs, params, *, packing, mesh=None, normalize=True):
         return jax.jit(jax.value_and_grad(mean, has_aux=True))(params)
 
 
+def dev_metrics(pairs, params, config):
+    """The metrics of a dev part."""
+    mesh = make_mesh(devices=jax.devices()[:2])
+    step = partial(objectives.embedded(embed_ids, Pooling("mean", False)), key=None)
+    wanted = change(config, train={"temperature": 0.5, "eval_batch_size": 2})
+    return embedding.PairsEvaluator(
+        pairs, wanted, mesh, lambda *arguments: step(*arguments)[1]
+    ).metrics(params)
+
+
 def expected_loss(pairs, params, temperature):
     """InfoNCE written out, pair by pair; and the share of anchors that find their positive."""
     vectors = [params[tokens].mean(0) for tokens in np.split(pairs.tokens, pairs.offsets[1:-1])]
     vectors = [v / np.linalg.norm(v) for v in vectors]
     G = pairs.width
     losses, hits = [], 0
+    ids = pairs.text_ids
     for a in range(0, len(vectors), G):
+        right = {ids[i + 1] for i in range(0, len(ids), G) if ids[i] == ids[a]}
         own = np.exp(vectors[a] @ vectors[a + 1] / temperature)
         others = [
             np.exp(vectors[a] @ vectors[c] / temperature)
             for c in range(len(vectors))
-            if c % G and pairs.text_ids[c] not in pairs.text_ids[a : a + 2]
+            if c % G and ids[c] != ids[a] and ids[c] not in right
         ]
         losses.append(-np.log(own / (own + sum(others))))
         hits += own >= max(others)
@@ -239,6 +251,40 @@ def test_the_loss_is_info_nce_over_the_batch(packing, negative, config, tokenize
     np.testing.assert_allclose(unscaled, loss, rtol=1e-5)
 
 
+# One query with two right passages; one of them is right for another query, too, and the other is
+# the wrong passage of a third.
+ALIKE = [
+    ("good movie", "great film", "bad phone", 5.0),
+    ("good movie", "fine story", "so so", 5.0),
+    ("great plot", "fine story", "hate it", 5.0),
+    ("poor story", "bad plot", "great film", 5.0),
+]
+
+
+def load_rows(rows, config, tokenizer, tmp_path):
+    lines = [",".join(map(str, row)) + "\n" for row in rows]
+    (tmp_path / "train.csv").write_text(HEADER + "".join(lines))
+    files = {"train": [str(tmp_path / "train.csv")], "dev": [str(tmp_path / "train.csv")]}
+    data = replace(config.data, text_negative="negative", positive_from=None, score=None, **files)
+    return load_pairs(data, "train", tokenizer), load_pairs(data, "dev", tokenizer)
+
+
+def test_positives_of_one_anchor_are_no_negatives_of_each_other(config, tokenizer, tmp_path, rng):
+    params = rng.normal(size=(len(tokenizer), 8)).astype(np.float32)
+    three, two = load_rows(ALIKE[:2], config, tokenizer, tmp_path)
+    assert float(loss_of(two, params, packing=True)[0][0]) == pytest.approx(0, abs=1e-6)
+    assert dev_metrics(two, params, config)["loss"] == pytest.approx(0, abs=1e-6)
+    assert float(loss_of(three, params, packing=True)[0][0]) > 0.01  # what is wrong stays wrong
+
+    three, two = load_rows(ALIKE, config, tokenizer, tmp_path)
+    for pairs in (three, two):
+        loss = loss_of(pairs, params, packing=True)[0][0]
+        np.testing.assert_allclose(loss, expected_loss(pairs, params, 0.5)[0], rtol=1e-5)
+    loss, hits = expected_loss(two, params, 0.5)
+    found = dev_metrics(two, params, config)
+    assert found == pytest.approx({"loss": loss, "retrieval_accuracy": hits}, rel=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(4, 1, 1), (2, 2, 1)])
 def test_negatives_are_those_of_all_devices(shape, config, tokenizer, rng):
     pairs = load_pairs(replace(config.data, positive_from=None), "train", tokenizer)
@@ -256,12 +302,7 @@ def test_dev_metrics_are_those_of_all_pairs(config, tokenizer, rng, monkeypatch)
     monkeypatch.setattr(embedding, "BLOCK", 3)
 
     def metrics(pairs, **fields):
-        mesh = make_mesh(devices=jax.devices()[:2])
-        step = partial(objectives.embedded(embed_ids, Pooling("mean", False)), key=None)
-        wanted = change(config, data=fields, train={"temperature": 0.5, "eval_batch_size": 2})
-        return embedding.PairsEvaluator(
-            pairs, wanted, mesh, lambda *arguments: step(*arguments)[1]
-        ).metrics(params)
+        return dev_metrics(pairs, params, change(config, data=fields))
 
     unscored = replace(pairs, labels=None)
     found = metrics(unscored, score=None, positive_from=None)

@@ -102,7 +102,8 @@ class PairsEvaluator:
     def metrics(self, params: Any) -> dict[str, float]:
         """`spearman` and `pearson` of cosines and scores, where the pairs have scores. Of the
         positives, each anchor among all of them: `retrieval_accuracy`, the share of those whose own
-        is the nearest, and `loss`, InfoNCE. The same text as anchor or positive does not compete.
+        is the nearest, and `loss`, InfoNCE. What is the same text as the anchor, or as another of
+        its positives, does not compete.
         """
         return self._metrics(*self._unit_vectors(params))
 
@@ -177,11 +178,17 @@ def retrieval(
     ids_N2: the content of anchor and positive as a number.
     """
     count, right, total = len(anchors_ND), 0, 0.0
+    positives: dict[int, set[int]] = {}
+    for anchor, positive in ids_N2.tolist():
+        positives.setdefault(anchor, set()).add(positive)
     for start in range(0, count, BLOCK):
         own = np.arange(start, min(start + BLOCK, count))
         logits_BN = anchors_ND[own] @ positives_ND.T / temperature
         own_B = logits_BN[own - start, own]
         same_BN = (ids_N2[own, :, None] == ids_N2[:, 1]).any(axis=1)
+        for b, anchor in enumerate(ids_N2[own, 0].tolist()):
+            if len(positives[anchor]) > 1:
+                same_BN[b] |= np.isin(ids_N2[:, 1], list(positives[anchor]))
         logits_BN[same_BN] = -np.inf
         logits_BN[own - start, own] = own_B
         best_B = logits_BN.max(axis=1)
