@@ -137,7 +137,7 @@ def config(job: Job, overrides: dict[str, Any]) -> Config:
             seed=job.seed,
             eval_batch_size=recipe.eval_batch_size,
         ),
-        run=RunConfig(dir=f"{job.directory}/run", tensorboard=False, progress=False),
+        run=RunConfig(dir=f"{job.directory}/run", trackers=[], progress=False),
     )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import yaml
 
+from jaxllm import config_renamed
 from jaxllm.config_check import check, nearest
 from jaxllm.config_fields import (
     Config,
@@ -79,7 +80,9 @@ def from_yaml(path: str | Path) -> Config:
         InputError: the file is not there or is not YAML, has an unknown or repeated key, or a value
             is of another type or out of range.
     """
-    config = _build(_read(Path(path)))
+    renamed: list[str] = []
+    config = _build(_read(Path(path), renamed))
+    config_renamed.tell(renamed)
     _check(config, [str(path)])
     return config
 
@@ -106,10 +109,12 @@ def load(argv: list[str], prog: str = "jaxllm train") -> Config:
     options = parser(prog)
     values: dict[str, Any] = {}
     overridden: list[str] = []
+    renamed: list[str] = []
     try:
         paths = files.parse_known_args(argv)[0].config
         for file in paths:
-            values |= _read(Path(file))
+            values |= _read(Path(file), renamed)
+        argv = config_renamed.options(argv, renamed)
         options.set_defaults(values)
         before, given = options.parse_args([]), options.parse_args(argv)
     except (ArgumentError, argparse.ArgumentError) as error:
@@ -120,6 +125,7 @@ def load(argv: list[str], prog: str = "jaxllm train") -> Config:
         if given[key] != before[key]:
             values[key] = _typed(f"--{key}", given[key], kind)
             overridden.append(key)
+    config_renamed.tell(renamed)
     config = _build(values)
     if given["print_config"]:
         print(to_yaml(config), end="")
@@ -156,8 +162,11 @@ def _check(config: Config, paths: list[str], overridden: Iterable[str] = ()) -> 
         raise InputError(": ".join([*paths[-1:], message])) from None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The values of a YAML file by dotted key, each of its field's type."""
+def _read(path: Path, renamed: list[str]) -> dict[str, Any]:
+    """The values of a YAML file by dotted key, each of its field's type.
+
+    `renamed` gets the place of each key that has another name now.
+    """
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
@@ -182,9 +191,17 @@ def _read(path: Path) -> dict[str, Any]:
             )
         for name, node in _items(path, section, section_node):
             key, where = f"{section}.{name}", _at(path, node)
-            if key not in _TYPES:
+            if key == config_renamed.OLD:
+                renamed.append(f"{where}: {key}")
+                value = config_renamed.trackers(renamed[-1], _value(path, key, node))
+                key = config_renamed.NEW
+            elif key not in _TYPES:
                 raise InputError(f"{where}: unknown key {nearest(key, _KEYS)}")
-            values[key] = _typed(f"{where}: {key}", _value(path, key, node), _TYPES[key])
+            else:
+                value = _typed(f"{where}: {key}", _value(path, key, node), _TYPES[key])
+            if key in values:
+                raise InputError(f"{where}: {key} is there twice, once as {config_renamed.OLD}")
+            values[key] = value
     return values
 
 
@@ -267,9 +284,8 @@ def _describe(kind: Any) -> str:
     if origin is types.UnionType:
         return f"{_describe(arguments[0])} or null"
     if origin is list:
-        return {str: "a list of text", int: "a list of whole numbers", float: "a list of numbers"}[
-            arguments[0]
-        ]
+        named = {str: "text", int: "whole numbers", float: "numbers"}
+        return f"a list of {named.get(arguments[0]) or ', '.join(get_args(arguments[0]))}"
     if origin is dict:
         return "names with values"
     if origin is Literal:

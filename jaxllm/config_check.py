@@ -36,6 +36,8 @@ def check(config: Config) -> None:
     _at_least(1, {"mesh.fsdp": mesh.fsdp, "mesh.tensor": mesh.tensor})
     _at_least(1, {"run.keep": run.keep, "run.log_every": run.log_every})
     _require("run.dir", run.dir, bool(run.dir), "the name of a directory")
+    once = len(set(run.trackers)) == len(run.trackers)
+    _require("run.trackers", run.trackers, once, "each tracker once")
     if run.seeds is not None:
         _require(
             "run.seeds",

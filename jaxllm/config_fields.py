@@ -255,7 +255,8 @@ class RunConfig:
         seeds: train once for each of these seeds, in `dir`/seed_N; null = once, with train.seed
         keep: newest checkpoints that are kept beside the best
         log_every: steps between lines of metrics.jsonl
-        tensorboard: write TensorBoard event files
+        trackers: where else the numbers of metrics.jsonl go: TensorBoard's event files, wandb
+            (pip install 'jaxllm[wandb]'; WANDB_MODE=offline needs no network)
         progress: show a progress bar
     """
 
@@ -263,7 +264,7 @@ class RunConfig:
     seeds: list[int] | None = None
     keep: int = 2
     log_every: int = 10
-    tensorboard: bool = True
+    trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=lambda: ["tensorboard"])
     progress: bool = True
 
 

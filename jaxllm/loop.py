@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from jaxllm import summary
+from jaxllm import processes, summary, trackers
 from jaxllm.checkpoint import Checkpoints, DamagedError
 from jaxllm.config import Config, to_yaml
 from jaxllm.errors import InputError
@@ -81,6 +81,9 @@ def _run(build: Callable[[Config], Job], config: Config, directory: RunDir) -> d
         logger.info("%s holds this run, finished; its summary.json is the result", directory.path)
         return done
     began = time.perf_counter()
+    with processes.together():
+        if directory.writer:
+            trackers.check(config.run.trackers)
     job = build(config)
     checkpoints = Checkpoints(
         directory.checkpoints,

@@ -1,7 +1,7 @@
 """The directory of a run: who may write it, whose it is, what it holds.
 
-run.dir/  config.yaml  metrics.jsonl  tensorboard/  checkpoints/  model/  report.txt  curves.png
-          summary.json (written last: a run is finished when it is there)
+run.dir/  config.yaml  metrics.jsonl  tensorboard/  wandb/  checkpoints/  model/  report.txt
+          curves.png  summary.json (written last: a run is finished when it is there)
 """
 
 import contextlib
@@ -43,7 +43,8 @@ HARMLESS = (
     "run.seeds",
     "run.keep",
     "run.log_every",
-    "run.tensorboard",
+    "run.trackers",
+    "run.tensorboard",  # what run.trackers was called
     "run.progress",
     "data.workers",
     "data.cache_dir",

@@ -1,14 +1,15 @@
-"""What a run says while it goes: metrics.jsonl, TensorBoard, the progress bar."""
+"""What a run says while it goes: metrics.jsonl, trackers, the progress bar."""
 
 import contextlib
 import json
 import logging
 import os
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from jaxllm import no_torch
 from jaxllm.files import finite, write_atomic, writing
+from jaxllm.trackers import TRACKERS, Add
 
 if TYPE_CHECKING:
     from jaxllm.run_dir import RunDir
@@ -42,41 +43,43 @@ class RunLog:
 
     def __init__(self, directory: "RunDir", step: int, total: int) -> None:
         self._path, self._writer = directory.path / METRICS, directory.writer
-        self._config = directory.config.run
+        self._config = directory.config
         self._step, self._total = step, total
-        self._tensorboard: Any = None
+        self._trackers: list[Add] = []
 
     def __enter__(self) -> "RunLog":
         from tqdm import tqdm
         from tqdm.contrib.logging import logging_redirect_tqdm
 
-        self._open = contextlib.ExitStack()
-        if self._writer:
-            kept = read_records(self._path, self._step)
-            write_atomic(self._path, "".join(json.dumps(r) + "\n" for r in kept))
-            if self._config.tensorboard:
-                with no_torch.hidden():
-                    from tensorboardX import SummaryWriter
-
-                self._tensorboard = SummaryWriter(
-                    str(self._path.parent / "tensorboard"), purge_step=self._step + 1
-                )
-                self._open.callback(self._tensorboard.close)
-        # disable=None: no bar where stderr is not a terminal; log lines take its place.
-        self._bar = tqdm(
-            total=self._total,
-            initial=self._step,
-            unit="step",
-            dynamic_ncols=True,
-            disable=None if self._config.progress and self._writer else True,
-        )
-        self._open.callback(self._bar.close)
-        loggers = [logging.getLogger(), logging.getLogger("jaxllm")]
-        self._open.enter_context(logging_redirect_tqdm([x for x in loggers if x.handlers]))
+        run = self._config.run
+        with contextlib.ExitStack() as stack:
+            if self._writer:
+                kept = read_records(self._path, self._step)
+                write_atomic(self._path, "".join(json.dumps(r) + "\n" for r in kept))
+                for name in run.trackers:
+                    tracker = TRACKERS[name](self._path.parent, self._config, self._step)
+                    self._trackers.append(stack.enter_context(tracker))
+            # disable=None: no bar where stderr is not a terminal; log lines take its place.
+            self._bar = tqdm(
+                total=self._total,
+                initial=self._step,
+                unit="step",
+                dynamic_ncols=True,
+                disable=None if run.progress and self._writer else True,
+            )
+            stack.callback(self._bar.close)
+            loggers = [logging.getLogger(), logging.getLogger("jaxllm")]
+            stack.enter_context(logging_redirect_tqdm([x for x in loggers if x.handlers]))
+            self._open = stack.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._open.__exit__(kind, error, traceback)
 
     def tick(self) -> None:
         """A step is done."""
@@ -111,10 +114,13 @@ class RunLog:
                 with contextlib.suppress(OSError):
                     os.truncate(self._path, size)  # no half line
                 raise
-            if self._tensorboard is not None:
-                for name, value in finite(record).items():  # tensorboardX warns of each NaN
-                    if name not in ("step", "epoch") and value is not None:
-                        self._tensorboard.add_scalar(prefix + name, value, record["step"])
+            values = {
+                prefix + name: value
+                for name, value in finite(record).items()  # tensorboardX warns of each NaN
+                if name not in ("step", "epoch") and value is not None
+            }
+            for add in self._trackers:
+                add(values, record["step"])
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -177,7 +177,7 @@ def test_config_trains(name, model, tmp_path, monkeypatch):
     (tmp_path / "configs").symlink_to(CONFIGS)
     data, options, metric = CASES[name]
     data()
-    options = [*options, "--train.steps", "2", "--run.tensorboard", "false"]
+    options = [*options, "--train.steps", "2", "--run.trackers", "[]"]
     if name in FROM_NOTHING:
         config = TINY % len(load_tokenizer(model))
         options += ["--model.tokenizer", model, "--model.config", config]

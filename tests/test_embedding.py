@@ -71,7 +71,7 @@ def config(tmp_path_factory, tiny_bert_config, tiny_tokenizer_dir):
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3),
         train=TrainConfig(batch_size=8, eval_batch_size=8, steps=20, eval_every=10),
-        run=RunConfig(dir=str(directory / "run"), tensorboard=False, progress=False),
+        run=RunConfig(dir=str(directory / "run"), trackers=[], progress=False),
     )
 
 

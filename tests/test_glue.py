@@ -100,7 +100,7 @@ def config(glue_dir, tiny_bert_dir, tmp_path_factory):
             dataset=str(glue_dir), max_length=32, cache_dir=str(tmp_path_factory.mktemp("cache"))
         ),
         train=TrainConfig(batch_size=16, epochs=1.0, eval_batch_size=8),
-        run=RunConfig(dir=str(tmp_path_factory.mktemp("run")), tensorboard=False, progress=False),
+        run=RunConfig(dir=str(tmp_path_factory.mktemp("run")), trackers=[], progress=False),
     )
 
 

@@ -41,7 +41,7 @@ def exported(directory: Path) -> dict[str, np.ndarray]:
 
 
 def test_a_run_leaves_what_the_design_says(tmp_path, monkeypatch):
-    config = make_config(tmp_path / "run", **{"run.tensorboard": True})
+    config = make_config(tmp_path / "run", **{"run.trackers": ["tensorboard"]})
     monkeypatch.setattr(curves, "draw", draw)
     job = build(config)
     summary = loop.run(job, config)

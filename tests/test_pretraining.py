@@ -80,7 +80,7 @@ def config(tmp_path, tiny_tokenizer_dir, rng):
         optimizer=OptimizerConfig(learning_rate=5e-3),
         train=TrainConfig(batch_size=16, steps=4, eval_batch_size=8),
         mesh=MeshConfig(data=1),
-        run=RunConfig(dir=str(tmp_path / "run"), progress=False, tensorboard=False, log_every=1),
+        run=RunConfig(dir=str(tmp_path / "run"), progress=False, trackers=[], log_every=1),
     )
 
 

@@ -45,7 +45,7 @@ def config_file(tiny_bert_config, tiny_tokenizer_dir, tmp_path_factory):
             *(["train.csv"], ["dev.csv"]), max_length=32, cache_dir=str(directory / "cache")
         ),
         train=TrainConfig(batch_size=16, epochs=10, save_every=20, eval_every=35),
-        run=RunConfig(tensorboard=False, progress=False, log_every=5),
+        run=RunConfig(trackers=[], progress=False, log_every=5),
     )
     (directory / "run.yaml").write_text(to_yaml(config))
     return directory / "run.yaml"

@@ -184,7 +184,7 @@ def make_config(directory: Path, **changes: Any) -> Config:
     """A quiet config in `directory`; `changes` are "section.field" = value."""
     config = Config()
     changes = {"run.dir": str(directory), "run.progress": False, "run.log_every": 4, **changes}
-    changes = {"run.tensorboard": False, **changes}
+    changes = {"run.trackers": [], **changes}
     for key, value in changes.items():
         section, _, field = key.partition(".")
         part = dataclasses.replace(getattr(config, section), **{field: value})
