@@ -166,7 +166,9 @@ def _steps(run: _Run, state: Any, position: "LoaderState") -> Any:
                 improved = False
                 if evaluate and run.progress.evaluated < step:
                     improved = _evaluate(run, state.params, position)
-                ended = ended or (0 < train.patience <= run.progress.stale)
+                if not ended and 0 < train.patience <= run.progress.stale:
+                    logger.info("Early stop: %s no better in %s", job.metric, _stale(run.progress))
+                    ended = True
                 if step > 0 and (save or improved or ended or signum):
                     _save(run, step, state, position)
             if signum:
@@ -186,6 +188,13 @@ def _due(every: int, step: int, position: "LoaderState") -> bool:
     return position.step == 0 if every == 0 else step % every == 0
 
 
+def _stale(progress: Progress) -> str:
+    """Since when no evaluation was the best."""
+    evaluations = "1 evaluation" if progress.stale == 1 else f"{progress.stale} evaluations"
+    best = progress.best_step
+    return f"{evaluations}, {f'best at step {best}' if best else 'and never a number'}"
+
+
 def _evaluate(run: _Run, params: Any, position: "LoaderState") -> bool:
     """Evaluates, logs, exports the model when it is the best; whether it is."""
     job, progress = run.job, run.progress
@@ -198,8 +207,9 @@ def _evaluate(run: _Run, params: Any, position: "LoaderState") -> bool:
             f"train.metric: {job.metric!r} is none of this task's; choose one of {sorted(metrics)}"
         )
     record = {"step": progress.step, "epoch": epochs(job, position)}
-    run.log.evaluation({**record, **{f"eval/{name}": x for name, x in metrics.items()}})
+    record |= {f"eval/{name}": x for name, x in metrics.items()}
     improved = progress.judge(metrics, job.metric, job.higher_is_better)
+    run.log.evaluation(record, job.metric, progress)
     if improved:
         run.directory.export(job.export, params)
     return improved

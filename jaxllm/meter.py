@@ -54,7 +54,7 @@ class StepMeter:
         """
         if self.clock.is_new(batch.arrays):
             self.drain()  # or its execution would count as compilation
-            with self.clock.compiling():
+            with self._log.compiling(), self.clock.compiling():
                 state, metrics = self._job.train_step(state, batch.arrays)
         else:
             state, metrics = self._job.train_step(state, batch.arrays)

@@ -4,11 +4,14 @@ import contextlib
 import json
 import logging
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from jaxllm.files import finite, write_atomic, writing
+from jaxllm.progress import Progress
 from jaxllm.trackers import TRACKERS, Add
 
 if TYPE_CHECKING:
@@ -44,7 +47,9 @@ class RunLog:
     def __init__(self, directory: "RunDir", step: int, total: int) -> None:
         self._path, self._writer = directory.path / METRICS, directory.writer
         self._config = directory.config
-        self._step, self._total = step, total
+        self._step, self._done, self._total = step, step, total
+        # A step of this start, and when it was done: not the first, which compiles.
+        self._pace: tuple[int, float] | None = None
         self._trackers: list[Add] = []
 
     def __enter__(self) -> "RunLog":
@@ -64,6 +69,7 @@ class RunLog:
                 total=self._total,
                 initial=self._step,
                 unit="step",
+                desc=None if self._step else self._epoch(0.0),
                 dynamic_ncols=True,
                 disable=None if run.progress and self._writer else True,
             )
@@ -81,25 +87,70 @@ class RunLog:
     ) -> None:
         self._open.__exit__(kind, error, traceback)
 
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Says so while a step compiles inside."""
+        self._bar.set_postfix_str("compiling …")
+        if self._lines:
+            logger.info("compiling …")
+        yield
+        self._bar.set_postfix_str("")
+
     def tick(self) -> None:
         """A step is done."""
         self._bar.update(1)
+        self._done += 1
+        self._pace = self._pace or (self._done, time.monotonic())
 
     def step(self, record: dict[str, Any]) -> None:
         """The record of a log step: step, epoch, loss, learning_rate, grad_norm, tokens/s."""
         self._write(record, "train/")
         rate = record["real_tokens_per_second"]
         shown = f"loss {record['loss']:.4f} lr {record['learning_rate']:.2e} {rate:,.0f} tokens/s"
+        epoch = self._epoch(record["epoch"])
+        self._bar.set_description_str(epoch, refresh=False)
         self._bar.set_postfix_str(shown, refresh=False)
-        if self._bar.disable and self._writer:
-            logger.info("step %d/%d: %s", record["step"], self._total, shown)
+        if self._lines:
+            step = record["step"]
+            logger.info("step %d/%d, %s%s: %s", step, self._total, epoch, self._left(step), shown)
 
-    def evaluation(self, record: dict[str, Any]) -> None:
-        """The record of an evaluation: step, epoch, and eval/<metric> each."""
+    def evaluation(self, record: dict[str, Any], metric: str, progress: Progress) -> None:
+        """The record of an evaluation: step, epoch, and eval/<metric> each.
+
+        Says `metric`, which chooses the best model, the best so far, the loss, and what else tells
+        more: values of classes, and what equals a value that was said, are for the file.
+        """
         self._write(record, "")
-        if self._writer:
-            values = (f"{k} {v:.4f}" for k, v in record.items() if k.startswith("eval/"))
-            logger.info("step %d: %s", record["step"], ", ".join(values))
+        if not self._writer:
+            return
+        values = {k[5:]: value for k, value in record.items() if k.startswith("eval/")}
+        said = {metric: values.pop(metric)}
+        said |= {"loss": values.pop("loss")} if "loss" in values else {}
+        for name, value in values.items():
+            if "/" not in name and value not in said.values():
+                said[name] = value
+        words = [f"{name} {value:.4f}" for name, value in said.items()]
+        if progress.best_step == progress.step:
+            words[0] += " (the best so far)"
+        elif progress.best is not None:
+            words[0] += f" (best {progress.best:.4f} at step {progress.best_step})"
+        logger.info("step %d/%d: dev %s", record["step"], self._total, ", ".join(words))
+
+    @property
+    def _lines(self) -> bool:
+        """Whether log lines take the place of the bar."""
+        return self._bar.disable and self._writer
+
+    def _epoch(self, done: float) -> str:
+        train = self._config.train
+        return f"epoch {done:.2f}" + (f"/{train.epochs:g}" if train.steps is None else "")
+
+    def _left(self, step: int) -> str:
+        """The time left after `step`, by the time that the steps of this start took."""
+        if self._pace is None or step in (self._pace[0], self._total):
+            return ""
+        seconds = (time.monotonic() - self._pace[1]) / (step - self._pace[0])
+        return f", {self._bar.format_interval(seconds * (self._total - step))} left"
 
     def _write(self, record: dict[str, Any], prefix: str) -> None:
         if not self._writer:

@@ -278,7 +278,10 @@ def test_the_progress_bar_shows_loss_rate_and_tokens(tmp_path, monkeypatch, caps
     monkeypatch.setattr(tqdm, "tqdm", Bar)
     config = make_config(tmp_path, **{"run.progress": True})
     loop.run(build(config), config)
-    shown = capsys.readouterr().err.split("\r")[-1]
+    first, second, *_, shown = capsys.readouterr().err.strip("\r").split("\r")
+    assert first.startswith("epoch 0.00/3:")
+    assert "compiling …" in second
+    assert shown.startswith("epoch 3.00/3:")
     assert "18/18" in shown
     assert "loss 0." in shown
     assert "lr 8.30e-02" in shown
