@@ -205,14 +205,17 @@ def _optimizer(optimizer: OptimizerConfig) -> None:
         {
             f"optimizer.{name}": getattr(optimizer, name)
             for name in ("learning_rate", "warmup", "weight_decay", "clip_norm", "l1", "l2")
+            if getattr(optimizer, name) is not None
         },
     )
     expected = "a share below 1, or a whole number of steps"
     _require("optimizer.warmup", optimizer.warmup, whole, expected)
     for name in ("beta1", "beta2", "momentum"):
         value = getattr(optimizer, name)
-        _require(f"optimizer.{name}", value, 0 <= value < 1, "at least 0 and below 1")
-    _require("optimizer.eps", optimizer.eps, 0 < optimizer.eps < math.inf, "above 0")
+        fits = value is None or 0 <= value < 1
+        _require(f"optimizer.{name}", value, fits, "at least 0 and below 1")
+    fits = optimizer.eps is None or 0 < optimizer.eps < math.inf
+    _require("optimizer.eps", optimizer.eps, fits, "above 0")
     decay = optimizer.layer_decay
     _require("optimizer.layer_decay", decay, 0 < decay <= 1, "above 0 and at most 1")
     _require("optimizer.frozen", optimizer.frozen, all(optimizer.frozen), "patterns of paths")

@@ -153,21 +153,24 @@ class OptimizerConfig:
     """The optimizer, its schedule and its penalties.
 
     Attributes:
-        name: optimizer of optax; momentum = sgd with momentum; adam is adamw, its weight_decay
-            decoupled too
+        name: optimizer as in torch.optim, momentum = SGD with momentum; lion as in its paper
         learning_rate: highest learning rate
         schedule: how the learning rate falls after the warmup
         warmup: below 1: share of all steps; from 1 on: steps
-        weight_decay: decay of all parameters but biases and norms, decoupled from the gradient,
-            whatever the optimizer
+        weight_decay: decay of all parameters but biases and norms, decoupled from the gradient
+            (adamw, lion, adafactor) or a part of it (the others); null = 0.01 (adamw), 0 (the
+            others)
         beta1: decay of the first moment (adam, adamw, lion)
-        beta2: decay of the second moment (adam, adamw, rmsprop), of the momentum (lion)
-        eps: term added to the denominator (adam, adamw, rmsprop), under its root (adagrad)
-        momentum: momentum (momentum, rmsprop)
+        beta2: decay of the second moment (adam, adamw, rmsprop), of the momentum (lion); null =
+            0.999 (adam, adamw), 0.99 (lion, rmsprop)
+        eps: term added to the denominator; null = 1e-08 (adam, adamw, rmsprop), 1e-10 (adagrad)
+        momentum: momentum; null = 0.9 (momentum), 0 (rmsprop)
         clip_norm: largest global norm of the gradient; 0 = no clipping
-        l1: weight of the sum of absolute kernels and embeddings in the loss; its gradient is added
-            after clipping, and the loss that is logged is without it
+        l1: weight of the sum of absolute parameters in the loss, also in the training loss that is
+            logged, not in that of the dev part; its gradient is added after clipping
         l2: likewise, of half the sum of their squares
+        penalize: parameters that l1 and l2 cover: kernels = kernels and embeddings; all = biases
+            and norms too
         layer_decay: factor of the learning rate from a layer to the one below it
         frozen: patterns of parameter paths that are not trained, such as embeddings/* or blocks/*
     """
@@ -178,14 +181,15 @@ class OptimizerConfig:
     learning_rate: float = 2e-5
     schedule: Literal["linear", "cosine", "inverse_sqrt", "constant"] = "linear"
     warmup: float = 0.1
-    weight_decay: float = 0.01
+    weight_decay: float | None = None
     beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    momentum: float = 0.9
+    beta2: float | None = None
+    eps: float | None = None
+    momentum: float | None = None
     clip_norm: float = 1.0
     l1: float = 0.0
     l2: float = 0.0
+    penalize: Literal["kernels", "all"] = "kernels"
     layer_decay: float = 1.0
     frozen: list[str] = field(default_factory=list)
 

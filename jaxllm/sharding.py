@@ -152,8 +152,7 @@ def state_shardings(mesh: Mesh, tree: Any) -> Any:
         for start in range(len(parts)):
             tail = "/".join(parts[start:])
             letters = letters_of(tail)
-            # Adafactor keeps an array of one element where it does not factor.
-            if letters is not None and len(letters) == len(x.shape) and x.shape != (1,):
+            if letters is not None and len(letters) == len(x.shape):
                 return parameter_sharding(mesh, tail, x.shape)
         return replicated(mesh)
 

@@ -88,6 +88,7 @@ def make_train_step(
     accumulation: int,
     frozen: list[str],
     whole_batch: Callable[[Batch], Batch] = lambda batch: batch,
+    penalty: Callable[[FlatParams], jax.Array] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted step, its state donated.
 
@@ -96,6 +97,9 @@ def make_train_step(
     are.
 
     `whole_batch` adds to the batch what the objective needs to know of all of it.
+
+    `penalty` of the trained parameters is added to the loss that is told; its gradient is the
+    optimizer's business.
 
     Metrics: those of the objective, and grad_norm (before clipping).
     """
@@ -138,6 +142,9 @@ def make_train_step(
             per_weight = 1.0 / jnp.maximum(metrics["loss"][1], 1e-8)
             norm = global_norm(grads) * per_weight
             metrics["grad_norm"] = (norm, jnp.ones(()))
+            if penalty is not None:
+                loss_sum, weight = metrics["loss"]
+                metrics["loss"] = (loss_sum + penalty(trained) * weight, weight)
             factor = per_weight * (jnp.minimum(1.0, clip_norm / norm) if clip_norm else 1.0)
             grads = jax.tree.map(lambda g: g * factor, grads)
             updates, opt_state = tx.update(grads, state.opt_state, trained)

@@ -80,10 +80,36 @@ def test_decay_spares_biases_and_norms():
 
 
 def test_penalties_are_gradients():
-    change = updates(replace(PLAIN, l1=0.5, l2=0.25), grad=1.0)
+    config = replace(PLAIN, l1=0.5, l2=0.25)
+    change = updates(config, grad=1.0)
     np.testing.assert_allclose(change["classifier/kernel"], -(1 - 0.5 - 0.5), atol=1e-6)
     np.testing.assert_allclose(change["embeddings/word/embedding"], -(1 + 0.5 + 0.5))
     np.testing.assert_allclose(change["blocks/mlp/up/bias"], -1.0)
+    everything = replace(config, penalize="all")
+    change = updates(everything, grad=1.0)
+    np.testing.assert_allclose(change["classifier/kernel"], -(1 - 0.5 - 0.5), atol=1e-6)
+    np.testing.assert_allclose(change["blocks/mlp/up/bias"], -(1 + 0.5 + 0.5))
+    np.testing.assert_allclose(change["blocks/mlp/norm/scale"], -(1 + 0.5 + 0.5))
+    # All parameters are 2 or -2, so each adds 0.5 * 2 + 0.25 / 2 * 4 to the loss: 24 of them in
+    # kernels and in the embedding, 16 elsewhere.
+    assert float(optim.make_penalty(config)(PARAMS)) == 24 * 1.5
+    assert float(optim.make_penalty(everything)(PARAMS)) == 40 * 1.5
+    assert optim.make_penalty(PLAIN) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"name": "adafactor"}, True),
+        ({"name": "adam", "weight_decay": 0.1}, True),
+        ({"name": "adamw", "weight_decay": 0.1}, False),
+        ({"name": "adam", "weight_decay": None}, False),
+        ({"l1": 0.1}, True),
+        ({"l2": 0.1}, True),
+    ],
+)
+def test_what_moves_rows_that_no_text_reaches(changes, expected):
+    assert optim.moves_idle_rows(replace(PLAIN, **changes)) is expected
 
 
 def test_layer_decay():
@@ -94,17 +120,98 @@ def test_layer_decay():
     np.testing.assert_allclose(change["embeddings/word/embedding"], -0.0625)
 
 
+def by_hand(name, x, grads, *, lr, decay):
+    """The steps of an optimizer on one matrix or vector, in float64, as its paper or torch.optim's
+    page has them; what torch calls its defaults stands here as numbers.
+    """
+    x, m, v, row, col = np.array(x, np.float64), 0.0, 0.0, 0.0, 0.0
+    rms = lambda a: np.sqrt(np.mean(a**2))  # noqa: E731
+    for t, g in enumerate(np.asarray(grads, np.float64), 1):
+        if name in ("adamw", "lion", "adafactor"):
+            kept = x * (1 - lr * decay)
+        else:
+            kept, g = x, g + decay * x
+        if name in ("adam", "adamw"):
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+            u = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        elif name == "sgd":
+            u = g
+        elif name == "momentum":
+            u = m = 0.9 * m + g
+        elif name == "rmsprop":
+            v = 0.99 * v + 0.01 * g**2
+            u = g / (np.sqrt(v) + 1e-8)
+        elif name == "adagrad":
+            v = v + g**2
+            u = g / (np.sqrt(v) + 1e-10)
+        elif name == "lion":  # Chen et al., 2023, algorithm 2
+            u, m = np.sign(0.9 * m + 0.1 * g), 0.99 * m + 0.01 * g
+        else:  # Shazeer & Stern, 2018, algorithms 4 and 5, with torch's two bounds
+            new = t**-0.8
+            if x.ndim == 1:
+                v = (1 - new) * v + new * g**2
+            else:
+                row = (1 - new) * row + new * (g**2).mean(1)
+                col = (1 - new) * col + new * (g**2).mean(0)
+                v = np.outer(row, col) / max(row.mean(), 2**-23)
+            u = g / np.sqrt(np.maximum(v, 2**-46))
+            u = u / max(1.0, rms(u)) * max(1e-3, rms(x)) * min(1.0, 1 / (lr * np.sqrt(t)))
+        x = kept - lr * u
+    return x
+
+
+@pytest.mark.parametrize("decay", [None, 0.2])
 @pytest.mark.parametrize(
-    "name", ["adamw", "adam", "sgd", "momentum", "rmsprop", "adagrad", "lion", "adafactor"]
+    ("name", "lr"),
+    [
+        *[(name, 0.05) for name in ("adamw", "adam", "sgd", "momentum", "rmsprop", "adagrad")],
+        *[("lion", 0.05), ("adafactor", 0.05), ("adafactor", 0.9)],
+    ],
 )
-def test_every_optimizer_goes_downhill(name):
-    tx = optim.make_optimizer(replace(PLAIN, name=name, learning_rate=0.05), 100)
-    params, start = PARAMS, sum(float(jnp.sum(x**2)) for x in PARAMS.values())
+def test_steps_are_those_of_the_paper(name, lr, decay, rng):
+    """Each layer of a stack is a parameter of its own, its head axes are one."""
+    start = {
+        "blocks/attention/output/kernel": rng.normal(size=(2, 2, 2, 3)),
+        "blocks/mlp/up/bias": rng.normal(size=(2, 3)),
+        "classifier/kernel": rng.normal(size=(3, 2)),
+    }
+    sizes = (1.0, 1e-3, 30.0, 0.1)
+    grads = {path: [s * rng.normal(size=x.shape) for s in sizes] for path, x in start.items()}
+    config = OptimizerConfig(name=name, learning_rate=lr, weight_decay=decay, schedule="constant")
+    params = {path: jnp.asarray(x, jnp.float32) for path, x in start.items()}
+    tx = optim.make_optimizer(replace(config, warmup=0.0), 4)
     state = tx.init(params)
-    for _ in range(20):
-        change, state = tx.update({p: 2 * x for p, x in params.items()}, state, params)
-        params = optax.apply_updates(params, change)
-    assert sum(float(jnp.sum(x**2)) for x in params.values()) < 0.9 * start
+    for step in range(4):
+        step_grads = {path: jnp.asarray(g[step], jnp.float32) for path, g in grads.items()}
+        changes, state = tx.update(step_grads, state, params)
+        params = optax.apply_updates(params, changes)
+    if decay is None:
+        decay = 0.01 if name == "adamw" else 0.0
+    for path, x in start.items():
+        stacked = path.startswith("blocks")
+        shape = {"output": (4, 3), "up": (3,), "classifier": (3, 2)}[path.split("/")[-2]]
+        expected = [
+            by_hand(
+                *(name, one.reshape(shape), [g.reshape(shape) for g in gs]),
+                lr=lr,
+                decay=decay if path.endswith("kernel") else 0.0,
+            )
+            for one, *gs in (zip(x, *grads[path], strict=True) if stacked else [(x, *grads[path])])
+        ]
+        got = np.asarray(params[path]).reshape(np.shape(expected))
+        np.testing.assert_allclose(got, expected, rtol=2e-6, atol=2e-6, err_msg=path)
+
+
+def test_what_null_stands_for_is_in_the_help():
+    """Each number beside the optimizers whose own it is."""
+    text = " ".join(OptimizerConfig.__doc__.split())
+    assert optim.OWN_DEFAULTS.keys() == {"weight_decay", "beta2", "eps", "momentum"}
+    for field, own in optim.OWN_DEFAULTS.items():
+        assert getattr(OptimizerConfig(), field) is None
+        documented = text.partition(f" {field}: ")[2].partition("null = ")[2]
+        for number in set(own.values()):
+            names = ", ".join(sorted(name for name, x in own.items() if x == number))
+            assert documented.find(f"{number:g} ({names})") in range(60), (field, number)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +223,7 @@ def test_every_optimizer_goes_downhill(name):
         ("momentum", 0.1, "momentum"),
         ("momentum", 0.1, "rmsprop"),
         ("weight_decay", 0.5, "adamw"),
+        ("weight_decay", 0.5, "adam"),
         ("learning_rate", 0.5, "adamw"),
         ("l1", 0.5, "sgd"),
         ("l2", 0.5, "sgd"),

@@ -199,6 +199,23 @@ def test_clipping_is_that_of_optax(config, examples):
         )
 
 
+def test_the_loss_that_is_told_holds_the_penalty(config, examples):
+    batch = rows_of(*examples, PADDED, 16)
+    start = stepped(config, batch, optimizer=replace(SGD, learning_rate=0.0))[0]
+    free, without = stepped(config, batch)
+    optimizer = replace(SGD, l1=0.25, l2=0.5, penalize="all")
+    penalty = optim.make_penalty(optimizer)
+    after, metrics = stepped(config, batch, optimizer=optimizer, penalty=penalty)
+    expected = sum(np.sum(0.25 * np.abs(x) + 0.25 * x**2) for x in start.values())
+    loss, weight = metrics["loss"]
+    assert weight == without["loss"][1] == 8
+    assert loss / weight == pytest.approx(without["loss"][0] / 8 + expected, rel=1e-6)
+    assert metrics["grad_norm"] == without["grad_norm"]
+    for path, x in start.items():
+        slope = 0.25 * np.sign(x) + 0.5 * x
+        np.testing.assert_allclose(after[path], free[path] - 0.1 * slope, rtol=1e-5, atol=1e-6)
+
+
 def test_one_batch_can_be_overfitted(tiny_bert_config, examples):
     batch = rows_of(*examples, PACKED, 48)
     adam = OptimizerConfig(learning_rate=5e-3, schedule="constant", warmup=0.0)

@@ -95,6 +95,21 @@ def test_adafactor_trains_the_whole_table(config):
     assert flatten(task_build.build(config).state.params)[PATH].shape == (600, 32)
 
 
+def test_a_penalty_covers_the_whole_table(config, monkeypatch):
+    """And the step is told what it adds to the loss."""
+    step = {}
+    monkeypatch.setattr(task_build, "make_train_step", lambda *_, **options: step.update(options))
+    for l2, rows in ((0.0, 128), (0.5, 600)):
+        job = task_build.build(replace(config, optimizer=replace(config.optimizer, l2=l2)))
+        params = flatten(job.state.params)
+        assert params[PATH].shape == (rows, 32)
+        if l2 == 0.0:
+            assert step["penalty"] is None
+    covered = [x for path, x in params.items() if path.endswith(("kernel", "embedding"))]
+    expected = 0.25 * sum(float(np.sum(np.square(x))) for x in covered)
+    assert float(step["penalty"](params)) == pytest.approx(expected, rel=1e-6)
+
+
 def test_a_vocabulary_is_the_ids_of_the_text(rng):
     tokens = rng.integers(400, 600, 5000).astype(np.int32)
     found = Vocabulary.of(tokens, 1000)

@@ -18,7 +18,13 @@ from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
 from jaxllm.files import finite, write_json, writing
 from jaxllm.job import Job
-from jaxllm.optim import check_frozen, learning_rate_schedule, make_optimizer
+from jaxllm.optim import (
+    check_frozen,
+    learning_rate_schedule,
+    make_optimizer,
+    make_penalty,
+    moves_idle_rows,
+)
 from jaxllm.pretrained import hf
 from jaxllm.sharding import batch_sharding, batch_shards, make_mesh
 from jaxllm.tasks import (
@@ -65,8 +71,7 @@ def build(config: Config) -> Job:
     frozen = config.optimizer.frozen
     check_frozen(list(flatten(abstract)), frozen)
     examples, vocabulary = task.train, None
-    # Adafactor's statistics are over whole arrays, so a smaller one would change its steps.
-    if task.reads_word_table_only and config.optimizer.name != "adafactor":
+    if task.reads_word_table_only and not moves_idle_rows(config.optimizer):
         assert isinstance(examples, Examples)
         vocabulary = Vocabulary.of(examples.tokens, task.model_config.vocab_size)
         examples = vocabulary.renumber(examples)
@@ -97,6 +102,7 @@ def build(config: Config) -> Job:
         accumulation=config.train.accumulation,
         frozen=frozen,
         whole_batch=task.whole_batch,
+        penalty=make_penalty(config.optimizer),
     )
     evaluator = None if task.evaluator is None else task.evaluator(apply, mesh)
 

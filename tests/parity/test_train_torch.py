@@ -1,6 +1,7 @@
 """Losses and optimizers beside torch's own."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -54,53 +55,81 @@ def test_mean_squared_error(rng):
     np.testing.assert_allclose(total / weight, expected.item(), rtol=1e-6)
 
 
-BASE = OptimizerConfig(
-    learning_rate=0.01, schedule="constant", warmup=0.0, weight_decay=0.0, clip_norm=0.0
-)
-# ours -> (its config, torch's). Adagrad: optax puts eps under the root, torch after it:
-# a small eps.
+PLAIN = OptimizerConfig(schedule="constant", warmup=0.0)
+# Ours, all other settings its defaults -> torch's, likewise. Momentum is SGD with it.
 OPTIMIZERS = {
-    "adamw": (
-        replace(BASE, weight_decay=0.1),
-        lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1),
-    ),
-    "adam": (
-        replace(BASE, name="adam", l2=0.1),
-        lambda p: torch.optim.Adam(p, 0.01, weight_decay=0.1),
-    ),
-    "sgd": (
-        replace(BASE, name="sgd", l2=0.1),
-        lambda p: torch.optim.SGD(p, 0.01, weight_decay=0.1),
-    ),
-    "momentum": (
-        replace(BASE, name="momentum", momentum=0.9),
-        lambda p: torch.optim.SGD(p, 0.01, momentum=0.9),
-    ),
-    "rmsprop": (
-        replace(BASE, name="rmsprop", beta2=0.99, momentum=0.9),
-        lambda p: torch.optim.RMSprop(p, 0.01, alpha=0.99, momentum=0.9, eps=1e-8),
-    ),
-    "adagrad": (
-        replace(BASE, name="adagrad", eps=1e-16),
-        lambda p: torch.optim.Adagrad(p, 0.01, initial_accumulator_value=0.1, eps=1e-8),
-    ),
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+    "momentum": partial(torch.optim.SGD, momentum=0.9),
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+    "adafactor": torch.optim.Adafactor,
+}
+SHAPES = {
+    "embeddings/word/embedding": (5, 4),
+    "blocks/attention/query/kernel": (2, 4, 2, 3),
+    "blocks/attention/query/bias": (2, 2, 3),
+    "blocks/attention/output/kernel": (2, 2, 3, 4),
+    "blocks/mlp/norm/scale": (2, 4),
+    "classifier/kernel": (4, 3),
+    "classifier/bias": (3,),
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_five_steps(name, rng):
-    config, make = OPTIMIZERS[name]
-    start = rng.normal(size=(4, 3)).astype(np.float32)
-    grads = rng.normal(size=(5, 4, 3)).astype(np.float32)
+def of_torch(path, x):
+    """The parameters that PyTorch has for one of ours: one a layer, heads in one axis."""
+    heads = {"query/kernel": (4, 6), "query/bias": (6,), "output/kernel": (6, 4)}
+    shape = next((s for end, s in heads.items() if path.endswith(end)), x.shape[1:])
+    return [layer.reshape(shape) for layer in x] if path.startswith("blocks/") else [x]
+
+
+def compare(config, make, rng):
+    """Five steps of both; a gradient of each size, and none at all for one row of the table."""
+    start = {path: rng.normal(size=shape).astype(np.float32) for path, shape in SHAPES.items()}
     tx = optim.make_optimizer(config, 5)
-    params = {"x/kernel": jnp.asarray(start)}
-    state = tx.init(params)
-    p = torch.tensor(start, requires_grad=True)
-    reference = make([p])
-    for g in grads:
-        updates, state = jax.jit(tx.update)({"x/kernel": jnp.asarray(g)}, state, params)
+    params = jax.tree.map(jnp.asarray, start)
+    state, update = tx.init(params), jax.jit(tx.update)
+    theirs = {
+        path: [torch.tensor(one, requires_grad=True) for one in of_torch(path, x)]
+        for path, x in start.items()
+    }
+    decay = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
+    spared = {"weight_decay": 0.0}  # as is usual: biases and norms
+    groups = [
+        {"params": ps, **(decay if optim.is_decayed(path) else spared)}
+        for path, ps in theirs.items()
+    ]
+    reference = make(groups, lr=config.learning_rate)
+    for size in (1.0, 1e-3, 30.0, 1e-6, 0.1):
+        grads = {
+            path: size * rng.normal(size=shape).astype(np.float32) for path, shape in SHAPES.items()
+        }
+        grads["embeddings/word/embedding"][3] = 0.0
+        updates, state = update(jax.tree.map(jnp.asarray, grads), state, params)
         params = optax.apply_updates(params, updates)
-        p.grad = torch.tensor(g)
+        for path, g in grads.items():
+            for p, one in zip(theirs[path], of_torch(path, g), strict=True):
+                p.grad = torch.tensor(one)
         reference.step()
-    np.testing.assert_allclose(params["x/kernel"], p.detach().numpy(), rtol=1e-5, atol=1e-6)
-    assert np.abs(params["x/kernel"] - start).max() > 0.01
+    for path, ps in theirs.items():
+        for ours, p in zip(of_torch(path, np.asarray(params[path])), ps, strict=True):
+            wanted = p.detach().numpy()
+            np.testing.assert_allclose(ours, wanted, rtol=1e-6, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("weight_decay", [None, 0.1])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_five_steps(name, weight_decay, rng):
+    config = replace(PLAIN, name=name, learning_rate=0.01, weight_decay=weight_decay)
+    compare(config, OPTIMIZERS[name], rng)
+
+
+def test_settings_that_are_given(rng):
+    config = replace(PLAIN, name="rmsprop", learning_rate=0.01, beta2=0.9, momentum=0.5, eps=1e-3)
+    compare(config, partial(torch.optim.RMSprop, alpha=0.9, momentum=0.5, eps=1e-3), rng)
+    config = replace(PLAIN, name="adam", learning_rate=0.01, beta1=0.8, beta2=0.9, eps=1e-3)
+    compare(config, partial(torch.optim.Adam, betas=(0.8, 0.9), eps=1e-3), rng)
+    # Adafactor's rate is at most 1 / sqrt(step), its decay is not bounded.
+    config = replace(PLAIN, name="adafactor", learning_rate=0.9, weight_decay=0.1)
+    compare(config, torch.optim.Adafactor, rng)
