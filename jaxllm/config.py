@@ -6,13 +6,14 @@ number, in files and on the command line.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import re
 import types
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import yaml
 
@@ -55,6 +56,7 @@ _TYPES = {
 }
 
 _KEYS = list(_TYPES)
+_UNIONS = (types.UnionType, Union)
 
 
 class _Loader(yaml.SafeLoader):
@@ -249,9 +251,10 @@ def _typed(where: str, value: Any, kind: Any) -> Any:
     except TypeError:
         pass
     hint = ""
-    if "list" in str(kind) and isinstance(value, str | int | float):
+    with contextlib.suppress(TypeError):
+        _convert([value], kind)
         hint = f"; write a list, [{_show(value)}]"
-    elif "str" in str(kind) and value is not None:
+    if not hint and "str" in str(kind) and value is not None:
         hint = "; put text in quotes where YAML reads it as something else"
     raise InputError(f"{where}: found {_show(value)}, expected {_describe(kind)}{hint}")
 
@@ -264,8 +267,11 @@ def _show(value: Any) -> str:
 def _convert(value: Any, kind: Any) -> Any:
     """`value` as a `kind`: an integer is a float as well; TypeError where it does not fit."""
     origin, arguments = get_origin(kind), get_args(kind)
-    if origin is types.UnionType:  # X | None
-        return None if value is None else _convert(value, arguments[0])
+    if origin in _UNIONS:
+        for one in arguments:
+            with contextlib.suppress(TypeError):
+                return _convert(value, one)
+        raise TypeError
     if origin is list and isinstance(value, list):
         return [_convert(v, arguments[0]) for v in value]
     if origin is dict and isinstance(value, dict) and all(isinstance(k, str) for k in value):
@@ -281,16 +287,22 @@ def _convert(value: Any, kind: Any) -> Any:
 
 def _describe(kind: Any) -> str:
     origin, arguments = get_origin(kind), get_args(kind)
-    if origin is types.UnionType:
-        return f"{_describe(arguments[0])} or null"
+    if origin in _UNIONS:
+        return " or ".join(map(_describe, arguments))
     if origin is list:
         named = {str: "text", int: "whole numbers", float: "numbers"}
         return f"a list of {named.get(arguments[0]) or ', '.join(get_args(arguments[0]))}"
     if origin is dict:
         return "names with values"
     if origin is Literal:
-        return f"one of {', '.join(arguments)}"
-    return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
+        return f"one of {', '.join(arguments)}" if len(arguments) > 1 else arguments[0]
+    return {
+        str: "text",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        types.NoneType: "null",
+    }[kind]
 
 
 def _build(values: dict[str, Any]) -> Config:

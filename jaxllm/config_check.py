@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +15,8 @@ from jaxllm.config_fields import (
     TrainConfig,
 )
 from jaxllm.errors import InputError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: it could not be saved
 
 
 def check(config: Config) -> None:
@@ -96,6 +99,7 @@ def _data(data: DataConfig, model: ModelConfig) -> None:
             f"data.dataset_config: found {data.dataset_config!r} with no data.dataset; remove it, "
             "or name the Hub data set it belongs to"
         )
+    _labels(data, model)
     for key, column in (roles := _columns(data, model.task)).items():
         others = [other for other, name in roles.items() if other != key and name == column]
         _require(key, column, not others, f"another column than {', '.join(others)}")
@@ -138,13 +142,35 @@ def _data(data: DataConfig, model: ModelConfig) -> None:
         _require("data.buckets", data.buckets, fits, f"one of data.max_length={data.max_length}")
 
 
+def _labels(data: DataConfig, model: ModelConfig) -> None:
+    """Several label columns are for several labels a row, and their names are the labels'."""
+    for name in [*(data.labels or []), *data.label_columns]:
+        half = "text without half of a surrogate pair"
+        _require("data.labels", name, not _SURROGATE.search(name), half)
+    if isinstance(data.label, str):
+        return
+    task, multi = model.task, "multi_label_classification"
+    several = bool(data.label) and len(set(data.label)) == len(data.label)
+    _require("data.label", data.label, several, "a column, or a list of different columns")
+    classes = task == "sequence-classification"
+    _require("data.label", data.label, classes, f"one column, as model.task is {task}")
+    expected = f"{multi}, as data.label is a list of columns"
+    _require("model.problem_type", model.problem_type, model.problem_type == multi, expected)
+    expected = "null, as the names of the columns in data.label are the labels"
+    _require("data.labels", data.labels, data.labels is None, expected)
+
+
 def _columns(data: DataConfig, task: str) -> dict[str, str]:
     """The columns that are read, by key."""
-    roles = {"data.text": data.text, "data.text_pair": data.text_pair, "data.label": data.label}
+    roles = {"data.text": data.text, "data.text_pair": data.text_pair}
+    if isinstance(data.label, str):
+        roles["data.label"] = data.label
+    else:
+        roles |= {f"data.label[{i}]": column for i, column in enumerate(data.label)}
     own = {"data.text_negative": data.text_negative, "data.score": data.score}
     threshold = data.positive_from
     if task == "sentence-embedding":
-        del roles["data.label"]
+        roles = {key: column for key, column in roles.items() if not key.startswith("data.label")}
         roles |= own
         pair = data.text_pair
         _require("data.text_pair", pair, pair is not None, "the column of the texts like data.text")
@@ -170,7 +196,7 @@ def _choices(config: Config) -> None:
     if task != "multiple-choice":
         _require("data.choices", choices, choices is None, f"null, as model.task is {task}")
         return
-    others = {data.text, data.label, data.text_pair}
+    others = {data.text, *data.label_columns, data.text_pair}
     names = choices or []
     fits = bool(names) and len(set(names)) == len(names) and not others & set(names)
     _require(

@@ -79,13 +79,15 @@ class DataConfig:
         text_pair: column of a second text; of choices: of how each of them begins
         choices: columns of the choices to tell the right one from, or one column with a list
         label: column of the label, or of the tags of the words; of conll files whose columns have
-            no names, the last
+            no names, the last. Of several labels a row also a list of columns, one a label, that
+            hold 0 or 1
         text_negative: sentence-embedding: column of a text unlike the pair, to train on
         score: sentence-embedding: column of how alike a pair is; null = there is none
         positive_from: sentence-embedding: train on the pairs of at least this score; null = on all
         columns: names of the columns, for files with no header row
-        labels: label names in the order of their ids; null = those of the Hub data set, else of the
-            training part, sorted; of tags O and then every tag of the scheme
+        labels: label names in the order of their ids, also where the data have ids or 0/1 vectors
+            in place of names; null = those of the Hub data set, else of the training part, sorted;
+            of tags O and then every tag of the scheme
         on_bad_row: stop at a row with a missing text or an unknown label, or drop and count it;
             repair = make an illegal sequence of tags legal, and stop at other bad rows
         max_length: tokens of a row; sentence-embedding: a row holds whole pairs, and each text gets
@@ -119,7 +121,7 @@ class DataConfig:
     text: str = "text"
     text_pair: str | None = None
     choices: list[str] | None = None
-    label: str = "label"
+    label: list[str] | str = "label"
     text_negative: str | None = None
     score: str | None = None
     positive_from: float | None = None
@@ -141,6 +143,16 @@ class DataConfig:
     mask_slots: int | None = None
     workers: int = 0
     cache_dir: str | None = None
+
+    @property
+    def label_columns(self) -> list[str]:
+        """The columns of the label: one, or one a label."""
+        return self.label if isinstance(self.label, list) else [self.label]
+
+    @property
+    def told_labels(self) -> list[str] | None:
+        """The label names whose order the user has told; None where they are to be found."""
+        return self.label if isinstance(self.label, list) else self.labels
 
     @property
     def has_dev(self) -> bool:

@@ -18,6 +18,8 @@ from jaxllm.data.rows import CHUNK, Row, Source
 from jaxllm.data.tokenizer import Encoded, Encoder
 from jaxllm.errors import InputError
 
+_SHOWN = 5  # rows in a remark
+
 
 class _Good(NamedTuple):
     number: int
@@ -66,12 +68,14 @@ class Builder:
         self._lengths = [np.zeros(1, np.int64)]
         self._read = self._kept = self._truncated = 0
         self._bad = BadRows(data, split)
+        self._headers: list[str] = []  # rows whose label is the name of its column
         self._learn_on = labels.learning and not data.streaming
 
     def run(self, store: Store) -> dict[str, Any]:
         """Appends ``tokens``, ``type_ids``, ``offsets``, ``rows`` and ``labels`` to `store`.
 
-        Gives ``names`` of the labels and the ``report`` of the rows. In memory are the few chunks
+        Gives ``names`` of the labels, the ``report`` of the rows, and ``remarks`` on what looks
+        wrong about labels that were learned. In memory are the few chunks
         that are under way, and one number an example.
 
         Raises:
@@ -113,7 +117,7 @@ class Builder:
             "dropped": self._bad.counts,
             "truncated": self._truncated,
         }
-        return {"names": names, "report": report}
+        return {"names": names, "report": report, "remarks": self._remarks(names)}
 
     @property
     def _full(self) -> bool:
@@ -170,6 +174,7 @@ class Builder:
             if self._full:
                 if self._learn_on and isinstance(row, _Good):
                     self._labels.learn(row.label)
+                    self._look(chunk.source.name, row)
                 continue
             self._read += 1
             if isinstance(row, _Bad):
@@ -185,6 +190,7 @@ class Builder:
                 self._kept += 1
                 self._truncated += bool((full_lengths[good] > lengths[good]).any())
                 self._labels.append(row.label)
+                self._look(chunk.source.name, row)
                 kept.append(good)
                 numbers.append(row.number)
         if encoded is not None and kept:
@@ -197,6 +203,25 @@ class Builder:
             self._lengths.append(lengths[kept].ravel())
         if self._data.streaming:  # a stream may have no end to wait for
             self._raise_if_stopped()
+
+    def _look(self, source: str, row: _Good) -> None:
+        """Remembers a header that stands among the rows, as where files were put together."""
+        labels = [row.label] if isinstance(row.label, str) else row.label
+        if self._labels.learning and self._data.label in labels:
+            self._headers.append(f"{source}: row {row.number}")
+
+    def _remarks(self, names: list[str]) -> list[str]:
+        if not self._labels.learning:
+            return []
+        found = self._labels.remarks(names)
+        if self._headers:
+            shown, more = "; ".join(self._headers[:_SHOWN]), len(self._headers) - _SHOWN
+            found.append(
+                f"one of the labels is the column's own name, {self._data.label!r}, as where files "
+                f"were put together with their headers ({shown}"
+                f"{f' and {more} more' if more > 0 else ''}); remove these rows"
+            )
+        return found
 
     def _raise_if_stopped(self) -> None:
         known = f"; the labels are {', '.join(names)}" if (names := self._labels.given) else ""

@@ -26,7 +26,7 @@ def sentences(
     if data.columns is not None:
         columns_of(where, data.columns, data, labelled)  # each is there once
         word_at, width = data.columns.index(data.text), len(data.columns)
-        tag_at = data.columns.index(data.label) if labelled else 0
+        tag_at = data.columns.index(data.label_columns[0]) if labelled else 0
     words: list[str] = []
     tags: list[str] = []
     fault: tuple[int, str] | None = None

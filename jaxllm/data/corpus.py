@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["Examples", "ReadReport", "load_examples", "load_tokenizer"]
 
 _LOG = logging.getLogger(__name__)
-_CACHE_VERSION = 2  # raise when the same input comes to give other arrays
+_CACHE_VERSION = 3  # raise when the same input comes to give other arrays
+
+_SHOWN = 10  # labels in the log
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ def load_arrays(
 
     `choices`: a row has so many, and a text for each; the texts of a row share data.max_length.
     """
-    names = labels if labels is not None else data.labels
+    names = labels if labels is not None else data.told_labels
     if problem_type in (None, "regression"):
         names = None
     elif names is None and split != "train":
@@ -172,20 +174,22 @@ def load_arrays(
     limit = data.max_train_examples if split == "train" else data.max_dev_examples
     if names is None and problem_type not in (None, "regression"):
         names = sources[0].label_names
+    told = names is not None and names == data.told_labels
+    reader = Labels(problem_type, names, told=told, columns=isinstance(data.label, list))
     encoder = Encoder(
         tokenizer,
         data.max_length // (choices or 1),
         data.truncation,
         pair=bool(choices) or data.text_pair is not None,
     )
-    builder = Builder(data, split, sources, encoder, Labels(problem_type, names), limit, choices)
+    builder = Builder(data, split, sources, encoder, reader, limit, choices)
     if data.streaming:
         store = cache.Store()
         about = builder.run(store)
         arrays = store.arrays()
     else:
         entry = cache.directory(data.cache_dir) / _key(
-            data, sources, encoder, problem_type, names, limit, choices
+            data, sources, encoder, problem_type, names, told, limit, choices
         )
         found = cache.read(entry)
         if found is None:
@@ -194,6 +198,7 @@ def load_arrays(
         arrays, about = found
     report = ReadReport(**about["report"])
     log_report(split, sources, report)
+    _log_labels(split, data, about["names"] if reader.learning else [], about["remarks"])
     return arrays, about["names"], report
 
 
@@ -217,6 +222,17 @@ def _key(data: DataConfig, sources: list[Source], encoder: Encoder, *settings: o
         "settings": settings,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _log_labels(split: str, data: DataConfig, learned: list[str], remarks: list[str]) -> None:
+    """Logs how many labels were learned, and the first of them; warns of what looks wrong."""
+    if learned:
+        first = ", ".join(name[:40] for name in learned[:_SHOWN])
+        more = ", …" if len(learned) > _SHOWN else ""
+        where = f"column {data.label!r} (data.label)"
+        _LOG.info("data.%s: %d labels in %s: %s%s", split, len(learned), where, first, more)
+    for remark in remarks:
+        _LOG.warning("data.%s: column %r (data.label): %s", split, data.label, remark)
 
 
 def log_report(split: str, sources: list[Source], report: ReadReport) -> None:

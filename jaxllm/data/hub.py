@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from jaxllm.config_fields import DataConfig
+from jaxllm.data.label_cells import MASKED
 from jaxllm.data.rows import CHUNK, Source, columns_of, rows_of
 from jaxllm.errors import InputError
 
@@ -38,12 +39,14 @@ def hub_source(data: DataConfig, split: str, *, labelled: bool) -> Source:
     features = dataset.features or {}
     if features:
         columns_of(where, features, data, labelled)
-    names = _class_names(features.get(data.label)) if labelled else None
+    column, *more = data.label_columns
+    # Several columns hold 0 or 1 each, whatever the names of these are.
+    names = _class_names(features.get(column)) if labelled and not more else None
 
     def rows() -> Iterator[tuple[int, dict[str, Any]]]:
         for number, record in records(where, dataset):
             if names is not None:
-                record[data.label] = _named(record[data.label], names)
+                record[column] = _named(record[column], names)
             yield number, record
 
     return Source(
@@ -99,7 +102,11 @@ def _class_names(feature: Any) -> list[str] | None:
 
 
 def _named(value: Any, names: list[str]) -> Any:
-    """Names for ids; data sets mark a withheld label with -1."""
+    """Names for ids. -1 and -100 are no label: data sets withhold labels so, or mask them for
+    PyTorch; another id without a name stays, to be told as unknown.
+    """
     if isinstance(value, list):
-        return [names[i] for i in value]
-    return names[value] if isinstance(value, int) and value >= 0 else None
+        return [_named(i, names) for i in value]
+    if value in MASKED:
+        return None
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value

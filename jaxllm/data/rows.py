@@ -16,7 +16,8 @@ class Row(NamedTuple):
 
     Attributes:
         number: from 1, header not counted; blank lines of a file are left out but counted.
-        text, pair, label: what the columns hold; None where there is nothing.
+        text, pair, label: what the columns hold; None where there is nothing. Of several label
+            columns a list.
         fault: why the row cannot be used, where its columns could not be told apart.
         choices: what ``data.choices`` hold, in a list, where there are such columns.
     """
@@ -52,16 +53,14 @@ def columns_of(
     where: str, columns: Iterable[str], data: DataConfig, labelled: bool
 ) -> list[str | None]:
     """The columns of text, pair, label and choices, after a check that each is there once."""
-    keys: dict[str, str | None] = {
-        "text": data.text,
-        "text_pair": data.text_pair,
-        "label": data.label,
-    }
-    if not labelled:
-        keys["label"] = None
-    choices = data.choices or []
+    keys: list[tuple[str, str | None]] = [
+        ("text", data.text),
+        ("text_pair", data.text_pair),
+        *(("label", column if labelled else None) for column in data.label_columns),
+        *(("choices", column) for column in data.choices or []),
+    ]
     there = list(columns)
-    for key, column in [*keys.items(), *(("choices", column) for column in choices)]:
+    for key, column in keys:
         if column is not None and there.count(column) != 1:
             found = "no column" if column not in there else f"{there.count(column)} columns"
             raise InputError(
@@ -69,12 +68,15 @@ def columns_of(
                 f"{', '.join(map(repr, there))}; name one of them, or give data.columns if the "
                 "file has no header row"
             )
-    return [*keys.values(), *choices]
+    return [column for _, column in keys]
 
 
 def row_of(number: int, values: list[Any], data: DataConfig, fault: str | None = None) -> Row:
     """A row of what the columns of `columns_of` hold."""
-    text, pair, label, *choices = values
+    text, pair, *others = values
+    count = len(data.label_columns)
+    labels, choices = others[:count], others[count:]
+    label = labels if isinstance(data.label, list) else labels[0]
     if data.choices is None:
         return Row(number, text, pair, label, fault)
     # One column holds the list of them, several hold one each.
