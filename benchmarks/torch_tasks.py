@@ -54,7 +54,7 @@ class _Tokenized:
     collator: Any = DataCollatorWithPadding
 
     def __init__(self, job: Job):
-        self.tokenizer = AutoTokenizer.from_pretrained(job.model)
+        self.tokenizer = AutoTokenizer.from_pretrained(job.model, trust_remote_code=False)
         self.collate = self.collator(self.tokenizer)
         self.names = job.labels
         self.max_length = job.recipe.max_length

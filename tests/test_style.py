@@ -34,6 +34,13 @@ def names_of_nnx(tree: ast.AST) -> set[str]:
     return names
 
 
+def trusting_calls(tree: ast.AST) -> list[str]:
+    """Calls of transformers' Auto classes that may ask whether to run a checkpoint's code."""
+    asked = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    asked = [n for n in asked if re.match(r"Auto\w+\.from_pretrained$", ast.unparse(n.func))]
+    return [ast.unparse(n) for n in asked if "trust_remote_code=False" not in ast.unparse(n)]
+
+
 def names_used(tree: ast.AST) -> set[str]:
     names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     for node in ast.walk(tree):
@@ -52,11 +59,19 @@ def test_no_legacy_and_no_default_backend(path):
     assert not names_used(ast.parse(path.read_text(encoding="utf-8"))) & BANNED
 
 
+@pytest.mark.parametrize(
+    "path", [*SOURCES, *sorted((ROOT / "benchmarks").rglob("*.py"))], ids=relative
+)
+def test_no_code_of_a_checkpoint_is_run(path):
+    assert not trusting_calls(ast.parse(path.read_text(encoding="utf-8")))
+
+
 def test_the_greps_find_what_they_look_for():
     tree = ast.parse(
         "from flax import nnx\nfrom flax import nnx as n\nfrom flax.nnx import jit\n"
         "nnx.Linear(1)\nflax.nnx.Optimizer\njax.pmap(f)\nfrom jax import default_backend\n"
     )
+    assert trusting_calls(ast.parse("x = AutoConfig.from_pretrained(a, b=1)"))
     assert names_of_nnx(tree) == {"nnx as n", "jit", "Linear", "Optimizer"}
     assert names_used(tree) >= BANNED
 

@@ -40,8 +40,14 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
     if not any(re.fullmatch(_VOCABULARIES, file.name) for file in directory.iterdir()):
         raise InputError(_missing(directory))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"{directory}: tokenizer_config.json names a class whose code is in the directory "
+                "(auto_map), and code of a checkpoint is never run; expected a tokenizer.json that "
+                "is complete without it: remove auto_map and tokenizer_class to take it as it is"
+            ) from error
         raise InputError(_missing(directory)) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(

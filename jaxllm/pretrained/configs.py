@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jaxllm import no_torch
 from jaxllm.errors import InputError
 from jaxllm.pretrained import FAMILIES
 
@@ -44,7 +45,9 @@ def make_config(attributes: dict[str, Any], where: str, **overrides: Any) -> Any
     are. Raises InputError for what is not implemented, unknown, or of the wrong type.
     """
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import CONFIG_MAPPING
+
+    with no_torch.deferred():
+        from transformers import CONFIG_MAPPING
 
     attributes = {**attributes}
     if "model_type" not in attributes:  # configs of 2019 do not say
@@ -63,7 +66,8 @@ def make_config(attributes: dict[str, Any], where: str, **overrides: Any) -> Any
     for name in ("dtype", "torch_dtype"):
         attributes.pop(name, None)
     try:
-        config = CONFIG_MAPPING[attributes["model_type"]].from_dict(attributes)
+        with no_torch.deferred():  # the class is imported here
+            config = CONFIG_MAPPING[attributes["model_type"]].from_dict(attributes)
     except (StrictDataclassError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{where}: not a {attributes['model_type']} config: {' '.join(str(error).split())}"
