@@ -28,7 +28,8 @@ class Job:
         metric: which of them picks the best model.
         higher_is_better: the direction of `metric`.
         export: writes a model directory, which does not exist yet. Called in all processes.
-        report: writes the final report into the run directory. Called in all processes.
+        report: writes the final report, of parameters and the step they are of, into the run
+            directory. Called in all processes.
     """
 
     state: Any
@@ -41,4 +42,4 @@ class Job:
     metric: str
     higher_is_better: bool
     export: Callable[[Any, Path], None]
-    report: Callable[[Any, Path], None]
+    report: Callable[[Any, Path, int], None]

@@ -254,7 +254,7 @@ def _finish(run: _Run, state: Any) -> dict[str, float]:
     if params is not None:
         if best == 0 or not directory.model.exists():
             directory.export(job.export, params)
-        job.report(params, directory.path)
+        job.report(params, directory.path, best or progress.step)
     if directory.writer:
         curves.draw(read_records(directory.path / METRICS), directory.path / "curves.png")
     result = summary.of_run(progress, run.meter.clock, time.perf_counter() - run.began)

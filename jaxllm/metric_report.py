@@ -40,10 +40,62 @@ def undefined_notes(
     return notes
 
 
+def one_prediction(
+    problem_type: str, logits: np.ndarray, labels: np.ndarray, label_names: Sequence[str]
+) -> str | None:
+    """A sentence where all rows are predicted alike, though their labels differ; else None."""
+    logits, labels = checked(problem_type, logits, labels, len(label_names))
+    predicted = predictions(problem_type, logits)
+    if problem_type == "single_label_classification":
+        return one_class(predicted, labels, label_names, "row")
+    if not (predicted == predicted[0]).all() or (labels == labels[0]).all():
+        return None
+    if problem_type == "regression":
+        return f"the model predicts {predicted[0]:g} for every row, though the labels differ"
+    return f"the model predicts {_set(predicted[0], label_names)} for every row"
+
+
+def one_class(
+    predicted_N: np.ndarray, labels_N: np.ndarray, label_names: Sequence[str], unit: str
+) -> str | None:
+    """Likewise, of ids: for each `unit`, a row or a word, one class of several."""
+    classes = len(np.unique(labels_N[labels_N >= 0]))
+    if len(np.unique(predicted_N)) > 1 or classes < 2:
+        return None
+    only = label_names[int(predicted_N[0])]
+    return f"the model predicts {only!r} for every {unit}, though there are {classes} classes"
+
+
+def majority(labels_N: np.ndarray, label_names: Sequence[str]) -> str:
+    """What the most frequent class alone comes to: "majority class 'positive': accuracy 0.5"."""
+    counts = np.bincount(labels_N[labels_N >= 0])  # -1 is no label
+    share = counts.max() / counts.sum()
+    return f"majority class {label_names[int(counts.argmax())]!r}: accuracy {share:.4f}"
+
+
+def _baseline(problem_type: str, labels: np.ndarray, label_names: Sequence[str]) -> str:
+    """What a model comes to that sees no text."""
+    if problem_type == "regression":
+        return f"mean of the labels, {labels.mean():.4f}: mse {labels.var():.4f}"
+    if problem_type == "single_label_classification":
+        return majority(labels, label_names)
+    sets, counts = np.unique(labels, axis=0, return_counts=True)
+    often = _set(sets[counts.argmax()], label_names)
+    return f"most frequent labels, {often}: accuracy {counts.max() / len(labels):.4f}"
+
+
+def _set(label_C: np.ndarray, label_names: Sequence[str]) -> str:
+    return (
+        ", ".join(repr(name) for name, has in zip(label_names, label_C, strict=True) if has)
+        or "no label"
+    )
+
+
 def text_report(
     problem_type: str, logits: np.ndarray, labels: np.ndarray, label_names: Sequence[str]
 ) -> str:
-    """A report to read: the metrics, a table with one line a class, the confusion matrix, notes.
+    """A report to read: the metrics, what they are without a model, a table with one line a class,
+    the confusion matrix, notes.
 
     Arguments and errors are those of `classification_metrics`; the text ends with a newline.
     """
@@ -52,11 +104,14 @@ def text_report(
     blocks = [
         f"{len(labels)} examples",
         table([[n, f"{v:.4f}"] for n, v in values.items() if not n.startswith("f1/")]),
+        _baseline(problem_type, labels, label_names),
     ]
     if problem_type != "regression":
         f1 = [values[f"f1/{name}"] for name in label_names]
         blocks += _class_tables(problem_type, logits, labels, label_names, f1)
     notes = undefined_notes(problem_type, logits, labels, label_names)
+    if remark := one_prediction(problem_type, logits, labels, label_names):
+        notes.insert(0, remark)
     if notes:
         blocks.append("\n".join(f"note: {note}" for note in notes))
     return "\n\n".join(blocks) + "\n"

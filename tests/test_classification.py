@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -230,7 +231,9 @@ def test_evaluate_predict_and_training_agree(base_config, job, saved, files, tmp
     for name, value in expected.items():
         assert values[name] == pytest.approx(value, abs=1e-5), name
     report = (tmp_path / "evaluate" / "report.txt").read_text(encoding="utf-8")
-    assert report.startswith("37 rows read, 37 kept\n")
+    first, second, *_ = report.splitlines()
+    assert re.fullmatch(rf"model {re.escape(saved)}, \d{{4}}-\d\d-\d\d \d\d:\d\d", first)
+    assert second == "37 rows read, 37 kept"
     assert "confusion matrix" in report
     assert report in caplog.text
     assert json.loads((tmp_path / "evaluate" / "metrics.json").read_text()) == values
@@ -256,10 +259,18 @@ def test_report_writes_predictions_and_the_next_line(job, tmp_path, caplog):
     directory = tmp_path / "my run"
     directory.mkdir()
     with caplog.at_level("INFO", logger="jaxllm"):
-        job.report(job.state.params, directory)
+        job.report(job.state.params, directory, 7)
     assert len(read_lines(directory / "predictions.jsonl")) == 37
-    assert "accuracy" in (directory / "report.txt").read_text(encoding="utf-8")
+    report = (directory / "report.txt").read_text(encoding="utf-8")
+    assert report.startswith(f"model {directory}/model, step 7 of {job.total_steps}, 20")
+    assert "majority class " in report
     assert f"jaxllm predict --model '{directory}/model' --input FILE --output FILE" in caplog.text
+
+
+def test_a_model_that_predicts_one_class_is_remarked_on_at_each_evaluation(job, caplog):
+    job.evaluate(jax.tree.map(lambda x: 0 * x, job.state.params))
+    said = f"the model predicts {LABELS[0]!r} for every row, though there are {len(LABELS)} classes"
+    assert caplog.text.count(said) == 1
 
 
 def test_job_fields_follow_the_config(base_config, job, trunk):
@@ -285,7 +296,7 @@ def test_without_dev_data_there_is_nothing_to_evaluate(base_config, trunk, tmp_p
     job = build(change(base_config, model=trunk, data={"dev": []}))
     assert job.evaluate(job.state.params) == {}
     with caplog.at_level("INFO", logger="jaxllm"):
-        job.report(job.state.params, tmp_path)
+        job.report(job.state.params, tmp_path, 7)
     assert "jaxllm predict --model" in caplog.text
     assert list(tmp_path.iterdir()) == []
 
@@ -312,7 +323,7 @@ def test_several_labels_and_regression(
     assert weight == batch.examples
     expected = job.evaluate(state.params)
     job.export(state.params, tmp_path / "model")
-    job.report(state.params, tmp_path)
+    job.report(state.params, tmp_path, 7)
     lines = read_lines(tmp_path / "predictions.jsonl")
     if problem == MULTI:
         assert {"f1/x", "f1/y", "f1_micro", "roc_auc", "loss"} <= expected.keys()

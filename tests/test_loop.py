@@ -117,6 +117,7 @@ def test_the_best_model_is_exported_and_patience_stops(tmp_path):
     assert all(np.array_equal(best[k], end[k]) for k in end)
     # The report is on them, too: the checkpoint of the best step outlived `keep`.
     report = (tmp_path / "report.txt").read_text()
+    assert report.startswith("step 12: ")
     assert report == (tmp_path / "short" / "report.txt").read_text()
     names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert names == ["step_00000012", "step_00000024"]

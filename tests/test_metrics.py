@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxllm.errors import InputError
-from jaxllm.metric_report import text_report, undefined_notes
+from jaxllm.metric_report import majority, one_class, one_prediction, text_report, undefined_notes
 from jaxllm.metrics import (
     Sums,
     classification_metrics,
@@ -224,6 +224,47 @@ def test_report_shows_the_confusion_matrix_and_aligns_wide_characters():
         "0 负面      2  1",
         "1 positive  0  1",
     ]
+
+
+def test_the_report_has_what_no_model_comes_to():
+    labels = np.array([0, 0, 0, 1])
+    lines = text_report(SINGLE, one_hot_logits(1 - labels, 2), labels, ["负面", "b"]).splitlines()
+    assert "majority class '负面': accuracy 0.7500" in lines
+    sets = np.array([[1, 0], [1, 1], [1, 1], [0, 0], [1, 1]], np.float32)
+    lines = text_report(MULTI, sets - 0.5, sets, ["x", "y"]).splitlines()
+    assert "most frequent labels, 'x', 'y': accuracy 0.6000" in lines
+    lines = text_report(MULTI, sets[:4] - 0.5, 0 * sets[:4], ["x", "y"]).splitlines()
+    assert "most frequent labels, no label: accuracy 1.0000" in lines
+    numbers = np.array([1.0, 2.0, 6.0])  # mean 3, squared distances 4, 1, 9
+    lines = text_report("regression", numbers, numbers, []).splitlines()
+    assert "mean of the labels, 3.0000: mse 4.6667" in lines
+    assert majority(np.array([-1, -1, -1, 2, 2, 0]), ["a", "b", "c"]) == (
+        "majority class 'c': accuracy 0.6667"
+    )
+
+
+def test_one_prediction_for_all_rows_is_remarked_on():
+    labels = np.array([0, 2, 0])
+    said = "the model predicts 'b' for every row, though there are 2 classes"
+    always = one_hot_logits(np.array([1, 1, 1]), 3)
+    assert one_prediction(SINGLE, always, labels, ["a", "b", "c"]) == said
+    assert f"note: {said}" in text_report(SINGLE, always, labels, ["a", "b", "c"]).splitlines()
+    differ = one_hot_logits(np.array([1, 1, 0]), 3)
+    assert one_prediction(SINGLE, differ, labels, ["a", "b", "c"]) is None
+    assert one_prediction(SINGLE, always, 0 * labels, ["a", "b", "c"]) is None  # nothing to tell
+    sets = np.array([[1, 0], [0, 1]], np.float32)
+    for logits, what in (([9, -9], "'x'"), ([9, 9], "'x', 'y'"), ([-9, -9], "no label")):
+        found = one_prediction(MULTI, np.array([logits] * 2, np.float32), sets, ["x", "y"])
+        assert found == f"the model predicts {what} for every row"
+    assert one_prediction(MULTI, sets - 0.5, sets, ["x", "y"]) is None
+    numbers = np.array([1.0, 2.0])
+    found = one_prediction("regression", np.array([2.5, 2.5]), numbers, [])
+    assert found == "the model predicts 2.5 for every row, though the labels differ"
+    assert one_prediction("regression", numbers, numbers, []) is None
+    said = "the model predicts 'O' for every word, though there are 2 classes"
+    words = np.array([-1, 1, 0])
+    assert one_class(np.array([0, 0, 0]), words, ["O", "B-PER"], "word") == said
+    assert one_class(np.array([0, 0, 0]), 0 * words, ["O", "B-PER"], "word") is None
 
 
 def test_multi_label_and_regression_reports():

@@ -94,7 +94,7 @@ def job(config):
 def report(job, tmp_path_factory):
     """A run directory with what is written at the end: report, predictions, model."""
     directory = tmp_path_factory.mktemp("report")
-    job.report(job.state.params, directory)
+    job.report(job.state.params, directory, 7)
     job.export(job.state.params, directory / "model")
     return directory
 
@@ -159,7 +159,7 @@ def test_a_few_questions_can_be_learned(config, files):
 def test_without_unanswerable_questions_each_is_answered(config, files, tmp_path):
     data = {part: [str(files / f"{part}1.json")] for part in ("train", "dev")}
     job = build(change(config, data=data, qa={"scoring": "cmrc"}))
-    job.report(job.state.params, tmp_path)
+    job.report(job.state.params, tmp_path, 7)
     assert set(job.evaluate(job.state.params)) == {"exact_match", "f1", "total", "loss"}
     assert all(read(tmp_path / "predictions.json").values())
     assert not (tmp_path / "null_odds.json").exists()

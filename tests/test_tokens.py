@@ -150,7 +150,9 @@ def test_evaluate_agrees_whatever_the_mesh_and_the_batches(trained, saved, base_
     )
     assert task_build.evaluate(config) == pytest.approx(expected, abs=1e-5)
     report = (tmp_path / "evaluate" / "report.txt").read_text(encoding="utf-8")
-    assert report.startswith("21 rows read, 21 kept\n")
+    assert report.startswith(f"model {saved}, 20")
+    assert "\n21 rows read, 21 kept\n" in report
+    assert "\nmajority class 'O': accuracy 0." in report
     assert "of them 0 without a token" in report
     lines = read_lines(tmp_path / "evaluate" / "predictions.jsonl")
     dev = Path(base_config.data.dev[0]).read_text(encoding="utf-8")

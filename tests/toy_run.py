@@ -154,8 +154,8 @@ def build(
         directory.mkdir()
         np.savez(directory / "params.npz", **_flat(params))
 
-    def report(params: Any, directory: Path) -> None:
-        (directory / "report.txt").write_text(f"{evaluate(params)['loss']!r}\n")
+    def report(params: Any, directory: Path, step: int) -> None:
+        (directory / "report.txt").write_text(f"step {step}: {evaluate(params)['loss']!r}\n")
 
     shape = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state

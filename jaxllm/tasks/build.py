@@ -3,6 +3,7 @@
 import logging
 import math
 import shlex
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from jaxllm.data.corpus import Examples
 from jaxllm.data.loader import TrainLoader
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
-from jaxllm.files import finite, write_json, writing
+from jaxllm.files import finite, write_atomic, write_json, writing
 from jaxllm.job import Job
 from jaxllm.optim import (
     check_frozen,
@@ -118,9 +119,11 @@ def build(config: Config) -> Job:
             for place in {directory, directory / task.stored().answers}:
                 task.save_extras(place)
 
-    def report(params: Any, directory: Path) -> None:
+    def report(params: Any, directory: Path, step: int) -> None:
         if evaluator is not None:
-            logger.info("dev part:\n%s", evaluator.write(complete(params), directory)[1])
+            _, text = evaluator.write(complete(params), directory)
+            of = f"{directory / 'model'}, step {step} of {total_steps}"
+            logger.info("dev part:\n%s", _report(directory, of, text))
         model = shlex.quote(str(directory / "model" / task.stored().answers))
         logger.info("next: jaxllm predict --model %s --input FILE --output FILE", model)
 
@@ -178,9 +181,17 @@ def evaluate(config: Config) -> dict[str, float]:
     values, text = evaluator.write(params, directory)
     if jax.process_index() == 0:
         write_json(directory / "metrics.json", finite(values))
-    logger.info("%s\n%s", config.model.path, text)
+    logger.info("dev part:\n%s", _report(directory, config.model.path, text))
     logger.info("report, predictions and metrics: %s", directory)
     return values
+
+
+def _report(directory: Path, model: str, text: str) -> str:
+    """Writes report.txt, which begins with the model and the date; returns it."""
+    text = f"model {model}, {time.strftime('%Y-%m-%d %H:%M')}\n{text}"
+    if jax.process_index() == 0:
+        write_atomic(directory / "report.txt", text)
+    return text
 
 
 def _tokenizer_path(config: Config) -> str:

@@ -108,7 +108,7 @@ class PairsEvaluator:
         return self._metrics(*self._unit_vectors(params))
 
     def write(self, params: Any, directory: Path) -> tuple[dict[str, float], str]:
-        """Writes `report.txt` and `predictions.jsonl`: row, cosine and, if there is one, score."""
+        """Writes `predictions.jsonl`: row, cosine and, if there is one, score."""
         anchors_ND, positives_ND = self._unit_vectors(params)
         values = self._metrics(anchors_ND, positives_ND)
         lines = [
@@ -128,7 +128,6 @@ class PairsEvaluator:
             write_atomic(
                 directory / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
             )
-            write_atomic(directory / "report.txt", text)
         return values, text
 
     def _unit_vectors(self, params: Any) -> tuple[np.ndarray, np.ndarray]:

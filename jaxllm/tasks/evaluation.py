@@ -1,6 +1,7 @@
 """Judging parameters on a labelled part: every row once; metrics, report, predictions on disk."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ from jaxllm.config_fields import DataConfig
 from jaxllm.data.corpus import Examples
 from jaxllm.data.loader import eval_batches
 from jaxllm.files import write_atomic
-from jaxllm.metric_report import text_report
+from jaxllm.metric_report import one_prediction, text_report
 from jaxllm.sharding import batch_sharding, batch_shards
+
+logger = logging.getLogger("jaxllm")
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,9 @@ class Evaluator:
     def metrics(self, params: Any) -> dict[str, float]:
         """`classification_metrics` and `loss`, the unsmoothed and unweighted mean."""
         logits_NC, loss = self.logits(params)
+        remark = one_prediction(self.problem_type, logits_NC, self._labels, self.label_names)
+        if remark is not None and jax.process_index() == 0:
+            logger.warning("%s", remark)
         return self._metrics(logits_NC, loss)
 
     def _metrics(self, logits_NC: np.ndarray, loss: float) -> dict[str, float]:
@@ -78,7 +84,7 @@ class Evaluator:
         return values | {"loss": loss}
 
     def write(self, params: Any, directory: Path) -> tuple[dict[str, float], str]:
-        """Writes `report.txt` and `predictions.jsonl`; returns the metrics and the report's text.
+        """Writes `predictions.jsonl`; returns the metrics and the report's text.
 
         A prediction has the number of its row in the source, its label and the predicted one, and
         the probability of the predicted label (several labels a row: of each; regression: none).
@@ -89,7 +95,6 @@ class Evaluator:
         if jax.process_index() == 0:
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows(logits_NC))
             write_atomic(directory / "predictions.jsonl", "".join(lines))
-            write_atomic(directory / "report.txt", text)
         return self._metrics(logits_NC, loss), text
 
     def _rows(self, logits_NC: np.ndarray) -> list[dict[str, Any]]:

@@ -17,7 +17,6 @@ from jaxllm.data.documents import load_documents
 from jaxllm.data.loader import EpochExamples, eval_batches
 from jaxllm.data.pretraining import PretrainingExamples, special_ids
 from jaxllm.errors import InputError
-from jaxllm.files import write_atomic
 from jaxllm.metrics import Sums
 from jaxllm.objectives import Apply, Batch, Metrics, Objective
 from jaxllm.pretrained import hf
@@ -197,12 +196,9 @@ class MaskedEvaluator:
         return means
 
     def write(self, params: Any, directory: Path) -> tuple[dict[str, float], str]:
-        """Writes `report.txt`; there are no predictions worth keeping."""
+        """Writes nothing: there are no predictions worth keeping."""
         values = self.metrics(params)
         tokens = int(np.sum(self.examples.lengths))
         lines = [f"{len(self.examples)} examples, {tokens} tokens"]
         lines += [f"{name} {value:.4f}" for name, value in values.items()]
-        text = "\n".join(lines) + "\n"
-        if jax.process_index() == 0:
-            write_atomic(directory / "report.txt", text)
-        return values, text
+        return values, "\n".join(lines) + "\n"

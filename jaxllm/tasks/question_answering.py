@@ -145,8 +145,8 @@ class SpanEvaluator:
         return values | {"loss": loss}
 
     def write(self, params: Any, directory: Path) -> tuple[dict[str, float], str]:
-        """Writes report.txt, and in the format of SQuAD's scripts predictions.json,
-        nbest_predictions.json and, where a question may have no answer, null_odds.json.
+        """Writes, in the format of SQuAD's scripts, predictions.json, nbest_predictions.json and,
+        where a question may have no answer, null_odds.json; returns the metrics and the report.
         """
         found, loss = self.answers(params)
         values = self._metrics(found, loss)
@@ -164,7 +164,6 @@ class SpanEvaluator:
                 content = dict(zip(ids, column, strict=True))
                 content_text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
                 write_atomic(directory / f"{name}.json", content_text)
-            write_atomic(directory / "report.txt", text)
         return values, text
 
     def _text(self, answers: Answers) -> str:

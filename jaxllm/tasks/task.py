@@ -21,7 +21,7 @@ class Evaluator(Protocol):
         """Metric values by flat names, "loss" among them."""
 
     def write(self, params: Any, directory: Path) -> tuple[dict[str, float], str]:
-        """Writes report.txt and the predictions; returns the metrics and the report's text."""
+        """Writes the predictions; returns the metrics and the report's text, of whole lines."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Token classification: words tagged with entities; the data, the head, the loss, the metrics."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,7 @@ from jaxllm.data.tags import OUTSIDE, check_names
 from jaxllm.entities import entity_metrics, entity_report
 from jaxllm.errors import InputError
 from jaxllm.files import write_atomic
+from jaxllm.metric_report import majority, one_class
 from jaxllm.metrics import Sums, check_finite, softmax
 from jaxllm.objectives import Apply, labelled
 from jaxllm.tasks.classification import known_labels, training_loss
@@ -26,6 +28,8 @@ from jaxllm.tasks.inputs import InputFormat
 from jaxllm.tasks.model import check_fit, head_config
 from jaxllm.tasks.task import Task
 from jaxllm.train import make_eval_step
+
+logger = logging.getLogger("jaxllm")
 
 HEAD = "token-classification"
 
@@ -89,11 +93,15 @@ class TagEvaluator:
     def metrics(self, params: Any) -> dict[str, float]:
         """`entity_metrics` and `loss`, the plain mean over the words that have tokens."""
         logits_WC, loss = self.logits(params)
+        predicted, labels = self._predicted(logits_WC), self.examples.word_labels
+        remark = one_class(predicted, labels, self.names, "word")
+        if remark is not None and jax.process_index() == 0:
+            logger.warning("%s", remark)
         return self._metrics(logits_WC, loss)
 
     def write(self, params: Any, directory: Path) -> tuple[dict[str, float], str]:
-        """Writes `report.txt`, `predictions.jsonl` and `predictions.conll`; returns the metrics and
-        the report's text.
+        """Writes `predictions.jsonl` and `predictions.conll`; returns the metrics and the report's
+        text.
 
         A line of predictions.jsonl is a sentence: the number of its row in the source, words, tags,
         predicted tags and their probabilities. predictions.conll has, with tabs between, word, tag
@@ -107,7 +115,6 @@ class TagEvaluator:
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             write_atomic(directory / "predictions.jsonl", "".join(lines))
             write_atomic(directory / "predictions.conll", "\n".join(map(_conll, rows)))
-            write_atomic(directory / "report.txt", text)
         return values, text
 
     def logits(self, params: Any) -> tuple[np.ndarray, float]:
@@ -158,15 +165,19 @@ class TagEvaluator:
         return entity_metrics(truth, self._tags(predicted), self.names) | {"loss": loss}
 
     def _report(self, logits_WC: np.ndarray, values: dict[str, float]) -> str:
-        truth, predicted = self._tags(self.examples.word_labels), self._predicted(logits_WC)
+        labels, predicted = self.examples.word_labels, self._predicted(logits_WC)
+        truth = self._tags(labels)
         lost = int((self.examples.word_tokens < 0).sum())
         lines = [
             read_summary(self.examples),
             f"{len(predicted)} words, of them {lost} without a token, which count as predicted O",
             f"loss {values['loss']:.4f}  accuracy of words {values['accuracy']:.4f}",
+            majority(labels, self.names),
             "",
             entity_report(truth, self._tags(predicted), self.names),
         ]
+        if remark := one_class(predicted, labels, self.names, "word"):
+            lines.append(f"note: {remark}\n")
         return "\n".join(lines)
 
     def _rows(self, logits_WC: np.ndarray) -> Iterator[dict[str, Any]]:
