@@ -61,7 +61,7 @@ class PretrainedModel:
 
         Raises InputError for a config that is not implemented.
         """
-        configs.check_attributes(config.to_diff_dict(), type(config).__name__)
+        configs.check_config(config, type(config).__name__)
         graphdef, _ = module_parts(config, cls.task, dtype=dtype, attention=attention)
         return cls(config, init_params(config, cls.task, seed), graphdef)
 

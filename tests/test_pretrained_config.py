@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from checkpoints import GOLDEN, load
 from encoders import tiny_config
 
 from jaxllm.errors import InputError
+from jaxllm.models import module_parts
 from jaxllm.pretrained import FAMILIES, formats, hf, location
 
 HUB_ID = "jaxllm-tests/tiny"
@@ -265,24 +267,98 @@ def test_model_type_of_configs_that_do_not_say(tmp_path):
         hf.load_config(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '"bert"'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '"bert"', "[" * 100_000, "\0"])
 def test_config_that_is_no_object(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(InputError, match=r"config\.json (is not JSON|holds a)"):
+    with pytest.raises(InputError, match=r"config\.json: (is damaged|holds a JSON)"):
         hf.load_config(tmp_path)
 
 
-def test_config_of_wrong_types_and_sizes(tmp_path):
-    with pytest.raises(InputError, match=r"hidden_size.*expected int, got str"):
-        hf.load_config(write_config(tmp_path, hidden_size="32"))
+SIZE = "a whole number of at least 1"
+RATE = "a number of at least 0 and below 1"
+ABOVE = "a number above 0"
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "value", "expected"),
+    [
+        ("bert", "hidden_size", 0, SIZE),
+        ("bert", "hidden_size", "32", SIZE),
+        ("bert", "hidden_size", True, SIZE),
+        ("bert", "num_attention_heads", 0, SIZE),
+        ("bert", "num_hidden_layers", -2, SIZE),
+        ("bert", "vocab_size", [99], SIZE),
+        ("bert", "type_vocab_size", 0, SIZE),
+        ("bert", "max_position_embeddings", 1e9, SIZE),
+        ("bert", "num_labels", 0, SIZE),
+        ("distilbert", "dim", -32, SIZE),
+        ("distilbert", "n_layers", 0, SIZE),
+        ("electra", "embedding_size", 0, SIZE),
+        ("electra", "generator", {"hidden_size": 0}, f"sizes by name, each {SIZE}"),
+        ("modernbert", "local_attention", -6, SIZE),
+        ("modernbert", "global_attn_every_n_layers", 0, SIZE),
+        ("bert", "hidden_dropout_prob", 1.0, RATE),
+        ("bert", "attention_probs_dropout_prob", math.nan, RATE),
+        ("bert", "classifier_dropout", "0.1", RATE),
+        ("distilbert", "qa_dropout", -0.1, RATE),
+        ("electra", "summary_last_dropout", 2, RATE),
+        ("modernbert", "mlp_dropout", 1, RATE),
+        ("bert", "layer_norm_eps", math.nan, ABOVE),
+        ("bert", "layer_norm_eps", math.inf, ABOVE),
+        ("bert", "layer_norm_eps", 10**400, ABOVE),
+        ("modernbert", "norm_eps", 0.0, ABOVE),
+        ("bert", "initializer_range", -0.02, "a number of at least 0"),
+        ("bert", "output_attentions", "no", "true or false"),
+        ("bert", "hidden_act", ["gelu"], "a string"),
+        ("bert", "problem_type", ["regression"], "one of regression, single_label_class.*"),
+        ("bert", "architectures", "BertModel", "a list of strings"),
+        ("modernbert", "layer_types", [["full_attention"]], "a list of strings"),
+        ("modernbert", "rope_parameters", [1], "an object for each type of layer"),
+        ("bert", "id2label", {"0": "a", "2": "b"}, "the ids 0 to 1, each once"),
+        ("bert", "id2label", {"0": "a", "00": "b"}, "the ids 0 to 1, each once"),
+        ("bert", "id2label", {"1": "a", "2": "b"}, "the ids 0 to 1, each once"),
+        ("bert", "id2label", {"0": "a", "1": "a"}, "another name .* more than once: 'a'"),
+        ("bert", "id2label", {"a": "a"}, "names by id, from 0"),
+        ("bert", "id2label", ["a", "b"], "names by id, from 0"),
+        ("bert", "id2label", {"0": ["a"]}, "strings as names"),
+    ],
+)
+def test_values_that_cannot_be(tmp_path, family, name, value, expected):
+    attributes = {**tiny_config(family).to_dict(), name: value}
+    attributes |= {} if name == "num_labels" else {"num_labels": None}
+    (tmp_path / "config.json").write_text(json.dumps(attributes))
+    with pytest.raises(InputError, match=rf"config\.json: .* {name}=.* \(expected {expected}\)"):
+        hf.load_config(tmp_path)
+
+
+def test_all_wrong_values_are_named_at_once(tmp_path):
+    write_config(tmp_path, hidden_size=0, layer_norm_eps=-1.0)
+    with pytest.raises(InputError, match=r"hidden_size=0 .*; layer_norm_eps=-1\.0"):
+        hf.load_config(tmp_path)
+
+
+def test_sizes_that_do_not_fit_together(tmp_path):
     with pytest.raises(
         InputError, match="hidden_size=32 is not divisible by num_attention_heads=5"
     ):
         hf.load_config(write_config(tmp_path, num_attention_heads=5))
+    with pytest.raises(InputError, match="num_labels=3 .expected 2, as id2label"):
+        hf.load_config(write_config(tmp_path, num_labels=3, id2label={"0": "a", "1": "b"}))
+    with pytest.raises(InputError, match="heads of an even size"):
+        module_parts(tiny_config("modernbert", hidden_size=12), "base")
+    for wrong in ({"pad_token_id": -1}, {"pad_token_id": 99}, {"max_position_embeddings": 2}):
+        with pytest.raises(InputError, match="pad_token_id: found .*, expected 1"):
+            module_parts(tiny_config("roberta", **wrong), "base")
+
+
+def test_names_of_labels_are_strings(tmp_path):
+    write_config(tmp_path, id2label={"1": 1, "0": 0})
+    assert hf.load_config(tmp_path).id2label == {0: "0", 1: "1"}
+    assert hf.load_config(write_config(tmp_path, id2label={})).num_labels == 2
 
 
 def test_misspelt_override():
-    with pytest.raises(InputError, match=r"num_label=3 \(unknown\)"):
+    with pytest.raises(InputError, match=r"num_label=3 \(unknown; did you mean num_labels\?\)"):
         hf.load_config(GOLDEN / "torch_base", num_label=3)
 
 

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxllm.attend import Attend
 from jaxllm.attention import segment_positions
 from jaxllm.attention_backends import make_attend
+from jaxllm.errors import InputError
 from jaxllm.layers import ACTIVATIONS, Embed, Key, dropout, split_key
 from jaxllm.models.blocks import QueriedEncoder, gather_tokens, scan_blocks
 from jaxllm.models.outputs import EncoderOutput
@@ -55,7 +56,7 @@ class Attention(nnx.Module):
     def __init__(self, spec: EncoderSpec, rngs: nnx.Rngs):
         D, N = spec.hidden_size, spec.num_attention_heads
         if D % N:
-            raise ValueError(
+            raise InputError(
                 f"hidden_size={D} is not divisible by num_attention_heads={N}; "
                 f"choose {D // N * N} or {(D // N + 1) * N}"
             )
@@ -162,7 +163,7 @@ class Encoder(QueriedEncoder):
         T = input_ids.shape[1]
         if position_ids is None:
             if segment_ids is None and T > self.spec.max_tokens:
-                raise ValueError(
+                raise InputError(
                     f"input_ids has {T} tokens a row, the model has {self.spec.max_tokens} "
                     "positions; truncate or split the rows"
                 )

@@ -17,6 +17,7 @@ from flax import nnx
 from jaxllm.attend import Attend, tokens_at
 from jaxllm.attention import rotary_table, rotate, segment_positions
 from jaxllm.attention_backends import make_attend
+from jaxllm.errors import InputError
 from jaxllm.layers import ACTIVATIONS, Dense, Embed, Key, LayerNorm, dropout, split_key
 from jaxllm.models.blocks import QueriedEncoder, gather_tokens, scan_blocks
 from jaxllm.models.outputs import EncoderOutput
@@ -61,7 +62,7 @@ class ModernBertAttention(nnx.Module):
     def __init__(self, config: Any, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         D, N = config.hidden_size, config.num_attention_heads
         if D % (2 * N):
-            raise ValueError(
+            raise InputError(
                 f"hidden_size={D} does not give num_attention_heads={N} heads of an even size, "
                 f"which rotary positions need; choose a multiple of {2 * N}"
             )

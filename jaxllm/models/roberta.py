@@ -12,8 +12,13 @@ from jaxllm.models.spec import EncoderSpec, head_dropout
 
 
 def spec(config: Any, **options: Any) -> EncoderSpec:
-    if config.pad_token_id is None:
-        raise InputError("pad_token_id is not set; positions count from it (1 in published models)")
+    padding, positions = config.pad_token_id, config.max_position_embeddings
+    if padding is None or not 0 <= padding < min(config.vocab_size, positions - 1):
+        raise InputError(
+            f"pad_token_id: found {padding}, expected 1, as in published models, or another id "
+            f"below vocab_size={config.vocab_size} and max_position_embeddings - 1 = "
+            f"{positions - 1}: positions count from the id after it"
+        )
     rate = head_dropout(config)
     return EncoderSpec.of(
         config,

@@ -3,12 +3,14 @@
 An attribute that would change the numbers and is not implemented is refused by name.
 """
 
-from collections.abc import Callable, Set
+import difflib
+from collections.abc import Callable, Collection, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 from jaxllm.errors import InputError
 from jaxllm.layers import ACTIVATIONS
+from jaxllm.pretrained import values
 
 # Bookkeeping, names that no encoder of transformers reads, and what every model here can give.
 BOOKKEEPING = {
@@ -84,6 +86,12 @@ ENCODER_REQUIRED: dict[str, Any] = {
 }
 
 
+def nearest(name: str, known: Collection[str]) -> str:
+    """`; did you mean X?` for the known name that is most like `name`; empty where none is."""
+    found = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
 @dataclass(frozen=True)
 class Attributes:
     """What one model type's config may say.
@@ -119,8 +127,19 @@ class Attributes:
             self.problems,
         )
 
+    @property
+    def effective(self) -> Set[str]:
+        """What may be given to change the model."""
+        return self.implemented | self.activations | self.required.keys()
+
     def check(self, attributes: dict[str, Any], where: str) -> None:
         """Raises InputError, naming every attribute, unless the model described is implemented."""
+        wrong = values.problems(attributes)
+        if wrong:
+            raise InputError(
+                f"{where}: config attributes with impossible values: {'; '.join(wrong)}; mend "
+                "them, or take config.json from another copy of the checkpoint"
+            )
         known = self.implemented | self.harmless | BOOKKEEPING | GENERATION
         problems = self.problems(attributes)
         for name, value in attributes.items():
@@ -131,7 +150,8 @@ class Attributes:
                 if value not in ACTIVATIONS:
                     problems.append(f"{name}={value!r} (implemented: {', '.join(ACTIVATIONS)})")
             elif not (name in known or name.startswith("_") or value is None):
-                problems.append(f"{name}={value!r} (unknown)")
+                hint = nearest(name, self.effective | BOOKKEEPING)
+                problems.append(f"{name}={value!r} (unknown{hint})")
         if problems:
             raise InputError(
                 f"{where}: config attributes that are not implemented: {'; '.join(problems)}; "

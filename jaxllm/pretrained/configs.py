@@ -1,12 +1,12 @@
 """config.json to a transformers config that is known to be implemented."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from jaxllm import no_torch
+from jaxllm import files, no_torch
 from jaxllm.errors import InputError
 from jaxllm.pretrained import FAMILIES
+from jaxllm.pretrained.values import are_names, problems
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -18,24 +18,28 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise InputError(
             f"{directory} has no config.json; expected one that transformers wrote{hint}"
         )
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON: {error}; download or write it again") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{file} holds a {type(config).__name__}; expected a JSON object")
-    return config
+    return files.read_json(file, dict, "a model's config, a JSON object")
 
 
 def check_attributes(attributes: dict[str, Any], where: str) -> None:
     """Raises InputError, naming every attribute, unless the model described is implemented."""
     model_type = attributes.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(
-            f"{where}: model_type={model_type!r}, a checkpoint of another architecture; "
+            f"{where}: model_type={model_type!r:.80}, a checkpoint of another architecture; "
             f"implemented: {', '.join(FAMILIES)}"
         )
     FAMILIES[model_type].attributes.check(attributes, where)
+
+
+def check_config(config: Any, where: str) -> None:
+    """Raises InputError unless a transformers config is implemented and its sizes fit together."""
+    check_attributes(config.to_diff_dict(), where)
+    if config.hidden_size % config.num_attention_heads:
+        raise InputError(
+            f"{where}: hidden_size={config.hidden_size} is not divisible by "
+            f"num_attention_heads={config.num_attention_heads}"
+        )
 
 
 def make_config(attributes: dict[str, Any], where: str, **overrides: Any) -> Any:
@@ -44,45 +48,45 @@ def make_config(attributes: dict[str, Any], where: str, **overrides: Any) -> Any
     `where`: what messages say they are from. Labels given by an override replace those there
     are. Raises InputError for what is not implemented, unknown, or of the wrong type.
     """
-    from huggingface_hub.errors import StrictDataclassError
-
     with no_torch.deferred():
         from transformers import CONFIG_MAPPING
 
     attributes = {**attributes}
     if "model_type" not in attributes:  # configs of 2019 do not say
-        attributes |= _model_type(attributes.get("architectures") or [])
-    if "num_labels" in overrides and overrides["num_labels"] != len(
-        attributes.get("id2label") or (0, 1)
-    ):
-        attributes.pop("id2label", None)
-        attributes.pop("label2id", None)
-    if "id2label" in overrides:
-        names = overrides["id2label"]
-        overrides = {"label2id": {name: int(i) for i, name in names.items()}, **overrides}
-    attributes |= overrides
+        attributes |= _model_type(attributes.get("architectures"))
+    attributes = _merge(attributes, overrides)
     check_attributes(attributes, where)
     # transformers turns a dtype into torch's, importing torch for it; here parameters are float32.
     for name in ("dtype", "torch_dtype"):
         attributes.pop(name, None)
+    if names := attributes.pop("id2label", None):  # an empty one says nothing
+        attributes["id2label"] = {int(i): str(name) for i, name in names.items()}
     try:
         with no_torch.deferred():  # the class is imported here
             config = CONFIG_MAPPING[attributes["model_type"]].from_dict(attributes)
-    except (StrictDataclassError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # of the checks of transformers, and of code that has none
         raise InputError(
             f"{where}: not a {attributes['model_type']} config: {' '.join(str(error).split())}"
         ) from error
-    if config.hidden_size % config.num_attention_heads:
-        raise InputError(
-            f"{where}: hidden_size={config.hidden_size} is not divisible by "
-            f"num_attention_heads={config.num_attention_heads}"
-        )
+    check_config(config, where)
     return config
 
 
-def _model_type(architectures: list[str]) -> dict[str, str]:
+def _merge(attributes: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """`overrides` over `attributes`, whose labels go where others are given."""
+    names, count = overrides.get("id2label"), overrides.get("num_labels")
+    old = attributes.get("id2label")
+    if names or count not in (None, len(old) if isinstance(old, dict) and old else 2):
+        labels = ("num_labels", "id2label", "label2id")
+        attributes = {name: x for name, x in attributes.items() if name not in labels}
+    if names and not problems({"id2label": names}):
+        overrides = {"label2id": {name: int(i) for i, name in names.items()}, **overrides}
+    return attributes | overrides
+
+
+def _model_type(architectures: Any) -> dict[str, str]:
     """{"model_type": …} of the model type whose classes `architectures` names; empty if none."""
     for model_type, family in FAMILIES.items():
-        if any(family.is_class(name) for name in architectures):
+        if are_names(architectures) and any(map(family.is_class, architectures)):
             return {"model_type": model_type}
     return {}

@@ -4,6 +4,7 @@ from typing import Any
 
 from jaxllm.pretrained.attributes import Attributes
 from jaxllm.pretrained.names import Family, Module
+from jaxllm.pretrained.values import is_above_zero
 
 # What the modules read, or what is checked below.
 IMPLEMENTED = {
@@ -65,11 +66,12 @@ def problems(attributes: dict[str, Any]) -> list[str]:
     for kind, rope in (attributes.get("rope_parameters") or {}).items():
         if (
             kind not in LAYER_TYPES
-            or not isinstance(rope, dict)
             or not rope.keys() <= {"rope_type", "rope_theta"}
             or rope.get("rope_type", "default") != "default"
         ):
             found.append(f"rope_parameters.{kind}={rope!r} (implemented: rope_type 'default')")
+        elif not is_above_zero(rope.get("rope_theta", 1.0)):
+            found.append(f"rope_parameters.{kind}={rope!r} (implemented: a rope_theta above 0)")
     return found
 
 
