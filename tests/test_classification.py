@@ -342,6 +342,16 @@ def test_several_labels_and_regression(
     assert task_build.evaluate(saved) == pytest.approx(expected, abs=1e-5, nan_ok=True)
 
 
+def test_pairs_are_learned_by_a_model_of_one_token_type(base_config):
+    """As KLUE's RoBERTa, whose tokenizer marks the second text with another type."""
+    one_type = base_config.model.config | {"type_vocab_size": 1}
+    pairs = change(base_config, model={"config": one_type}, data={"text_pair": "tags"})
+    job = build(pairs)
+    batch = next(job.loader.batches(LoaderState()))
+    assert batch.arrays["token_type_ids"].max() == 1
+    assert np.isfinite(job.evaluate(job.state.params)["loss"])
+
+
 def test_pretrained_weights_with_a_new_head(base_config, job, trunk):
     config = change(base_config, model=trunk)
     params = flatten(build(config).state.params)
@@ -428,10 +438,6 @@ MISTAKES = {
     "model.tokenizer: found null": {"model": {"tokenizer": None}},
     "num_labels follows from the labels": {"model": {"config": {"num_labels": 3}}},
     "(vocab_size); give the tokenizer": {"model": {"config": {"vocab_size": 20}}},
-    "one token type": {
-        "model": {"config": {"type_vocab_size": 1}},
-        "data": {"text_pair": "tags"},
-    },
     "optimizer.frozen: pattern 'encoder/*' matches no": {"optimizer": {"frozen": ["encoder/*"]}},
     "unknown label": {"data": {"labels": ["很差", "meh"]}},
     "mesh data=3": {"mesh": {"data": 3}},

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllm import models
+from jaxllm import AutoModelForSequenceClassification, models
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
 from jaxllm.metrics import sigmoid, softmax
@@ -21,9 +21,10 @@ from jaxllm.pretrained import hf
 from jaxllm.sharding import map_params
 from jaxllm.tasks import classifier
 from jaxllm.tasks import predict as task
+from jaxllm.tasks.batched import EncodedLine, Predictor, Row
 from jaxllm.tasks.inputs import InputFormat, RowError, parse_line
+from jaxllm.tasks.model import check_fit
 from jaxllm.tasks.predict import predict
-from jaxllm.tasks.texts import TextPredictor
 
 NAMES = ["bad", "fine", "très bien 好"]
 SENTENCE = "the movie was not so good and the story is bad but we loved it all the time"
@@ -203,6 +204,62 @@ def test_column_names_are_those_of_training_and_pairs_are_read(save_model, refer
         assert "the column 'sentence' is missing" in answer["error"]
 
 
+def test_a_model_of_one_token_type_takes_pairs(save_model, tiny_tokenizer_dir, tmp_path):
+    """As KLUE's RoBERTa, whose tokenizer marks the second text with another type."""
+    one = str(save_model(InputFormat(text_pair="second", max_length=32), type_vocab_size=1))
+    text, second = "who loved it", "we loved it all"
+    answers, _ = run(one, [{"text": text, "second": second}], tmp_path)
+    ids = load_tokenizer(tiny_tokenizer_dir)(text, second)["input_ids"]
+    logits = AutoModelForSequenceClassification.from_pretrained(one)(np.array([ids])).logits[0]
+    share = softmax(np.asarray(logits))
+    np.testing.assert_allclose(list(answers[0]["probabilities"].values()), share, atol=1e-5)
+
+
+class Counter(Predictor):
+    """The numbers of a line are its rows; the answer is their sum."""
+
+    def parse(self, line):
+        return json.loads(line)
+
+    def encode(self, asked):
+        rows = [[Row(np.array([n]), np.array([0])) for n in line] for line in asked]
+        return [EncodedLine(own, len(own) > 2, None) for own in rows]
+
+    def answer(self, asked, outputs):
+        return {"sum": float(sum(outputs))}
+
+
+def test_an_answer_of_numbers_that_are_not_finite_is_an_error():
+    def forward(batch):
+        ids = batch["input_ids"][:, 0].astype(np.float32)
+        return np.where(ids == 3, np.nan, np.where(ids == 4, np.inf, ids))
+
+    counter = Counter(InputFormat(max_length=16), 2, forward)
+    answers = counter.answers([b"[1]", b"[2, 3]", b"[5, 6, 7]", b"[4]"], first_line=10)
+    assert answers[0] == {"sum": 1.0}
+    assert answers[2] == {"sum": 18.0, "truncated": True}
+    for i, line in ((1, 11), (3, 13)):
+        assert "the model's numbers for this line are not finite" in answers[i]["error"]
+        assert answers[i]["line"] == line
+
+
+def test_a_format_that_the_model_has_no_place_for_is_refused(save_model, tmp_path):
+    long = str(save_model(InputFormat(max_length=65), **labelled(NAMES)))
+    with pytest.raises(InputError, match=r"jaxllm\.json: max_length: found 65, .* 64 positions"):
+        run(long, texts(1), tmp_path)
+
+    def tokenizer(*texts, return_token_type_ids):
+        return {"token_type_ids": [0, 2][: len(texts)]}
+
+    tokenizer.get_vocab = lambda: {"a": 98}
+    config = SimpleNamespace(
+        model_type="modernbert", vocab_size=99, max_position_embeddings=64, type_vocab_size=2
+    )
+    check_fit(config, tokenizer, 64, pair=False)
+    with pytest.raises(InputError, match="tells 3 types of tokens apart, but the model 2"):
+        check_fit(config, tokenizer, 64, pair=True)
+
+
 def test_a_model_without_description_takes_text_and_text_pair(save_model, tmp_path):
     plain = str(save_model(None, **labelled(["no", "yes"])))
     row = {"text": "who loved it", "text_pair": "we loved it"}
@@ -310,7 +367,7 @@ def test_a_failure_leaves_the_old_output_and_nothing_else(model, tmp_path, monke
     def fail(*args, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(TextPredictor, "answers", fail)
+    monkeypatch.setattr(Predictor, "answers", fail)
     with pytest.raises(InputError, match=r"out\.jsonl: No space left on device"):
         run(model, texts(3), tmp_path)
     assert (tmp_path / "out.jsonl").read_text() == "old\n"

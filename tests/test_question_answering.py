@@ -202,7 +202,6 @@ MISTAKES = {
     },
     "data.train: found no files": {"data": {"train": []}},
     "load it with num_labels=2": {"model": {"config": {"num_labels": 3}}},
-    "one token type": {"model": {"config": {"type_vocab_size": 1}}},
 }
 
 

@@ -5,7 +5,7 @@ A window is `[CLS] question [SEP] part of the context [SEP]`, or what the tokeni
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,6 +49,26 @@ class Windows(Examples):
     def slots(self, row_length: int, *, packing: bool) -> int:
         """P, the windows that a row holds at most."""
         return max(1, row_length // _SHORT) if packing else 1
+
+    def of(self, question: int) -> "Windows":
+        """The windows of one question, which is then the first; of the spans all are kept."""
+        low, high = np.searchsorted(self.question, [question, question + 1])
+        begin, end = self.offsets[[low, high]]
+        own = slice(low, high)
+        assert self.labels is not None
+        return replace(
+            self,
+            tokens=self.tokens[begin:end],
+            type_ids=self.type_ids[begin:end],
+            offsets=self.offsets[low : high + 1] - begin,
+            labels=self.labels[own],
+            rows=self.rows[own],
+            question=self.question[own] - question,
+            begin=self.begin[own],
+            end=self.end[own],
+            source=self.source[own],
+            cut=self.cut[self.cut == question] - question,
+        )
 
 
 class WindowEncoder:

@@ -28,6 +28,7 @@ class Embeddings(nnx.Module):
         self.word = embed(spec.vocab_size)
         self.position = embed(spec.max_position_embeddings)
         self.has_types = spec.type_vocab_size > 0
+        self.has_one_type = spec.type_vocab_size == 1
         if self.has_types:
             self.token_type = embed(spec.type_vocab_size)
         self.norm = layer_norm(spec, E)
@@ -45,8 +46,10 @@ class Embeddings(nnx.Module):
     ) -> jax.Array:
         x_BTE = self.word(input_ids)
         if self.has_types:
-            types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-            x_BTE = x_BTE + self.token_type(types)
+            # KLUE's RoBERTa has one type and a tokenizer that marks the second text with another.
+            if token_type_ids is None or self.has_one_type:
+                token_type_ids = jnp.zeros_like(input_ids)
+            x_BTE = x_BTE + self.token_type(token_type_ids)
         x_BTE = self.norm(x_BTE + self.position(position_ids))
         x_BTE = dropout(x_BTE, self.dropout_rate, key)
         return self.project(x_BTE) if self.is_projected else x_BTE

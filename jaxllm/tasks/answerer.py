@@ -1,6 +1,5 @@
 """Answers lines of question and context: prediction of extractive question answering."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -9,27 +8,24 @@ import numpy as np
 
 from jaxllm.config_fields import QAConfig
 from jaxllm.data.squad import Faults, Question, Questions
-from jaxllm.data.windows import WindowEncoder
-from jaxllm.tasks.answers import Answers, best_answers
-from jaxllm.tasks.batched import Row, run
+from jaxllm.data.windows import WindowEncoder, Windows
+from jaxllm.tasks.answers import best_answers
+from jaxllm.tasks.batched import EncodedLine, Predictor, Row
 from jaxllm.tasks.classifier import short
-from jaxllm.tasks.inputs import InputFormat, RowError, parse_line
+from jaxllm.tasks.inputs import RowError, parse_line
 from jaxllm.tasks.model import SavedModel
 
 
 @dataclass(frozen=True)
-class Answerer:
+class Answerer(Predictor):
     """`answer`, its `score` (probability among the n best), `start` and `end` in characters of the
     context; `null_odds`, where a question may have no answer, and then `answer` can be "" at 0.
-    `truncated` is true where the question was cut.
+    `truncated` tells that the question was cut; a long context is read in windows.
     """
 
     encoder: WindowEncoder
-    form: InputFormat
     qa: QAConfig
     nullable: bool
-    batch_size: int
-    scores: Callable[[dict[str, np.ndarray]], Any]  # rows [B, T] -> (start, end) logits [B, T]
 
     @classmethod
     def of(cls, model: SavedModel, batch_size: int) -> "Answerer":
@@ -37,58 +33,37 @@ class Answerer:
         settings = dict(model.form.qa or {})
         nullable = bool(settings.pop("nullable", True))
         qa = QAConfig(**settings)
-        return cls(
-            WindowEncoder(model.tokenizer, model.form.max_length, qa),
-            model.form,
-            qa,
-            nullable,
-            batch_size,
-            model.forward(lambda output: (output.start_logits, output.end_logits)),
-        )
+        encoder = WindowEncoder(model.tokenizer, model.form.max_length, qa)
+        logits = model.forward(lambda output: (output.start_logits, output.end_logits))
+        return cls(model.form, batch_size, logits, encoder, qa, nullable)
 
-    def answers(self, lines: list[bytes], first_line: int) -> list[dict[str, Any]]:
-        """One answer for each line; `first_line` is the number of the first, from 1."""
-        result: list[dict[str, Any]] = [{} for _ in lines]
-        asked = Questions([], [])
-        for i, line in enumerate(lines):
-            try:
-                question, context = parse_line(line, self.form)
-            except RowError as error:
-                result[i] = {"error": str(error), "line": first_line + i}
-                continue
-            assert context is not None
-            asked.questions.append(Question(str(i), "", i, question, len(asked.contexts), ()))
-            asked.contexts.append(context)
-        faults = Faults("input")
-        windows, kept = self.encoder.windows(asked, faults)
-        for i in {q.number for q in asked.questions} - {q.number for q in kept.questions}:
-            message = "the question or the context has no token"
-            result[i] = {"error": message, "line": first_line + i}
-        if not kept.questions:
-            return result
-        bounds = windows.offsets.tolist()
-        rows = [
-            Row(windows.tokens[begin:end], windows.type_ids[begin:end])
-            for begin, end in pairwise(bounds)
-        ]
-        outputs = run(
-            rows, self.scores, batch_size=self.batch_size, max_length=self.form.max_length
-        )
-        starts, ends = (
-            np.concatenate(
-                [out[k][: len(row.tokens)] for row, out in zip(rows, outputs, strict=True)]
-            )
-            for k in (0, 1)
-        )
-        found = best_answers(windows, kept, starts, ends, self.qa, nullable=self.nullable)
+    def parse(self, line: bytes) -> tuple[str, str | None]:
+        return parse_line(line, self.form)
+
+    def encode(self, asked: list[tuple[str, str]]) -> list[EncodedLine | RowError]:
+        questions = [Question(str(i), "", i, q, i, ()) for i, (q, _) in enumerate(asked)]
+        contexts = [context for _, context in asked]
+        windows, kept = self.encoder.windows(Questions(questions, contexts), Faults("input"))
+        none = RowError("the question or the context has no token")
+        result: list[EncodedLine | RowError] = [none] * len(asked)
         cut = set(windows.cut.tolist())
-        for k, (of_line, answers) in enumerate(zip(kept.questions, found, strict=True)):
-            result[of_line.number] = self._answer(answers)
-            if k in cut:
-                result[of_line.number]["truncated"] = True
+        for k, question in enumerate(kept.questions):
+            own = windows.of(k)
+            rows = [
+                Row(own.tokens[begin:end], own.type_ids[begin:end])
+                for begin, end in pairwise(own.offsets.tolist())
+            ]
+            alone = Questions([question], contexts)
+            result[question.number] = EncodedLine(rows, k in cut, (own, alone))
         return result
 
-    def _answer(self, answers: Answers) -> dict[str, Any]:
+    def answer(self, asked: tuple[Windows, Questions], outputs: list[Any]) -> dict[str, Any]:
+        windows, question = asked
+        starts, ends = (
+            np.concatenate([x[:n] for x, n in zip(logits, windows.lengths, strict=True)])
+            for logits in zip(*outputs, strict=True)
+        )
+        [answers] = best_answers(windows, question, starts, ends, self.qa, nullable=self.nullable)
         chosen = answers.best
         if self.nullable and answers.null_odds > self.qa.null_threshold:
             chosen = next(answer for answer in answers.n_best if not answer.text)

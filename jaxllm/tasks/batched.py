@@ -1,11 +1,14 @@
-"""Rows of tokens through a model in a few static shapes; what prediction of every task needs."""
+"""Lines to answers, in every task alike: rows of tokens through a model in a few static shapes."""
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
+
+from jaxllm.tasks.inputs import InputFormat, RowError
 
 SHORTEST_ROW = 16  # rows are padded to this many tokens times a power of two, up to the longest
 
@@ -16,6 +19,86 @@ class Row:
 
     tokens: np.ndarray
     type_ids: np.ndarray
+
+
+@dataclass(frozen=True)
+class EncodedLine:
+    """What a line asks, as the model takes it.
+
+    rows: one or more. truncated: whether text was cut. asked: what `Predictor.answer` needs besides
+    the outputs of the rows.
+    """
+
+    rows: list[Row]
+    truncated: bool
+    asked: Any
+
+
+@dataclass(frozen=True)
+class Predictor(ABC):
+    """Answers lines of one task.
+
+    A line is answered with an `error` and its number where it cannot be read or answered, and where
+    the model's outputs for it are not finite. `truncated` is true where text was cut.
+
+    batch_size: rows of a batch; a window of lines is some of these.
+    forward: see `run`.
+    """
+
+    form: InputFormat
+    batch_size: int
+    forward: Callable[[dict[str, np.ndarray]], Any]
+
+    @abstractmethod
+    def parse(self, line: bytes) -> Any:
+        """What a line asks; RowError where that cannot be told."""
+
+    @abstractmethod
+    def encode(self, asked: list[Any]) -> list[EncodedLine | RowError]:
+        """What `parse` found in some lines, as tokens."""
+
+    @abstractmethod
+    def answer(self, asked: Any, outputs: list[Any]) -> dict[str, Any]:
+        """The answer out of the outputs of the rows of a line; RowError where there is none."""
+
+    def answers(self, lines: list[bytes], first_line: int) -> list[dict[str, Any]]:
+        """One answer for each line; `first_line` is the number of the first, from 1."""
+        results: list[dict[str, Any] | RowError] = [{} for _ in lines]
+        parsed: dict[int, Any] = {}
+        for i, line in enumerate(lines):
+            try:
+                parsed[i] = self.parse(line)
+            except RowError as error:
+                results[i] = error
+        asked = list(parsed.values())
+        encoded = dict(zip(parsed, self.encode(asked) if asked else [], strict=True))
+        rows = [row for one in encoded.values() if isinstance(one, EncodedLine) for row in one.rows]
+        outputs = iter(
+            run(rows, self.forward, batch_size=self.batch_size, max_length=self.form.max_length)
+        )
+        for i, one in encoded.items():
+            try:
+                results[i] = self._answer(one, outputs)
+            except RowError as error:
+                results[i] = error
+        return [
+            {"error": str(result), "line": first_line + i}
+            if isinstance(result, RowError)
+            else result
+            for i, result in enumerate(results)
+        ]
+
+    def _answer(self, line: EncodedLine | RowError, outputs: Iterator[Any]) -> dict[str, Any]:
+        if isinstance(line, RowError):
+            raise line
+        own = [next(outputs) for _ in line.rows]
+        if not all(np.isfinite(x).all() for x in jax.tree.leaves(own)):
+            raise RowError(
+                "the model's numbers for this line are not finite; check that its weights and its "
+                "config.json are whole"
+            )
+        answer = self.answer(line.asked, own)
+        return answer | {"truncated": True} if line.truncated else answer
 
 
 def run(

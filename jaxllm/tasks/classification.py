@@ -45,7 +45,9 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         dev, _ = load_examples(config.data, "dev", tokenizer, problem_type=problem, labels=names)
     metric = check_metric(config, names)
     model_config = head_config(config, names) if saved is None else saved
-    check_fit(config, model_config, tokenizer, pair=config.data.text_pair is not None)
+    check_fit(
+        model_config, tokenizer, config.data.max_length, pair=config.data.text_pair is not None
+    )
     if problem == SINGLE and len(names) < 2:
         raise InputError(
             f"data.label: found {len(names)} labels {names}, expected two or more; name all of "

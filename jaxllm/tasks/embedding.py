@@ -33,7 +33,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     single = replace(config.data, text_pair=None, max_length=text_length(config.data))
     as_single = replace(config, data=single)
     model_config = saved or hf.load_config(config.model.path, **config.model.config)
-    check_fit(as_single, model_config, tokenizer, pair=False)
+    check_fit(model_config, tokenizer, single.max_length, pair=False)
     pooling = pooling_of(config)
     train = None if saved is not None else load_pairs(config.data, "train", tokenizer)
     dev = load_pairs(config.data, "dev", tokenizer) if config.data.has_dev else None

@@ -18,6 +18,7 @@ from jaxllm.data.tokenizer import load_tokenizer, vocabulary_size
 from jaxllm.errors import InputError
 from jaxllm.objectives import Apply
 from jaxllm.pretrained import FAMILIES, hf
+from jaxllm.pretrained.saving import INPUT_FILE
 from jaxllm.sharding import batch_sharding, map_params, parameter_sharding
 from jaxllm.tasks.inputs import InputFormat
 from jaxllm.tasks.storage import OneModel, Storage
@@ -152,11 +153,13 @@ class SavedModel:
         directory = hf.resolve(path)
         config = hf.load_config(directory)
         tokenizer = load_tokenizer(directory)
-        check_tokenizer(tokenizer, config)
         longest = min(models.max_tokens(config), tokenizer.model_max_length)
         form = InputFormat.load(
             directory, max_length=longest, architectures=config.architectures or ()
         )
+        pair = form.text_pair is not None or form.task == "multiple-choice"
+        key = f"{directory / INPUT_FILE}: max_length"
+        check_fit(config, tokenizer, form.max_length, pair=pair, key=key)
         head = HEADS.get(form.task, form.task)
         attention = attention_on("auto", mesh)
         _, graphdef, params = load_saved(path, head, config, mesh, attention=attention)
@@ -236,19 +239,28 @@ def check_tokenizer(tokenizer: Any, model_config: Any) -> None:
         )
 
 
-def check_fit(config: Config, model_config: Any, tokenizer: Any, *, pair: bool) -> None:
-    """Refuses data, a `pair` of texts or one, that the model has no place for."""
+def check_fit(
+    model_config: Any, tokenizer: Any, max_length: int, *, pair: bool, key: str = "data.max_length"
+) -> None:
+    """Refuses a tokenizer, and rows of `max_length` tokens, that the model has no place for.
+
+    Whoever loads a model calls this, to train, to evaluate and to predict: XLA answers an id
+    outside of its table with NaN or with another row.
+
+    pair: whether a row may hold two texts. key: what `max_length` is called in a message.
+    """
     check_tokenizer(tokenizer, model_config)
     longest = models.max_tokens(model_config)
-    if config.data.max_length > longest:
+    if max_length > longest:
         raise InputError(
-            f"data.max_length: found {config.data.max_length}, expected at most the model's "
-            f"{longest} positions (max_position_embeddings)"
+            f"{key}: found {max_length}, expected at most the model's {longest} positions "
+            "(max_position_embeddings)"
         )
-    if pair:
-        types = max(tokenizer("a", "a", return_token_type_ids=True)["token_type_ids"]) + 1
-        if types > getattr(model_config, "type_vocab_size", types):
-            raise InputError(
-                "the tokenizer marks the second text as of another type, but the model has one "
-                "token type (type_vocab_size), not two; take a model with two"
-            )
+    texts = ("a", "a") if pair else ("a",)
+    types = max(tokenizer(*texts, return_token_type_ids=True)["token_type_ids"], default=0) + 1
+    known = getattr(model_config, "type_vocab_size", 0)
+    if types > known > 1:  # where there is one type the model takes all tokens to be of it
+        raise InputError(
+            f"the tokenizer tells {types} types of tokens apart, but the model {known} "
+            "(type_vocab_size); give the tokenizer that belongs to it"
+        )

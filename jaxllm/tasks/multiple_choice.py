@@ -1,7 +1,6 @@
 """Multiple choice: a score for each choice of a question, softmax over those of the same one."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,12 +16,13 @@ from jaxllm.data.tokenizer import Encoder
 from jaxllm.errors import InputError
 from jaxllm.objectives import Apply, Objective, labelled
 from jaxllm.pretrained import hf
-from jaxllm.tasks.batched import Row, run
+from jaxllm.tasks.batched import EncodedLine, Predictor
 from jaxllm.tasks.classifier import short
 from jaxllm.tasks.evaluation import Evaluator
 from jaxllm.tasks.inputs import InputFormat, RowError, column, parse_object
 from jaxllm.tasks.model import SINGLE, SavedModel, check_fit
 from jaxllm.tasks.task import Task
+from jaxllm.tasks.texts import no_tokens, rows_of
 from jaxllm.train import make_eval_step
 
 HEAD = "multiple-choice"
@@ -35,7 +35,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     train = None if saved is not None else load_questions(data, "train", tokenizer)
     dev = load_questions(data, "dev", tokenizer) if data.has_dev else None
     model_config = saved or hf.load_config(config.model.path, **config.model.config)
-    check_fit(config, model_config, tokenizer, pair=True)
+    check_fit(model_config, tokenizer, config.data.max_length, pair=True)
     metric = config.train.metric or METRICS[0]
     if metric not in METRICS:
         raise InputError(f"train.metric: found {metric!r}, expected one of {', '.join(METRICS)}")
@@ -91,69 +91,54 @@ def _evaluator(config: Config, dev: Questions, apply: Apply, mesh: Mesh) -> Eval
     )
 
 
+_Choices = tuple[str, str | None, list[str]]  # the text, how each choice begins, the choices
+
+
 @dataclass(frozen=True)
-class ChoicePredictor:
+class ChoicePredictor(Predictor):
     """`label`: the place of the likeliest choice from 0; `choice`: its text; `score` and
-    `probabilities` of all, which may be any number; `truncated` is true where text was cut.
+    `probabilities` of all, which may be any number.
     """
 
     encoder: Encoder
-    form: InputFormat
-    batch_size: int
-    scores: Callable[[dict[str, np.ndarray]], Any]  # rows [B, T] -> scores [B] on the device
 
     @classmethod
     def of(cls, model: SavedModel, batch_size: int) -> "ChoicePredictor":
         """The predictor of a saved model."""
         form = model.form
         encoder = Encoder(model.tokenizer, form.max_length, form.truncation, pair=True)
-        return cls(encoder, form, batch_size, model.forward(lambda output: output.logits))
+        return cls(form, batch_size, model.forward(lambda output: output.logits), encoder)
 
-    def answers(self, lines: list[bytes], first_line: int) -> list[dict[str, Any]]:
-        """One answer for each line; `first_line` is the number of the first, from 1."""
-        result: list[dict[str, Any]] = [{} for _ in lines]
-        asked: dict[int, list[str]] = {}  # line -> its choices
-        rows: list[Row] = []  # a text for each choice
-        for i, line in enumerate(lines):
-            try:
-                choices, texts, truncated = self._texts(line)
-            except RowError as error:
-                result[i] = {"error": str(error), "line": first_line + i}
-                continue
-            asked[i] = choices
-            rows += texts
-            if truncated:
-                result[i]["truncated"] = True
-        limits = {"batch_size": self.batch_size, "max_length": self.form.max_length}
-        scores = iter(run(rows, self.scores, **limits))
-        for i, choices in asked.items():
-            shares = metrics.softmax(np.array([next(scores) for _ in choices]))
-            best = int(np.argmax(shares))
-            result[i] = {
-                "label": best,
-                "choice": choices[best],
-                "score": short(shares[best]),
-                "probabilities": [short(share) for share in shares],
-            } | result[i]
-        return result
-
-    def _texts(self, line: bytes) -> tuple[list[str], list[Row], bool]:
-        """The choices of a line, their tokens, and whether text was cut."""
+    def parse(self, line: bytes) -> _Choices:
         form = self.form
         row = parse_object(line, form.text)
         text = column(row, form.text)
         choices = _choices_of(row, form.choices or ["choices"])
         pair = form.text_pair
         start = column(row, pair) if pair is not None and row.get(pair) else None
+        return text, start, choices
+
+    def encode(self, asked: list[_Choices]) -> list[EncodedLine | RowError]:
+        """A row for each choice."""
+        return [self._encoded(*line) for line in asked]
+
+    def _encoded(self, text: str, start: str | None, choices: list[str]) -> EncodedLine | RowError:
         pairs = [second_text(start, choice) for choice in choices]
         encoded = self.encoder.encode([text] * len(pairs), pairs)
         if not encoded.lengths.all():
-            longest = encoded.full_lengths.max()
-            raise RowError(f"a choice has {longest} tokens, expected at most {form.max_length}")
-        cuts = np.cumsum(encoded.lengths)[:-1]
-        parts = zip(np.split(encoded.tokens, cuts), np.split(encoded.type_ids, cuts), strict=True)
+            return no_tokens("a choice", encoded.full_lengths.max(), self.form)
         truncated = bool((encoded.full_lengths > encoded.lengths).any())
-        return choices, [Row(*part) for part in parts], truncated
+        return EncodedLine(rows_of(encoded), truncated, choices)
+
+    def answer(self, asked: list[str], outputs: list[Any]) -> dict[str, Any]:
+        shares = metrics.softmax(np.array(outputs))
+        best = int(np.argmax(shares))
+        return {
+            "label": best,
+            "choice": asked[best],
+            "score": short(shares[best]),
+            "probabilities": [short(share) for share in shares],
+        }
 
 
 def _choices_of(row: dict[str, Any], columns: list[str]) -> list[str]:

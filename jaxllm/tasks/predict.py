@@ -12,25 +12,17 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING
 
 from jaxllm.errors import InputError
 from jaxllm.files import writing
 
+if TYPE_CHECKING:
+    from jaxllm.tasks.batched import Predictor
+
 logger = logging.getLogger("jaxllm")
 
 WINDOW_BATCHES = 32  # lines held in memory: this many batches
-
-
-class Predictor(Protocol):
-    """Answers lines of one task."""
-
-    @property
-    def batch_size(self) -> int:
-        """Rows of a batch; a window of lines is some of these."""
-
-    def answers(self, lines: list[bytes], first_line: int) -> list[dict[str, Any]]:
-        """One answer for each line; `first_line` is the number of the first, from 1."""
 
 
 def predict(model: str, input: str, output: str, batch_size: int = 32) -> dict[str, int]:
@@ -128,7 +120,7 @@ def _writer(output: str) -> Iterator[IO[str]]:
             temporary.unlink(missing_ok=True)
 
 
-def load_predictor(model: str, batch_size: int) -> Predictor:
+def load_predictor(model: str, batch_size: int) -> "Predictor":
     """Loads a model onto all devices of this host, batches split over them."""
     import jax
 

@@ -104,7 +104,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
             f"model.config: found type_vocab_size {model_config.type_vocab_size}, expected two for "
             "next-sentence pairs; set it to 2, or model.task: masked-lm"
         )
-    check_fit(config, model_config, tokenizer, pair=kind.pairs)
+    check_fit(model_config, tokenizer, config.data.max_length, pair=kind.pairs)
     special_ids(tokenizer)  # what it lacks is told before a large corpus is tokenized
     metric = config.train.metric or METRIC
     if metric not in kind.metrics:

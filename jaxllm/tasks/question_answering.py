@@ -41,7 +41,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     model_config = saved
     if saved is None:
         model_config = hf.load_config(config.model.path, **{"num_labels": 2} | config.model.config)
-    check_fit(config, model_config, tokenizer, pair=True)
+    check_fit(model_config, tokenizer, config.data.max_length, pair=True)
 
     def evaluator(apply: Apply, mesh: Mesh) -> SpanEvaluator:
         assert dev is not None

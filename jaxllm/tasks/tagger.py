@@ -2,7 +2,6 @@
 
 import re
 import unicodedata
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,22 +13,22 @@ from jaxllm.data.tokenizer import WordEncoder
 from jaxllm.entities import entities_in
 from jaxllm.metrics import softmax
 from jaxllm.pretrained.saving import INPUT_FILE
-from jaxllm.tasks.batched import Row, run
+from jaxllm.tasks.batched import EncodedLine, Predictor
 from jaxllm.tasks.classifier import short
 from jaxllm.tasks.inputs import InputFormat, RowError, column, parse_object
 from jaxllm.tasks.model import SavedModel, label_names
+from jaxllm.tasks.texts import no_tokens, rows_of
 
 # Han, kana: scripts without spaces, of which each character is a word, as in Chinese CoNLL files.
 _CHARACTER = "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 
 
 @dataclass(frozen=True)
-class Tagger:
+class Tagger(Predictor):
     """`entities`: each with `type`, `text`, `start`, `end` (characters; end excluded) and `score`.
 
     An entity is what `entities_in` makes of the most probable tag of each word, as in evaluation;
-    its score is the mean probability of these tags. `truncated` is true where text was cut; the
-    words cut off are in no entity.
+    its score is the mean probability of these tags. Words that were cut off are in no entity.
 
     repaired: tags out of order are first set right, see `tags.retagged`, and not left out, as in
         evaluation, which is strict. For models from elsewhere, many of which learned IOB1 and begin
@@ -37,11 +36,8 @@ class Tagger:
     """
 
     encoder: WordEncoder
-    form: InputFormat
     names: list[str]
-    batch_size: int
     repaired: bool
-    logits: Callable[[dict[str, np.ndarray]], Any]  # rows [B, T] -> logits [B, T, C] on the device
 
     @classmethod
     def of(cls, model: SavedModel, batch_size: int) -> "Tagger":
@@ -51,42 +47,29 @@ class Tagger:
         encoder = WordEncoder(model.tokenizer, form.max_length, form.truncation)
         repaired = not (model.directory / INPUT_FILE).is_file()
         logits = model.forward(lambda out: out.logits)
-        return cls(encoder, form, names, batch_size, repaired, logits)
+        return cls(form, batch_size, logits, encoder, names, repaired)
 
-    def answers(self, lines: list[bytes], first_line: int) -> list[dict[str, Any]]:
-        """One answer for each line; `first_line` is the number of the first, from 1."""
-        result: list[dict[str, Any]] = [{} for _ in lines]
-        texts: dict[int, Words] = {}
-        for i, line in enumerate(lines):
-            try:
-                texts[i] = parse_words(line, self.form)
-            except RowError as error:
-                result[i] = {"error": str(error), "line": first_line + i}
-        if not texts:
-            return result
-        encoded, numbers = self.encoder.encode_words([text.words for text in texts.values()])
-        cuts = np.cumsum(encoded.lengths)[:-1]
-        parts = (np.split(array, cuts) for array in (encoded.tokens, encoded.type_ids, numbers))
-        rows: dict[int, Row] = {}
-        firsts: dict[int, np.ndarray] = {}
-        for i, full, *arrays in zip(texts, encoded.full_lengths, *parts, strict=True):
-            if len(arrays[0]):
-                rows[i], firsts[i] = Row(*arrays[:2]), arrays[2]
-                if full > len(arrays[0]):
-                    result[i]["truncated"] = True
-            else:
-                message = f"the text has {full} tokens, expected at most {self.form.max_length}"
-                result[i] = {"error": message, "line": first_line + i}
-        outputs = run(
-            list(rows.values()),
-            self.logits,
-            batch_size=self.batch_size,
-            max_length=self.form.max_length,
+    def parse(self, line: bytes) -> "Words":
+        return parse_words(line, self.form)
+
+    def encode(self, asked: list["Words"]) -> list[EncodedLine | RowError]:
+        encoded, numbers = self.encoder.encode_words([text.words for text in asked])
+        columns = (
+            asked,
+            rows_of(encoded),
+            np.split(numbers, np.cumsum(encoded.lengths)[:-1]),
+            encoded.full_lengths.tolist(),
         )
-        for (i, numbers_T), logits_TC in zip(firsts.items(), outputs, strict=True):
-            entities = self._entities(texts[i], numbers_T, logits_TC[: len(numbers_T)])
-            result[i] = {"entities": entities, **result[i]}
-        return result
+        return [
+            EncodedLine([row], length > len(row.tokens), (text, numbers_T))
+            if len(row.tokens)
+            else no_tokens("the text", length, self.form)
+            for text, row, numbers_T, length in zip(*columns, strict=True)
+        ]
+
+    def answer(self, asked: tuple["Words", np.ndarray], outputs: list[Any]) -> dict[str, Any]:
+        text, numbers_T = asked
+        return {"entities": self._entities(text, numbers_T, outputs[0][: len(numbers_T)])}
 
     def _entities(
         self, text: "Words", numbers_T: np.ndarray, logits_TC: np.ndarray

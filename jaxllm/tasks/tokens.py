@@ -45,7 +45,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     if config.data.has_dev:
         dev, _ = load_sentences(config.data, "dev", tokenizer, names)
     model_config = head_config(config, names) if saved is None else saved
-    check_fit(config, model_config, tokenizer, pair=False)
+    check_fit(model_config, tokenizer, config.data.max_length, pair=False)
     loss_fn = training_loss(config, names)
 
     def evaluator(apply: Apply, mesh: Mesh) -> TagEvaluator:
