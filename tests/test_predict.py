@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -338,6 +339,34 @@ def test_standard_input_and_output(model, tmp_path, monkeypatch, capsys):
     assert NAMES[2] in answers[0]["probabilities"]
 
 
+def test_a_line_is_answered_before_the_next_is_written(model, tmp_path):
+    """As programs do that talk over pipes; order and numbering go on over the pauses."""
+    for name in ("in", "out"):
+        os.mkfifo(tmp_path / name)
+    with ThreadPoolExecutor() as pool:
+        counts = pool.submit(predict, model, str(tmp_path / "in"), str(tmp_path / "out"))
+        with open(tmp_path / "in", "wb", buffering=0) as source, open(tmp_path / "out") as sink:
+            source.write(b'"good"\n')
+            assert "label" in json.loads(sink.readline())
+            source.write(b'{"text": "bad"}\nno json\n')
+            assert "label" in json.loads(sink.readline())
+            assert json.loads(sink.readline())["line"] == 3
+            source.write(b'"no newline"')
+            source.close()
+            assert "label" in json.loads(sink.readline())
+            assert sink.readline() == ""
+        assert counts.result(timeout=300) == {"rows": 4, "errors": 1, "truncated": 0}
+
+
+def test_a_stream_without_unicode_gets_escapes(model, monkeypatch):
+    source = SimpleNamespace(buffer=io.BytesIO(b'"good"'))
+    monkeypatch.setattr(sys, "stdin", source)
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    predict(model, "-", "-")
+    assert list(json.loads(raw.getvalue())["probabilities"]) == NAMES
+
+
 def test_pipes_are_written_and_links_kept(model, tmp_path):
     (tmp_path / "in.jsonl").write_text('"good"\n')
     os.mkfifo(tmp_path / "pipe")
@@ -374,7 +403,7 @@ def test_a_failure_leaves_the_old_output_and_nothing_else(model, tmp_path, monke
     assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl"}
 
 
-def test_wrong_files_and_models_are_refused(model, save_model, tmp_path):
+def test_wrong_files_and_models_are_refused(model, save_model, tmp_path, monkeypatch):
     source = tmp_path / "in.jsonl"
     source.write_text('"good"\n')
     output = str(tmp_path / "out.jsonl")
@@ -388,6 +417,16 @@ def test_wrong_files_and_models_are_refused(model, save_model, tmp_path):
         predict(model, str(source), str(tmp_path))
     with pytest.raises(InputError, match=r"--output .*: this is the input"):
         predict(model, str(source), str(source))
+    long = str(tmp_path / ("long" * 1000))
+    with pytest.raises(InputError, match=r"--input .*longlong: no such file"):
+        predict(model, long, output)
+    with pytest.raises(InputError, match=r"longlong.*File name too long"):
+        predict(model, str(source), long)
+    for stream, names in {"stdin": ("-", output), "stdout": (str(source), "-")}.items():
+        monkeypatch.setattr(sys, stream, None)
+        with pytest.raises(InputError, match=r"put -: standard (input|output) is closed"):
+            predict(model, *names)
+        monkeypatch.undo()
     with pytest.raises(InputError, match="--batch_size 0"):
         predict(model, str(source), output, 0)
     with pytest.raises(InputError, match=r"no_model"):

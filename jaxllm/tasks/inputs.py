@@ -13,6 +13,8 @@ from jaxllm.files import write_atomic
 from jaxllm.pretrained import sentence_transformers
 from jaxllm.pretrained.saving import INPUT_FILE
 
+LONGEST_LINE = 1 << 24  # bytes of a line of JSON; a longer one is an error
+
 # What a model of transformers takes, by what the name of its class ends with.
 _ELSEWHERE: dict[str, dict[str, Any]] = {
     "ForMaskedLM": {"task": "masked-lm"},
@@ -125,6 +127,8 @@ def parse_object(line: bytes, text: str) -> dict[str, Any]:
     Raises:
         RowError: what is wrong with the line.
     """
+    if len(line) > LONGEST_LINE:
+        raise RowError(f"the line has more than {LONGEST_LINE:,} bytes")
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -1,7 +1,8 @@
 """`jaxllm predict`: JSON lines in, JSON lines out, an answer for every line and in their order.
 
-Lines are read in windows, so that memory is bounded and standard input works; in a window rows are
-sorted by length and batched into a few static shapes. A bad line is answered with an error.
+Lines are read in windows, so that memory is bounded; in a window rows are sorted by length and
+batched into a few static shapes. Where the input pauses, as a conversation over pipes does, the
+lines that are there are answered. A bad line is answered with an error.
 """
 
 import contextlib
@@ -10,12 +11,12 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 from jaxllm.errors import InputError
 from jaxllm.files import writing
+from jaxllm.tasks.lines import LineReader
 
 if TYPE_CHECKING:
     from jaxllm.tasks.batched import Predictor
@@ -48,16 +49,17 @@ def predict(model: str, input: str, output: str, batch_size: int = 32) -> dict[s
     _check_files(input, output)
     predictor = load_predictor(model, batch_size)
     counts = {"rows": 0, "errors": 0, "truncated": 0}
-    with contextlib.ExitStack() as stack:
-        source = sys.stdin.buffer if input == "-" else stack.enter_context(_open(input))
-        sink = stack.enter_context(_writer(output))
-        lines = _lines(source, input)
-        while window := list(islice(lines, predictor.batch_size * WINDOW_BATCHES)):
+    # First the input, then the output: of two named pipes the other side has to know the order.
+    size = predictor.batch_size * WINDOW_BATCHES
+    with _reader(input, size) as windows, _writer(output) as sink:
+        for window in windows:
+            if not counts["rows"]:
+                window[0] = window[0].removeprefix(b"\xef\xbb\xbf")
             for answer in predictor.answers(window, first_line=counts["rows"] + 1):
                 counts["rows"] += 1
                 counts["errors"] += "error" in answer
                 counts["truncated"] += "truncated" in answer
-                sink.write(json.dumps(answer, ensure_ascii=False) + "\n")
+                sink.write(_json(answer, sink.encoding) + "\n")
             sink.flush()
     logger.info(
         "predicted %d rows: %d answered with an error, %d truncated; output: %s",
@@ -69,42 +71,54 @@ def predict(model: str, input: str, output: str, batch_size: int = 32) -> dict[s
 
 def _check_files(input: str, output: str) -> None:
     """Tells a wrong name before a model is loaded. Pipes and devices are files, too."""
-    source, target = Path(input), Path(output)
-    if input != "-" and (source.is_dir() or not source.exists()):
-        found = "a directory" if source.is_dir() else "no such file"
+    # os.path: of a name that no file can have these say no, where pathlib raises.
+    if input == "-" and getattr(sys.stdin, "buffer", None) is None:
+        raise InputError("--input -: standard input is closed; give a file of JSON lines")
+    if input != "-" and (os.path.isdir(input) or not os.path.exists(input)):
+        found = "a directory" if os.path.isdir(input) else "no such file"
         raise InputError(f"--input {input}: {found}; expected a file of JSON lines, or -")
     if output == "-":
+        if sys.stdout is None:
+            raise InputError("--output -: standard output is closed; give a file to write")
         return
-    if target.is_dir() or not target.parent.is_dir():
-        found = "a directory" if target.is_dir() else f"there is no directory {target.parent}"
+    parent = os.path.dirname(output) or "."
+    if os.path.isdir(output) or not os.path.isdir(parent):
+        found = "a directory" if os.path.isdir(output) else f"there is no directory {parent}"
         raise InputError(f"--output {output}: {found}; expected a file in an existing directory")
-    if input != "-" and target.exists() and target.samefile(source):
+    if input != "-" and os.path.exists(output) and os.path.samefile(input, output):
         raise InputError(f"--output {output}: this is the input; give another name")
 
 
-def _open(input: str) -> IO[bytes]:
+def _reader(input: str, size: int) -> LineReader:
+    name = f"--input {input}"
+    if input == "-":
+        stdin = sys.stdin.buffer
+        # Its buffer is locked while a thread waits in it, which ends a process in a fatal error.
+        return LineReader(getattr(stdin, "raw", stdin), name, size, keep_open=True)
     try:
-        return open(input, "rb")
+        return LineReader(open(input, "rb", buffering=0), name, size)
     except OSError as error:
-        raise InputError(f"--input {input}: cannot be read: {error.strerror}") from error
+        raise InputError(f"{name}: cannot be read: {error.strerror}") from error
 
 
-def _lines(source: IO[bytes], name: str) -> Iterator[bytes]:
+def _json(answer: dict[str, Any], encoding: str | None) -> str:
+    """`answer` in one line, in characters that `encoding` has; JSON can spell all others."""
+    line = json.dumps(answer, ensure_ascii=False)
     try:
-        for number, line in enumerate(source):
-            yield line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
-    except OSError as error:
-        raise InputError(f"--input {name}: cannot be read: {error.strerror}") from error
+        line.encode(encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(answer)
+    return line
 
 
 @contextlib.contextmanager
-def _writer(output: str) -> Iterator[IO[str]]:
+def _writer(output: str) -> Iterator[TextIO]:
     """Standard output, a pipe or device, or a file that gets its name when it is complete."""
     if output == "-":
         yield sys.stdout
         return
-    target = Path(output).resolve()  # a link stays, what it points to is replaced
     with writing(output, "Nothing was changed; make room, or give another --output."):
+        target = Path(output).resolve()  # a link stays, what it points to is replaced
         if target.exists() and not target.is_file():
             with open(target, "w", encoding="utf-8") as file:
                 yield file
