@@ -23,6 +23,7 @@ from jaxllm.sharding import map_params
 from jaxllm.tasks import classifier
 from jaxllm.tasks import predict as task
 from jaxllm.tasks.batched import EncodedLine, Predictor, Row
+from jaxllm.tasks.batched import run as run_rows
 from jaxllm.tasks.inputs import InputFormat, RowError, parse_line
 from jaxllm.tasks.model import check_fit
 from jaxllm.tasks.predict import predict
@@ -235,7 +236,7 @@ def test_an_answer_of_numbers_that_are_not_finite_is_an_error():
         ids = batch["input_ids"][:, 0].astype(np.float32)
         return np.where(ids == 3, np.nan, np.where(ids == 4, np.inf, ids))
 
-    counter = Counter(InputFormat(max_length=16), 2, forward)
+    counter = Counter(InputFormat(max_length=16), (1, 2), forward)
     answers = counter.answers([b"[1]", b"[2, 3]", b"[5, 6, 7]", b"[4]"], first_line=10)
     assert answers[0] == {"sum": 1.0}
     assert answers[2] == {"sum": 18.0, "truncated": True}
@@ -316,18 +317,26 @@ def test_several_labels_and_regression(save_model, tmp_path):
         run(str(two), texts(1), tmp_path)
 
 
+def rows(count):
+    return [Row(np.array([n]), np.array([0])) for n in range(count)]
+
+
 def test_few_shapes_are_compiled(model, tmp_path):
     predictor = task.load_predictor(model, 8)
     shapes = set()
 
     def forward(batch):
         shapes.add(batch["input_ids"].shape)
-        return np.zeros((8, 3), np.float32)
+        return np.zeros((len(batch["input_ids"]), 3), np.float32)
 
     lines = [json.dumps("good " * n).encode() for n in range(1, 60)]
     answers = replace(predictor, forward=forward).answers(lines, 1)
     assert shapes == {(8, 16), (8, 32)}
     assert [("truncated" in a) for a in answers] == [n > 30 for n in range(1, 60)]
+    # Few rows are not padded to a batch: someone waits for them.
+    shapes.clear()
+    assert [len(run_rows(rows(n), forward, (2, 8), max_length=32)) for n in (1, 2, 3)] == [1, 2, 3]
+    assert shapes == {(2, 16), (8, 16)}
 
 
 def test_standard_input_and_output(model, tmp_path, monkeypatch, capsys):

@@ -10,7 +10,7 @@ from jaxllm.config_fields import QAConfig
 from jaxllm.data.squad import Faults, Question, Questions
 from jaxllm.data.windows import WindowEncoder, Windows
 from jaxllm.tasks.answers import best_answers
-from jaxllm.tasks.batched import EncodedLine, Predictor, Row
+from jaxllm.tasks.batched import BatchSizes, EncodedLine, Predictor, Row
 from jaxllm.tasks.classifier import short
 from jaxllm.tasks.inputs import RowError, parse_line
 from jaxllm.tasks.model import SavedModel
@@ -28,14 +28,14 @@ class Answerer(Predictor):
     nullable: bool
 
     @classmethod
-    def of(cls, model: SavedModel, batch_size: int) -> "Answerer":
+    def of(cls, model: SavedModel, batch_sizes: BatchSizes) -> "Answerer":
         """The predictor of a saved model."""
         settings = dict(model.form.qa or {})
         nullable = bool(settings.pop("nullable", True))
         qa = QAConfig(**settings)
         encoder = WindowEncoder(model.tokenizer, model.form.max_length, qa)
         logits = model.forward(lambda output: (output.start_logits, output.end_logits))
-        return cls(model.form, batch_size, logits, encoder, qa, nullable)
+        return cls(model.form, batch_sizes, logits, encoder, qa, nullable)
 
     def parse(self, line: bytes) -> tuple[str, str | None]:
         return parse_line(line, self.form)

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxllm.tasks.inputs import InputFormat, RowError
 
+BatchSizes = tuple[int, int]  # rows of a batch: the fewest that the devices can share, the usual
 SHORTEST_ROW = 16  # rows are padded to this many tokens times a power of two, up to the longest
 
 
@@ -41,12 +42,11 @@ class Predictor(ABC):
     A line is answered with an `error` and its number where it cannot be read or answered, and where
     the model's outputs for it are not finite. `truncated` is true where text was cut.
 
-    batch_size: rows of a batch; a window of lines is some of these.
     forward: see `run`.
     """
 
     form: InputFormat
-    batch_size: int
+    batch_sizes: BatchSizes
     forward: Callable[[dict[str, np.ndarray]], Any]
 
     @abstractmethod
@@ -73,9 +73,7 @@ class Predictor(ABC):
         asked = list(parsed.values())
         encoded = dict(zip(parsed, self.encode(asked) if asked else [], strict=True))
         rows = [row for one in encoded.values() if isinstance(one, EncodedLine) for row in one.rows]
-        outputs = iter(
-            run(rows, self.forward, batch_size=self.batch_size, max_length=self.form.max_length)
-        )
+        outputs = iter(run(rows, self.forward, self.batch_sizes, max_length=self.form.max_length))
         for i, one in encoded.items():
             try:
                 results[i] = self._answer(one, outputs)
@@ -104,17 +102,21 @@ class Predictor(ABC):
 def run(
     rows: Sequence[Row],
     forward: Callable[[dict[str, np.ndarray]], Any],
+    batch_sizes: BatchSizes,
     *,
-    batch_size: int,
     max_length: int,
 ) -> list[Any]:
     """The model's outputs for each row, in the order of the rows.
 
-    `forward` takes `input_ids`, `token_type_ids` and `segment_ids` int32 [batch_size, T] and gives
-    a tree of device arrays with that leading axis; an output is the tree of one row, in numpy. T
-    is SHORTEST_ROW times a power of two, or `max_length`: few shapes compile. Rows are sorted by
-    length, and all batches are dispatched before the first is read: the device never waits.
+    `forward` takes `input_ids`, `token_type_ids` and `segment_ids` int32 [B, T] and gives a tree of
+    device arrays with that leading axis; an output is the tree of one row, in numpy. B is the
+    usual size of a batch, or the least where that holds all rows: whoever waits for one answer
+    does not wait for a batch of padding. T is SHORTEST_ROW times a power of two, or `max_length`:
+    few shapes compile. Rows are sorted by length, and all batches are dispatched before the first
+    is read: the device never waits.
     """
+    least, usual = batch_sizes
+    batch_size = least if len(rows) <= least else usual
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     pending = [forward(_batch([rows[i] for i in b], batch_size, max_length)) for b in batches]

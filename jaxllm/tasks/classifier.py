@@ -5,18 +5,19 @@ from typing import Any
 import numpy as np
 
 from jaxllm import metrics
+from jaxllm.tasks.batched import BatchSizes
 from jaxllm.tasks.model import SavedModel, label_names, problem_type
 from jaxllm.tasks.texts import TextPredictor
 
 
-def classifier(model: SavedModel, batch_size: int) -> TextPredictor:
+def classifier(model: SavedModel, batch_sizes: BatchSizes) -> TextPredictor:
     """One label a row: `label`, `score`, `probabilities`; several: `labels` (those above 0.5),
     `probabilities`; regression: `value`.
     """
     problem, names = problem_type(model.config), label_names(model.config)
     return TextPredictor.of(
         model,
-        batch_size,
+        batch_sizes,
         model.forward(lambda output: output.logits),
         lambda logits_C, _: answer(problem, names, logits_C),
     )

@@ -9,12 +9,13 @@ import numpy as np
 from jaxllm.objectives import Apply
 from jaxllm.pooling import Pooling
 from jaxllm.pretrained import sentence_transformers
+from jaxllm.tasks.batched import BatchSizes
 from jaxllm.tasks.classifier import short
 from jaxllm.tasks.model import SavedModel
 from jaxllm.tasks.texts import TextPredictor
 
 
-def embedder(model: SavedModel, batch_size: int) -> TextPredictor:
+def embedder(model: SavedModel, batch_sizes: BatchSizes) -> TextPredictor:
     """`embedding`, a list of numbers; pooled as sentence-transformers' files beside the model say,
     without such files by the mean, scaled to length 1.
     """
@@ -27,4 +28,4 @@ def embedder(model: SavedModel, batch_size: int) -> TextPredictor:
     def answer(e_D: np.ndarray, _: str) -> dict[str, Any]:
         return {"embedding": [short(x) for x in e_D]}
 
-    return TextPredictor.of(model, batch_size, model.compiled(embed), answer)
+    return TextPredictor.of(model, batch_sizes, model.compiled(embed), answer)

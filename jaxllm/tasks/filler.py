@@ -9,6 +9,7 @@ import numpy as np
 from jaxllm.data.tokenizer import vocabulary_size
 from jaxllm.errors import InputError
 from jaxllm.objectives import Apply
+from jaxllm.tasks.batched import BatchSizes
 from jaxllm.tasks.classifier import short
 from jaxllm.tasks.inputs import RowError
 from jaxllm.tasks.model import SavedModel
@@ -17,7 +18,7 @@ from jaxllm.tasks.texts import TextPredictor
 CANDIDATES = 5  # of a mask
 
 
-def filler(model: SavedModel, batch_size: int) -> TextPredictor:
+def filler(model: SavedModel, batch_sizes: BatchSizes) -> TextPredictor:
     """`masks`: for each mask in the text the most probable tokens, best first, each with `token`,
     `token_id`, `score` (its probability) and, where the text has one mask, `text`, the text with
     the token in the mask's place.
@@ -62,7 +63,7 @@ def filler(model: SavedModel, batch_size: int) -> TextPredictor:
         best_of_each = zip(scores_PK[:count].tolist(), ids_PK[:count].tolist(), strict=True)
         return {"masks": [list(map(candidate, *best)) for best in best_of_each]}
 
-    return TextPredictor.of(model, batch_size, forward, answer)
+    return TextPredictor.of(model, batch_sizes, forward, answer)
 
 
 def fill(tokenizer: Any, text: str, token_id: int) -> str:

@@ -16,7 +16,7 @@ from jaxllm.data.tokenizer import Encoder
 from jaxllm.errors import InputError
 from jaxllm.objectives import Apply, Objective, labelled
 from jaxllm.pretrained import hf
-from jaxllm.tasks.batched import EncodedLine, Predictor
+from jaxllm.tasks.batched import BatchSizes, EncodedLine, Predictor
 from jaxllm.tasks.classifier import short
 from jaxllm.tasks.evaluation import Evaluator
 from jaxllm.tasks.inputs import InputFormat, RowError, column, parse_object
@@ -103,11 +103,11 @@ class ChoicePredictor(Predictor):
     encoder: Encoder
 
     @classmethod
-    def of(cls, model: SavedModel, batch_size: int) -> "ChoicePredictor":
+    def of(cls, model: SavedModel, batch_sizes: BatchSizes) -> "ChoicePredictor":
         """The predictor of a saved model."""
         form = model.form
         encoder = Encoder(model.tokenizer, form.max_length, form.truncation, pair=True)
-        return cls(form, batch_size, model.forward(lambda output: output.logits), encoder)
+        return cls(form, batch_sizes, model.forward(lambda output: output.logits), encoder)
 
     def parse(self, line: bytes) -> _Choices:
         form = self.form

@@ -50,7 +50,7 @@ def predict(model: str, input: str, output: str, batch_size: int = 32) -> dict[s
     predictor = load_predictor(model, batch_size)
     counts = {"rows": 0, "errors": 0, "truncated": 0}
     # First the input, then the output: of two named pipes the other side has to know the order.
-    size = predictor.batch_size * WINDOW_BATCHES
+    size = predictor.batch_sizes[1] * WINDOW_BATCHES
     with _reader(input, size) as windows, _writer(output) as sink:
         for window in windows:
             if not counts["rows"]:
@@ -140,6 +140,7 @@ def load_predictor(model: str, batch_size: int) -> "Predictor":
 
     from jaxllm.sharding import batch_shards, make_mesh
     from jaxllm.tasks.answerer import Answerer
+    from jaxllm.tasks.batched import BatchSizes
     from jaxllm.tasks.classifier import classifier
     from jaxllm.tasks.embedder import embedder
     from jaxllm.tasks.filler import filler
@@ -147,7 +148,7 @@ def load_predictor(model: str, batch_size: int) -> "Predictor":
     from jaxllm.tasks.multiple_choice import ChoicePredictor
     from jaxllm.tasks.tagger import Tagger
 
-    predictors: dict[str, Callable[[SavedModel, int], Predictor]] = {
+    predictors: dict[str, Callable[[SavedModel, BatchSizes], Predictor]] = {
         "sequence-classification": classifier,
         "token-classification": Tagger.of,
         "sentence-embedding": embedder,
@@ -159,4 +160,4 @@ def load_predictor(model: str, batch_size: int) -> "Predictor":
     mesh = make_mesh(devices=jax.local_devices())
     shards = batch_shards(mesh)
     saved = SavedModel.load(model, mesh)
-    return predictors[saved.form.task](saved, -(-batch_size // shards) * shards)
+    return predictors[saved.form.task](saved, (shards, -(-batch_size // shards) * shards))

@@ -13,7 +13,7 @@ from jaxllm.data.tokenizer import WordEncoder
 from jaxllm.entities import entities_in
 from jaxllm.metrics import softmax
 from jaxllm.pretrained.saving import INPUT_FILE
-from jaxllm.tasks.batched import EncodedLine, Predictor
+from jaxllm.tasks.batched import BatchSizes, EncodedLine, Predictor
 from jaxllm.tasks.classifier import short
 from jaxllm.tasks.inputs import InputFormat, RowError, column, parse_object
 from jaxllm.tasks.model import SavedModel, label_names
@@ -40,14 +40,14 @@ class Tagger(Predictor):
     repaired: bool
 
     @classmethod
-    def of(cls, model: SavedModel, batch_size: int) -> "Tagger":
+    def of(cls, model: SavedModel, batch_sizes: BatchSizes) -> "Tagger":
         """The predictor of a saved model; InputError where its labels are no tags of entities."""
         form, names = model.form, label_names(model.config)
         check_names(names, "the model's labels (id2label)")
         encoder = WordEncoder(model.tokenizer, form.max_length, form.truncation)
         repaired = not (model.directory / INPUT_FILE).is_file()
         logits = model.forward(lambda out: out.logits)
-        return cls(form, batch_size, logits, encoder, names, repaired)
+        return cls(form, batch_sizes, logits, encoder, names, repaired)
 
     def parse(self, line: bytes) -> "Words":
         return parse_words(line, self.form)

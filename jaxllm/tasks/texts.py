@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxllm.data.tokenizer import Encoded, Encoder
-from jaxllm.tasks.batched import EncodedLine, Predictor, Row
+from jaxllm.tasks.batched import BatchSizes, EncodedLine, Predictor, Row
 from jaxllm.tasks.inputs import InputFormat, RowError, parse_line
 from jaxllm.tasks.model import SavedModel
 
@@ -26,7 +26,7 @@ class TextPredictor(Predictor):
     def of(
         cls,
         model: SavedModel,
-        batch_size: int,
+        batch_sizes: BatchSizes,
         forward: Callable[[dict[str, np.ndarray]], Any],
         tell: Callable[[Any, str], dict[str, Any]],
     ) -> "TextPredictor":
@@ -34,7 +34,7 @@ class TextPredictor(Predictor):
         form = model.form
         pair = form.text_pair is not None
         encoder = Encoder(model.tokenizer, form.max_length, form.truncation, pair=pair)
-        return cls(form, batch_size, forward, encoder, tell)
+        return cls(form, batch_sizes, forward, encoder, tell)
 
     def parse(self, line: bytes) -> tuple[str, str | None]:
         return parse_line(line, self.form)
