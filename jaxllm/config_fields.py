@@ -18,6 +18,8 @@ class ModelConfig:
         generator: pretraining of an ELECTRA at `path`: directory or Hub id of its generator; null =
             the directory `generator` within that of `path`, where jaxllm puts it
         problem_type: one label a row, several labels a row, or a number
+        new_head: where the head at `path` is for other labels than those of the data: train a new
+            last layer in place of its own, with a warning, or stop
         pooling: sentence-embedding: the mean or the maximum of a text's tokens, or its first token;
             auto = as sentence-transformers' files at `path` say, else the mean
         normalize: sentence-embedding: scale vectors to length 1; null = as those files say, else
@@ -50,6 +52,7 @@ class ModelConfig:
     problem_type: Literal[
         "single_label_classification", "multi_label_classification", "regression"
     ] = "single_label_classification"
+    new_head: Literal["warn", "error"] = "warn"
     pooling: Literal["auto", "mean", "cls", "max"] = "auto"
     normalize: bool | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -474,8 +474,8 @@ def test_evaluating_with_what_does_not_fit_is_refused(base_config, saved, job, t
         "model.problem_type: found regression": change(
             config, model={"problem_type": "regression"}, data={"labels": None}
         ),
-        "data.labels: found ['meh', '很差', 'great fun'], but the model": change(
-            config, data={"labels": ["meh", "很差", "great fun"]}
+        "data.labels: found ['meh', '很差', 'dull'], but the model": change(
+            config, data={"labels": ["meh", "很差", "dull"]}
         ),
     }
     (tmp_path / "file").touch()

@@ -5,9 +5,9 @@ import hashlib
 import json
 import logging
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -81,6 +81,12 @@ class Examples:
         """The examples of an epoch: the same in each."""
         return self
 
+    def reordered(self, order: np.ndarray) -> Self:
+        """The examples with label i as label order[i], of int32[C] `order`; -1 is no label."""
+        if self.labels is None or np.array_equal(order, np.arange(len(order))):
+            return self
+        return replace(self, labels=renumbered(self.labels, order))
+
     @functools.cached_property
     def fingerprint(self) -> int:
         """A checksum of what is trained on: tokens, where examples begin, labels."""
@@ -104,6 +110,15 @@ class Examples:
         """The arrays of a batch of `rows`, as `fill_packed` says."""
         per_row = self.slots(row_length, packing=packing)
         return fill_packed(self, rows, row_length=row_length, max_per_row=per_row, height=height)
+
+
+def renumbered(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Labels, ids or a column for each, in another order; see `Examples.reordered`."""
+    if labels.ndim == 2:
+        columns = np.empty_like(labels)
+        columns[:, order] = labels
+        return columns
+    return np.append(order, np.int32(-1))[labels]
 
 
 def load_examples(

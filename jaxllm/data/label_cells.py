@@ -30,12 +30,13 @@ class LabelNames:
     Args:
         names: in the order of their ids.
         told: the user has said which ids they have, so that whole numbers and 0/1 vectors can be
-            read by them.
+            read by them. Names that are but numbered tell it themselves.
     """
 
     def __init__(self, names: list[str], *, told: bool):
         self._exact = set(names)
-        self._ids = names if told and all(whole(name) is None for name in names) else []
+        numbers = any(whole(name) is not None for name in names)
+        self._ids = names if (told and not numbers) or unnamed(names) else []
         counts = Counter(map(_key, names))
         self._alike = {key: name for name in names if counts[key := _key(name)] == 1}
         self.separable = not any(re.search("[,;]", name) for name in names)
@@ -60,6 +61,11 @@ class LabelNames:
     def masks(self, name: str) -> bool:
         """Whether `name` is an id that stands for no label."""
         return bool(self._ids) and whole(name) in MASKED
+
+
+def unnamed(names: list[str]) -> bool:
+    """Whether they are transformers' LABEL_0, LABEL_1, … of a model that nobody gave names."""
+    return bool(names) and names == [f"LABEL_{i}" for i in range(len(names))]
 
 
 def item_name(value: Any) -> tuple[str, None] | tuple[None, str]:

@@ -3,8 +3,8 @@
 import hashlib
 import itertools
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from jaxllm.config_fields import DataConfig
 from jaxllm.data import cache
 from jaxllm.data.bad_rows import BadRows
 from jaxllm.data.builder import text_fault
-from jaxllm.data.corpus import Examples, ReadReport, log_report, sources_of
+from jaxllm.data.corpus import Examples, ReadReport, log_report, renumbered, sources_of
 from jaxllm.data.packing import Rows, fill_packed, ranges, starts_of
 from jaxllm.data.rows import CHUNK, Row, Source
 from jaxllm.data.tags import check_names, retagged, scheme_of, tag_fault, tag_names
@@ -65,6 +65,13 @@ class Sentences(Examples):
             "labels": np.maximum(labels_BT, 0),
             "label_weights": (labels_BT >= 0).astype(np.float32),
         }
+
+    def reordered(self, order: np.ndarray) -> Self:
+        """As `Examples.reordered`, the labels of words too."""
+        changed = super().reordered(order)
+        if changed is self:
+            return self
+        return replace(changed, word_labels=renumbered(self.word_labels, order))
 
     def words(self, i: int) -> list[str]:
         """The words of example i."""

@@ -1,7 +1,7 @@
 """Checkpoints of transformers, in and out: config, weights, tokenizer. No torch is needed."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -46,23 +46,41 @@ def load_config(path: str | Path | None, **overrides: Any) -> Any:
 
 
 def load_params(
-    directory: Path, config: Any, abstract: dict[str, Any], *, init: Callable[[str], Any]
+    directory: Path,
+    config: Any,
+    abstract: dict[str, Any],
+    *,
+    init: Callable[[str], Any],
+    dropped: Collection[str] = (),
 ) -> tuple[dict[str, Any], LoadReport]:
     """The parameters that `abstract` describes, from the weights in a directory.
 
     `abstract`: jax.ShapeDtypeStructs, placed by their `.sharding` where it is set. `init(path)`
-    gives a parameter of a head that the checkpoint lacks. One tensor at a time is on the host
-    beside what is already placed. Raises InputError with every missing, surplus or wrongly shaped
-    tensor, before any is placed.
+    gives a parameter of a head that the checkpoint lacks, and those at the paths `dropped`. One
+    tensor at a time is on the host beside what is already placed. Raises InputError with every
+    missing, surplus or wrongly shaped tensor, before any is placed.
     """
     tensors = read_tensors(directory)
     family = FAMILIES[config.model_type]
-    params, report = loading.load(family, tensors, abstract, directory, init)
+    params, report = loading.load(family, tensors, abstract, directory, init, dropped)
     if report.new:
         log.warning("%s: newly initialised, to be trained: %s", directory, ", ".join(report.new))
     if report.unused:
         log.info("%s: tensors left unused: %s", directory, ", ".join(report.unused))
     return params, report
+
+
+def stored_outputs(directory: Path, config: Any, paths: Collection[str]) -> set[int]:
+    """How many outputs the layers of the parameters at `paths` have in the weights of a directory;
+    none where the weights lack them.
+    """
+    family = FAMILIES[config.model_type]
+    found = set()
+    for name, source in loading.gather(family, read_tensors(directory), directory).items():
+        leaf = family.leaf_of(name)
+        if leaf is not None and leaf.path in paths:
+            found.add(source.tensor.shape[-1 if source.flax else 0])
+    return found
 
 
 def save_pretrained(

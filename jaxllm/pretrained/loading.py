@@ -1,6 +1,6 @@
 """From a checkpoint's tensors to a tree of arrays, each read once and put where it belongs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,13 +85,17 @@ def merge_tied(
 
 
 def fit(
-    family: Family, sources: dict[str, Source], shapes: dict[str, tuple[int, ...]], where: Path
+    family: Family,
+    sources: dict[str, Source],
+    shapes: dict[str, tuple[int, ...]],
+    where: Path,
+    dropped: Collection[str] = (),
 ) -> tuple[dict[str, list[Source]], list[str], list[str]]:
     """(the sources of each path, new paths, unused tensors) for parameters of these shapes.
 
-    A head that the checkpoint has no tensor of is new, tensors of a head that the model lacks are
-    unused. Raises InputError with every other missing, surplus, wrongly shaped or wrongly typed
-    tensor.
+    A head that the checkpoint has no tensor of is new, and so are the paths `dropped`; tensors of a
+    head that the model lacks, and of these paths, are unused. Raises InputError with every other
+    missing, surplus, wrongly shaped or wrongly typed tensor.
     """
     plan: dict[str, list[Source]] = {}
     new: list[str] = []
@@ -102,7 +106,7 @@ def fit(
     for path, shape in shapes.items():
         leaf = family.by_path[path]
         head = family.head(leaf)
-        if head is not None and head not in heads:
+        if path in dropped or (head is not None and head not in heads):
             new.append(path)
             continue
         plan[path] = []
@@ -122,7 +126,8 @@ def fit(
     for name in sources.keys() - taken:
         leaf_or_none = rows[name]
         known = leaf_or_none is not None and family.head(leaf_or_none) is not None
-        if known and leaf_or_none is not None and leaf_or_none.path not in shapes:
+        path = "" if leaf_or_none is None else leaf_or_none.path
+        if known and (path not in shapes or path in dropped):
             unused.append(sources[name].name)
         else:
             problems["unexpected"].append(sources[name].name)
@@ -151,17 +156,19 @@ def load(
     abstract: dict[str, Any],
     where: Path,
     init: Callable[[str], Any],
+    dropped: Collection[str] = (),
 ) -> tuple[dict[str, Any], LoadReport]:
     """The parameter tree of `abstract`, with a report.
 
-    Shapes are checked before anything is read.
+    Shapes are checked before anything is read. `dropped`: paths to take from `init`, whatever the
+    checkpoint has.
     """
     leaves: dict[str, jax.ShapeDtypeStruct] = {}
     map_params(leaves.__setitem__, abstract)
     sources = gather(family, tensors, where)
     copies = merge_tied(family, sources, where, check=family.tied_head in abstract)
     shapes = {path: struct.shape for path, struct in leaves.items()}
-    plan, new, unused = fit(family, sources, shapes, where)
+    plan, new, unused = fit(family, sources, shapes, where, dropped)
     arrays: dict[str, jax.Array] = {}
     # Largest first: while there is little else, so that the peak stays near the sum of all.
     for path in sorted(plan, key=lambda path: -leaves[path].size):

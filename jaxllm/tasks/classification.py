@@ -12,15 +12,16 @@ from jaxllm.data.corpus import Examples, load_examples
 from jaxllm.errors import InputError
 from jaxllm.objectives import Apply, labelled
 from jaxllm.tasks.evaluation import Evaluator
+from jaxllm.tasks.head import fitted, matched
 from jaxllm.tasks.inputs import InputFormat
 from jaxllm.tasks.model import (
     MULTI,
     SINGLE,
     check_fit,
     head_config,
-    label_names,
     problem_type,
 )
+from jaxllm.tasks.storage import OneModel
 from jaxllm.tasks.task import Task
 from jaxllm.train import make_eval_step
 
@@ -33,16 +34,21 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     """The task on a configuration's data, see `task.Prepare`."""
     problem = config.model.problem_type
     train = dev = None
+    told = config.data.told_labels
     if saved is None:
-        names = config.data.labels
-        train, names = load_examples(
-            config.data, "train", tokenizer, problem_type=problem, labels=names
+        train, found = load_examples(
+            config.data, "train", tokenizer, problem_type=problem, labels=told
         )
+        head = fitted(config, found, HEAD)
+        train = train.reordered(head.order)
     else:
         _check_problem(config, saved)
-        names = known_labels(config, saved)
+        head = matched(config, saved)
+        found = told or head.names
     if config.data.has_dev:
-        dev, _ = load_examples(config.data, "dev", tokenizer, problem_type=problem, labels=names)
+        dev, _ = load_examples(config.data, "dev", tokenizer, problem_type=problem, labels=found)
+        dev = dev.reordered(head.order)
+    names = head.names
     metric = check_metric(config, names)
     model_config = head_config(config, names) if saved is None else saved
     check_fit(
@@ -63,6 +69,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         evaluator=None if dev is None else partial(evaluator, config, dev, names),
         metric=metric,
         save_extras=InputFormat.of(config).save,
+        storage=OneModel(HEAD, model_config, new=head.new),
     )
 
 
@@ -91,19 +98,6 @@ def _check_problem(config: Config, saved: Any) -> None:
             f"model.problem_type: found {config.model.problem_type}, but the model at "
             f"{config.model.path} was trained for {problem}; set model.problem_type={problem}"
         )
-
-
-def known_labels(config: Config, model_config: Any) -> list[str]:
-    """The saved model's label names; data.labels where it has none of its own."""
-    names, wanted = label_names(model_config), config.data.labels
-    if not wanted or wanted == names:
-        return names
-    if len(wanted) == len(names) and names == [f"LABEL_{i}" for i in range(len(names))]:
-        return wanted
-    raise InputError(
-        f"data.labels: found {wanted}, but the model at {config.model.path} has {names}; set "
-        "data.labels to those, or to null"
-    )
 
 
 def check_metric(config: Config, names: list[str]) -> str:

@@ -34,17 +34,18 @@ class Storage(Protocol):
 
 @dataclass(frozen=True)
 class OneModel:
-    """All parameters are those of one head."""
+    """All parameters are those of one head. `new`: paths that are not taken from a checkpoint."""
 
     head: str
     config: Any
     answers: str = "."
+    new: frozenset[str] = frozenset()
 
     def save(self, directory: Path, params: Any, tokenizer: Any) -> None:
         hf.save_pretrained(directory, params, self.config, self.head, tokenizer=tokenizer)
 
     def load(self, directory: Path, abstract: Any, init: Init) -> Any:
-        return hf.load_params(directory, self.config, abstract, init=init)[0]
+        return hf.load_params(directory, self.config, abstract, init=init, dropped=self.new)[0]
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,12 @@ from jaxllm.files import write_atomic
 from jaxllm.metric_report import majority, one_class
 from jaxllm.metrics import Sums, check_finite, softmax
 from jaxllm.objectives import Apply, labelled
-from jaxllm.tasks.classification import known_labels, training_loss
+from jaxllm.tasks.classification import training_loss
 from jaxllm.tasks.evaluation import outputs_of, read_summary
+from jaxllm.tasks.head import fitted, matched
 from jaxllm.tasks.inputs import InputFormat
 from jaxllm.tasks.model import check_fit, head_config
+from jaxllm.tasks.storage import OneModel
 from jaxllm.tasks.task import Task
 from jaxllm.train import make_eval_step
 
@@ -38,12 +40,17 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     """The task on a configuration's data, see `task.Prepare`."""
     train = dev = None
     if saved is None:
-        train, names = load_sentences(config.data, "train", tokenizer, config.data.labels)
+        train, found = load_sentences(config.data, "train", tokenizer, config.data.labels)
+        head = fitted(config, found, HEAD)
+        train, names = train.reordered(head.order), head.names
     else:
-        names = known_labels(config, saved)
+        head = matched(config, saved)
+        names = head.names
+        found = config.data.labels or names
         check_names(names, f"{config.model.path}: the labels")
     if config.data.has_dev:
-        dev, _ = load_sentences(config.data, "dev", tokenizer, names)
+        dev, _ = load_sentences(config.data, "dev", tokenizer, found)
+        dev = dev.reordered(head.order)
     model_config = head_config(config, names) if saved is None else saved
     check_fit(model_config, tokenizer, config.data.max_length, pair=False)
     loss_fn = training_loss(config, names)
@@ -63,6 +70,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         metric=_metric(config, names),
         # Prediction also takes plain text, whatever the column of the words is called.
         save_extras=replace(InputFormat.of(config), text="text").save,
+        storage=OneModel(HEAD, model_config, new=head.new),
     )
 
 
