@@ -28,6 +28,7 @@ class Job:
         metric: which of them picks the best model.
         higher_is_better: the direction of `metric`.
         export: writes a model directory, which does not exist yet. Called in all processes.
+        peak_rate: real tokens/s that would take all FLOP/s of the devices; None = not known.
         report: writes the final report, of parameters and the step they are of, into the run
             directory. Called in all processes.
     """
@@ -43,3 +44,4 @@ class Job:
     higher_is_better: bool
     export: Callable[[Any, Path], None]
     report: Callable[[Any, Path, int], None]
+    peak_rate: float | None = None

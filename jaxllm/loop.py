@@ -257,7 +257,8 @@ def _finish(run: _Run, state: Any) -> dict[str, float]:
         job.report(params, directory.path, best or progress.step)
     if directory.writer:
         curves.draw(read_records(directory.path / METRICS), directory.path / "curves.png")
-    result = summary.of_run(progress, run.meter.clock, time.perf_counter() - run.began)
+    wall_seconds = time.perf_counter() - run.began
+    result = summary.of_run(progress, run.meter.clock, wall_seconds, job.peak_rate)
     directory.write_summary(result)
     return result
 

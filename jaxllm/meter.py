@@ -84,6 +84,8 @@ class StepMeter:
         progress, (real, padded, seconds) = self._progress, self._logged
         self._logged = (progress.real_tokens, progress.padded_tokens, self.clock.seconds)
         took = self._logged[2] - seconds
+        rate = tokens_per_second(progress.real_tokens - real, took)
+        peak = self._job.peak_rate
         means = progress.take_window()
         return {
             "step": progress.step,
@@ -91,8 +93,9 @@ class StepMeter:
             "loss": means.pop("loss", math.nan),
             "learning_rate": float(self._job.learning_rate(progress.step - 1)),
             **means,
-            "real_tokens_per_second": tokens_per_second(progress.real_tokens - real, took),
+            "real_tokens_per_second": rate,
             "padded_tokens_per_second": tokens_per_second(progress.padded_tokens - padded, took),
+            **({} if peak is None else {"mfu": rate / peak}),
         }
 
     def _check_finite(self, sums: dict[str, tuple[float, float]], batch: "LoadedBatch") -> None:

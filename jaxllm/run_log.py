@@ -107,6 +107,8 @@ class RunLog:
         self._write(record, "train/")
         rate = record["real_tokens_per_second"]
         shown = f"loss {record['loss']:.4f} lr {record['learning_rate']:.2e} {rate:,.0f} tokens/s"
+        if "mfu" in record:
+            shown += f" MFU {record['mfu']:.1%}"
         epoch = self._epoch(record["epoch"])
         self._bar.set_description_str(epoch, refresh=False)
         self._bar.set_postfix_str(shown, refresh=False)

@@ -1,4 +1,4 @@
-"""Tokens per second, step-time percentiles, FLOPs per token and MFU, formulas written out."""
+"""Tokens per second, step-time percentiles, peaks of devices, and the clock of a run's steps."""
 
 import contextlib
 import math
@@ -42,45 +42,15 @@ def percentiles(seconds: Sequence[float], which: Sequence[int] = (50, 90, 99)) -
     return {p: ordered[max(0, math.ceil(p / 100 * len(ordered)) - 1)] for p in which}
 
 
-def effective_length(lengths: Sequence[int]) -> float:
-    """Mean segment length weighted by tokens, sum(n²) / sum(n): the keys a token attends to."""
-    total = sum(lengths)
-    return sum(n * n for n in lengths) / total if total else 0.0
+def tokens_per_second_at_peak(
+    flops_per_token: float, device_kind: str, devices: int
+) -> float | None:
+    """Tokens/s that would take all FLOP/s of the devices: tokens/s over it are the MFU.
 
-
-def encoder_flops_per_token(
-    *,
-    layers: int,
-    width: int,
-    mlp_width: int,
-    attended: float,
-    outputs: int = 0,
-    head_fraction: float = 0.0,
-) -> float:
-    """Training FLOPs (forward and backward, no recomputation) per real token of a BERT encoder.
-
-        6·L·(4d² + 2·d·F)  +  12·L·d·T_eff  +  6·f·(d² + d·V)
-
-    The first term is the matrix products of the blocks, the second attention scores and values,
-    the third the head: a dense d×d (pooler, or the masked-LM transform) and the projection to
-    `outputs`.
-
-    Args:
-        layers, width, mlp_width: L, d and F.
-        attended: T_eff, see `effective_length`; the row length for rows of one segment.
-        outputs: V, the vocabulary for masked LM, the number of labels for classification.
-        head_fraction: f, the share of tokens that go through the head (0.15 for masked LM; examples
-            divided by tokens for classification).
+    None for a device that is not in the table.
     """
-    body = 6 * layers * (4 * width**2 + 2 * width * mlp_width)
-    attention = 12 * layers * width * attended
-    head = 6 * head_fraction * (width**2 + width * outputs)
-    return body + attention + head
-
-
-def mfu(real_tokens_per_second: float, flops_per_token: float, peak: float) -> float:
-    """Model FLOPs utilisation: tokens/s · FLOPs per token / peak FLOP/s of all devices together."""
-    return real_tokens_per_second * flops_per_token / peak
+    peak = peak_flops(device_kind)
+    return None if peak is None else peak * devices / flops_per_token
 
 
 def peak_host_memory_bytes() -> int:
@@ -134,10 +104,16 @@ class StepClock:
         return new
 
     @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Does not count the time inside."""
+        self.stop()
+        yield
+        self.start()
+
+    @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:
         """Counts the time inside as compilation."""
-        self.stop()
-        began = time.perf_counter()
-        yield
-        self.compile_seconds += time.perf_counter() - began
-        self.start()
+        with self.paused():
+            began = time.perf_counter()
+            yield
+            self.compile_seconds += time.perf_counter() - began

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllm import loop, models, pretraining_objectives
+from jaxllm import loop, models, pretraining_objectives, throughput
 from jaxllm.config_fields import (
     Config,
     DataConfig,
@@ -97,8 +97,9 @@ TASKS = {"masked-lm": lambda config: config, "pretraining": pairs}
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_run_from_files_to_a_model_that_is_judged_again(config, task, tmp_path):
+def test_a_run_from_files_to_a_model_that_is_judged_again(config, task, tmp_path, monkeypatch):
     config = TASKS[task](config)
+    monkeypatch.setitem(throughput.PEAK_FLOPS, "cpu", 1e12)
     summary = loop.train(config)
     expected = {"loss", "masked_accuracy", "perplexity", "surplus_masks"}
     if task == "pretraining":
@@ -108,6 +109,11 @@ def test_a_run_from_files_to_a_model_that_is_judged_again(config, task, tmp_path
     assert summary["eval/perplexity"] == pytest.approx(math.exp(masked))
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     chance = math.log(config.model.config["vocab_size"])
+    flops = 1e12 * first["mfu"] / first["real_tokens_per_second"]  # of a token
+    blocks = 6 * 2 * (4 * 32**2 + 2 * 32 * 64)
+    assert blocks < flops < 1.5 * blocks
+    found = 1e12 * summary["train/mfu"] / summary["train/real_tokens_per_second"]
+    assert found == pytest.approx(flops)
     assert first["loss"] == pytest.approx(chance + (task == "pretraining") * math.log(2), abs=0.4)
     saved = change(
         config, model={"path": str(tmp_path / "run/model"), "tokenizer": None, "config": {}}

@@ -94,6 +94,21 @@ def test_an_early_stop_is_told(tmp_path, monkeypatch, said, patience, scores, ex
     assert stops == ([] if expected is None else [f"Early stop: {expected}"])
 
 
+def test_mfu_stands_beside_tokens_per_second_where_the_peak_is_known(tmp_path, monkeypatch, said):
+    monkeypatch.setattr(curves, "draw", lambda *_, **__: None)
+    config = make_config(tmp_path, **{"train.steps": 4})
+    job = build(config)
+    job.peak_rate = 1e5
+    summary = loop.run(job, config)
+    (record,) = [r for r in read_records(tmp_path / "metrics.jsonl") if "loss" in r]
+    assert record["mfu"] == record["real_tokens_per_second"] / 1e5
+    assert summary["train/mfu"] == summary["train/real_tokens_per_second"] / 1e5
+    assert f" tokens/s MFU {record['mfu']:.1%}" in said()[1]
+    unknown = make_config(tmp_path / "cpu", **{"train.steps": 4})
+    assert "train/mfu" not in loop.run(build(unknown), unknown)
+    assert "MFU" not in said()[-2]
+
+
 def test_compiling_is_told_and_only_then(tmp_path, monkeypatch, said):
     monkeypatch.setattr(curves, "draw", lambda *_, **__: None)
     told = []

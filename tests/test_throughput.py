@@ -5,8 +5,13 @@ import time
 
 import numpy as np
 import pytest
+from transformers import BertConfig, ElectraConfig
 
 from jaxllm import throughput
+from jaxllm.data.corpus import ReadReport
+from jaxllm.data.groups import Groups
+from jaxllm.flops import effective_length, training_flops_per_token
+from jaxllm.models import module_parts
 from jaxllm.throughput import StepClock
 
 
@@ -21,28 +26,79 @@ from jaxllm.throughput import StepClock
         (24, 1024, 128, 1.0, 2044),
     ],
 )
-def test_encoder_flops_per_token(layers, width, length, fraction, million):
-    flops = throughput.encoder_flops_per_token(
-        layers=layers,
-        width=width,
-        mlp_width=4 * width,
-        attended=length,
-        outputs=30522,
-        head_fraction=fraction,
+def test_training_flops_per_token(layers, width, length, fraction, million):
+    config = BertConfig(
+        num_hidden_layers=layers,
+        hidden_size=width,
+        num_attention_heads=width // 64,
+        intermediate_size=4 * width,
     )
+    _, abstract = module_parts(config, "masked-lm")
+    lengths = np.full(3, length)
+    flops = training_flops_per_token(abstract, config, "masked-lm", lengths, masked=fraction)
     assert flops / 1e6 == pytest.approx(million, abs=0.6)
 
 
+TINY = {
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "vocab_size": 50,
+}
+
+
+@pytest.mark.parametrize(
+    ("head", "products"),
+    [
+        # Texts of 4 and 12 tokens: one in 8 tokens stands for a text; one in 4 is masked.
+        ("base", 0),
+        ("sequence-classification", (8 * 8 + 8 * 3) / 8),
+        ("multiple-choice", (8 * 8 + 8) / 8),
+        ("token-classification", 8 * 3),
+        ("masked-lm", (8 * 8 + 8 * 50) / 4),
+        ("pretraining", (8 * 8 + 8 * 50) / 4 + (8 * 8 + 8 * 2) / 8),
+    ],
+)
+def test_a_head_is_counted_for_the_tokens_that_it_is_about(head, products):
+    config = BertConfig(**TINY, num_labels=3)
+    _, abstract = module_parts(config, head)
+    found = training_flops_per_token(abstract, config, head, np.array([4, 12]), masked=0.25)
+    body = 2 * (4 * 8 * 8 + 2 * 8 * 16)
+    assert found == 6 * (body + products) + 12 * 2 * 8 * 10  # a token sees 10, on average
+
+
+def test_the_generator_of_electra_is_counted():
+    generator = {"hidden_size": 4, "num_attention_heads": 1, "intermediate_size": 8}
+    config = ElectraConfig(**TINY, embedding_size=2, generator=generator)
+    _, abstract = module_parts(config, "joint-pretraining")
+    lengths = np.array([4, 12])
+    found = training_flops_per_token(abstract, config, "joint-pretraining", lengths, masked=0.25)
+    body = 2 * 8 + 2 * (4 * 8 * 8 + 2 * 8 * 16) + 8 * 8 + 8 * 1
+    small = 2 * 4 + 2 * (4 * 4 * 4 + 2 * 4 * 8) + (4 * 2 + 2 * 50) / 4
+    assert found == 6 * (body + small) + 12 * 2 * (8 + 4) * 10
+
+
+def test_texts_of_a_group_attend_to_themselves_alone():
+    offsets = np.array([0, 3, 8, 9, 11])
+    none = np.zeros(0)
+    pairs = Groups(none, none, offsets, None, np.arange(2), ReadReport(), width=2)
+    assert pairs.lengths.tolist() == [8, 3]
+    assert pairs.text_lengths.tolist() == [3, 5, 1, 2]
+
+
 def test_effective_length_is_what_a_token_attends_to():
-    assert throughput.effective_length([128, 128]) == 128
-    assert throughput.effective_length([1, 3]) == 2.5  # one token sees 1, three see 3
-    assert throughput.effective_length([]) == 0
+    assert effective_length([128, 128]) == 128
+    assert effective_length([1, 3]) == 2.5  # one token sees 1, three see 3
+    assert effective_length([]) == 0
 
 
 def test_mfu():
     peak = throughput.peak_flops("NVIDIA H200")
     assert peak == 989.4e12
-    assert throughput.mfu(907_000, 545e6, peak) == pytest.approx(0.5, abs=0.001)
+    full = throughput.tokens_per_second_at_peak(545e6, "NVIDIA H200", 4)
+    assert 4 * 907_000 / full == pytest.approx(0.5, abs=0.001)
+    assert throughput.tokens_per_second_at_peak(545e6, "cpu", 4) is None
     assert throughput.peak_flops("TPU v5 lite") == 197e12
     assert throughput.peak_flops("cpu") is None
 
@@ -80,6 +136,8 @@ def test_the_clock_counts_steps_alone(monkeypatch):
     now[0] += 50  # an evaluation
     clock.start()
     clock.start()  # once is enough
+    with clock.paused():
+        now[0] += 11
     now[0] += 3
     clock.lap()
     assert (clock.seconds, clock.compile_seconds, clock.laps) == (105.0, 12.0, [2.0, 3.0])

@@ -77,6 +77,11 @@ class Examples:
         """int64[n]: tokens of each example."""
         return np.diff(self.offsets)
 
+    @property
+    def text_lengths(self) -> np.ndarray:
+        """Tokens of each text that attends to itself alone: an example is one, or several."""
+        return np.diff(self.offsets)
+
     def at(self, epoch: int) -> "Examples":
         """The examples of an epoch: the same in each."""
         return self

@@ -173,6 +173,11 @@ class EpochExamples:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def text_lengths(self) -> np.ndarray:
+        """As `lengths`: both texts of a pair attend to each other."""
+        return self.lengths
+
     def lengths_of(self, members: np.ndarray) -> np.ndarray:
         """int64[m]: tokens of the examples `members`."""
         return self.lengths[members]

@@ -1,5 +1,6 @@
 """Model families: which module a transformers config and a task name, and its parameters."""
 
+import math
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.errors import InputError
-from jaxllm.models import bert, distilbert, electra, modernbert_heads, roberta
+from jaxllm.models import bert, distilbert, electra, modernbert, modernbert_heads, roberta
 from jaxllm.models.encoder import Encoder
 
 Params = dict[str, Any]  # nested dict of arrays
@@ -85,6 +86,13 @@ def apply_fn(graphdef: Any) -> Callable[..., Any]:
         return nnx.merge(graphdef, params)(**inputs)
 
     return apply
+
+
+def windows(config: Any) -> list[float]:
+    """Of each layer, how many tokens a token sees at most; infinite where it sees all."""
+    if config.model_type in ENCODERS:
+        return [math.inf] * config.num_hidden_layers
+    return modernbert.windows(config)
 
 
 def max_tokens(config: Any) -> int:

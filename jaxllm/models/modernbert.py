@@ -5,6 +5,7 @@ tokens (global) and a window around each (local). Equal in numbers to transforme
 `config` is a transformers ModernBertConfig.
 """
 
+import math
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,6 +25,11 @@ from jaxllm.models.outputs import EncoderOutput
 from jaxllm.sharding import constrain
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"  # names in config.layer_types
+
+
+def windows(config: Any) -> list[float]:
+    """See `models.windows`."""
+    return [math.inf if k == GLOBAL else config.local_attention for k in config.layer_types]
 
 
 def make_dense(config: Any, **options: Any) -> Any:

@@ -18,6 +18,7 @@ from jaxllm.data.loader import TrainLoader
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
 from jaxllm.files import finite, write_atomic, write_json, writing
+from jaxllm.flops import training_flops_per_token
 from jaxllm.job import Job
 from jaxllm.optim import (
     check_frozen,
@@ -38,6 +39,7 @@ from jaxllm.tasks import (
 )
 from jaxllm.tasks.model import check_head, computation, initial_params, load_saved, place
 from jaxllm.tasks.task import SMALLER_IS_BETTER, Prepare
+from jaxllm.throughput import tokens_per_second_at_peak
 from jaxllm.train import flatten, init_state, make_train_step, state_shapes
 from jaxllm.vocabulary import Vocabulary
 
@@ -127,6 +129,16 @@ def build(config: Config) -> Job:
         model = shlex.quote(str(directory / "model" / task.stored().answers))
         logger.info("next: jaxllm predict --model %s --input FILE --output FILE", model)
 
+    # Where parameters are frozen, part of the backward pass is not computed.
+    peak_rate = None
+    if not frozen:
+        lengths = task.train.at(0).text_lengths
+        flops = training_flops_per_token(
+            abstract, task.model_config, task.head, lengths, masked=config.data.mask_rate
+        )
+        kind, count = mesh.devices.flat[0].device_kind, mesh.devices.size
+        peak_rate = tokens_per_second_at_peak(flops, kind, count)
+
     return Job(
         state=state,
         state_shape=state_shapes(state),
@@ -139,6 +151,7 @@ def build(config: Config) -> Job:
         higher_is_better=task.metric not in SMALLER_IS_BETTER,
         export=export,
         report=report,
+        peak_rate=peak_rate,
     )
 
 
