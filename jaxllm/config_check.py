@@ -250,6 +250,9 @@ def _optimizer(optimizer: OptimizerConfig) -> None:
 def _train(train: TrainConfig, problem_type: str, labels: list[str] | None) -> None:
     for name in ("batch_size", "accumulation", "eval_batch_size"):
         _at_least(1, {f"train.{name}": getattr(train, name)})
+    profile = train.profile
+    fits = profile is None or (len(profile) == 2 and 1 <= profile[0] <= profile[1])
+    _require("train.profile", profile, fits, "a first and a last step, such as [10, 15], or null")
     for name in ("eval_every", "patience", "save_every"):
         _at_least(0, {f"train.{name}": getattr(train, name)})
     _require(

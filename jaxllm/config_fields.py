@@ -229,6 +229,8 @@ class TrainConfig:
             masked_accuracy, retrieval_accuracy or loss; null = the task's own
         patience: evaluations without a better metric before the run stops; 0 = never
         save_every: steps between checkpoints; 0 = at each evaluation
+        profile: first and last step, as metrics.jsonl counts them, of a trace that is left in
+            profile/ of run.dir; null = none
     """
 
     batch_size: int = 32
@@ -244,6 +246,7 @@ class TrainConfig:
     metric: str | None = None
     patience: int = 0
     save_every: int = 0
+    profile: list[int] | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from jaxllm.meter import RunError, StepMeter, epochs
 from jaxllm.progress import Progress
 from jaxllm.run_dir import RunDir, differences
 from jaxllm.run_log import METRICS, RunLog, read_records
+from jaxllm.step_trace import StepTrace
 
 if TYPE_CHECKING:
     from jaxllm.data.loader import LoaderState
@@ -85,6 +86,9 @@ def _run(build: Callable[[Config], Job], config: Config, directory: RunDir) -> d
         if directory.writer:
             trackers.check(config.run.trackers)
     job = build(config)
+    profile = config.train.profile
+    if profile is not None and profile[1] > job.total_steps:
+        raise InputError(f"train.profile: found {profile}, but the run has {job.total_steps} steps")
     checkpoints = Checkpoints(
         directory.checkpoints,
         keep=config.run.keep,
@@ -95,8 +99,9 @@ def _run(build: Callable[[Config], Job], config: Config, directory: RunDir) -> d
         with StopRequest() as stop:
             state, position, progress = _start(job, config, checkpoints)
             began -= progress.wall_seconds
-            with RunLog(directory, progress.step, job.total_steps) as log:
-                meter = StepMeter(job, progress, log, checkpoints, config.run.log_every)
+            traced = StepTrace(profile if directory.writer else None, directory.path / "profile")
+            with RunLog(directory, progress.step, job.total_steps) as log, traced as trace:
+                meter = StepMeter(job, progress, log, checkpoints, trace, config.run.log_every)
                 run = _Run(job, config, directory, checkpoints, log, stop, progress, meter, began)
                 state = _steps(run, state, position)
         return _finish(run, state)

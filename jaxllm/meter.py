@@ -1,5 +1,6 @@
 """Runs steps and reads what they measured, one step behind."""
 
+import contextlib
 import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from jaxllm.errors import InputError
 from jaxllm.job import Job, Metrics
 from jaxllm.progress import Progress
 from jaxllm.run_log import RunLog
+from jaxllm.step_trace import StepTrace
 from jaxllm.throughput import StepClock, tokens_per_second
 
 if TYPE_CHECKING:
@@ -38,11 +40,17 @@ class StepMeter:
     """
 
     def __init__(
-        self, job: Job, progress: Progress, log: RunLog, checkpoints: Checkpoints, every: int
+        self,
+        job: Job,
+        progress: Progress,
+        log: RunLog,
+        checkpoints: Checkpoints,
+        trace: StepTrace,
+        every: int,
     ) -> None:
         self.clock = StepClock(progress.train_seconds, progress.compile_seconds)
         self._job, self._progress, self._log = job, progress, log
-        self._checkpoints, self._every = checkpoints, every
+        self._checkpoints, self._trace, self._every = checkpoints, trace, every
         self._pending: tuple[Metrics, LoadedBatch] | None = None
         self._logged = (progress.real_tokens, progress.padded_tokens, self.clock.seconds)
 
@@ -52,14 +60,23 @@ class StepMeter:
         Raises:
             RunError: a metric of the step before is not finite.
         """
-        if self.clock.is_new(batch.arrays):
-            self.drain()  # or its execution would count as compilation
-            with self._log.compiling(), self.clock.compiling():
-                state, metrics = self._job.train_step(state, batch.arrays)
-        else:
+        number = self._progress.step + (self._pending is not None) + 1
+        if self._trace.begins(number):
+            self.drain()
+            with self.clock.paused():
+                self._trace.start()
+        with self._trace.step(number), contextlib.ExitStack() as stack:
+            if self.clock.is_new(batch.arrays):
+                self.drain()  # or its execution would count as compilation
+                stack.enter_context(self._log.compiling())
+                stack.enter_context(self.clock.compiling())
             state, metrics = self._job.train_step(state, batch.arrays)
         self.drain()
         self._pending = metrics, dataclasses.replace(batch, arrays={})
+        if self._trace.ends(number):
+            self.drain()
+            with self.clock.paused():
+                self._trace.stop()
         return state
 
     def drain(self) -> None:

@@ -1,7 +1,7 @@
 """The directory of a run: who may write it, whose it is, what it holds.
 
 run.dir/  config.yaml  metrics.jsonl  tensorboard/  wandb/  checkpoints/  model/  report.txt
-          curves.png  summary.json (written last: a run is finished when it is there)
+          curves.png  profile/  summary.json (written last: a run is finished when it is there)
 """
 
 import contextlib
@@ -46,6 +46,7 @@ HARMLESS = (
     "run.trackers",
     "run.tensorboard",  # what run.trackers was called
     "run.progress",
+    "train.profile",
     "data.workers",
     "data.cache_dir",
     "mesh.data",

@@ -105,10 +105,12 @@ class StepClock:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Does not count the time inside."""
+        """Does not count the time inside; then goes on as before."""
+        running = self._since is not None
         self.stop()
         yield
-        self.start()
+        if running:
+            self.start()
 
     @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:
