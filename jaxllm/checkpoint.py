@@ -216,8 +216,8 @@ class Checkpoints:
         directory = self.path(step)
         try:
             return read_about(directory)["about"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise self._damaged(step, f"{ABOUT}: {error}") from error
+        except Exception as error:  # a damaged file may be of any type and any depth
+            raise self._damaged(step, f"{ABOUT}: {type(error).__name__}: {error}") from error
 
     def _damaged(self, step: int, what: str) -> "DamagedError":
         others = [s for s in self._store.steps() if s != step]

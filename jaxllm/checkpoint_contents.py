@@ -12,8 +12,8 @@ ABOUT = "jaxllm.json"
 
 
 def read_about(directory: Path) -> dict[str, Any]:
-    """{"about": …, "files": …} of jaxllm.json; ValueError or KeyError where it is damaged."""
-    content = json.loads((directory / ABOUT).read_text())
+    """{"about": …, "files": …} of jaxllm.json; any exception where it is damaged."""
+    content = json.loads((directory / ABOUT).read_text(encoding="utf-8"))
     body = json.dumps([content["about"], content["files"]])
     if content["about"]["format"] != FORMAT:
         raise ValueError(f"format is {content['about']['format']!r}, not {FORMAT!r}")

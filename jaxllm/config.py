@@ -11,13 +11,13 @@ import dataclasses
 import json
 import re
 import types
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from jaxllm import config_renamed
+from jaxllm import config_renamed, yaml_text
 from jaxllm.config_check import check, nearest
 from jaxllm.config_fields import (
     Config,
@@ -29,6 +29,7 @@ from jaxllm.config_fields import (
     TrainConfig,
 )
 from jaxllm.errors import InputError
+from jaxllm.files import reading
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -59,22 +60,6 @@ _KEYS = list(_TYPES)
 _UNIONS = (types.UnionType, Union)
 
 
-class _Loader(yaml.SafeLoader):
-    pass
-
-
-class _Dumper(yaml.SafeDumper):
-    pass
-
-
-for _yaml in (_Loader, _Dumper):  # the dumper must know, too, to quote the text "2e-5"
-    _yaml.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?$"),
-        list("-+.0123456789"),
-    )
-
-
 def from_yaml(path: str | Path) -> Config:
     """The configuration of a YAML file, checked; keys that are not in the file have their defaults.
 
@@ -92,7 +77,7 @@ def from_yaml(path: str | Path) -> Config:
 def to_yaml(config: Config) -> str:
     """YAML with every field; `from_yaml` of it is equal to `config`."""
     values = dataclasses.asdict(config)
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml_text.dump(values)
 
 
 def load(argv: list[str], prog: str = "jaxllm train") -> Config:
@@ -117,7 +102,11 @@ def load(argv: list[str], prog: str = "jaxllm train") -> Config:
         for file in paths:
             values |= _read(Path(file), renamed)
         argv = config_renamed.options(argv, renamed)
-        options.set_defaults(values)
+        # Only where an option may add to a value, or help shows it: jsonargparse copies a list for
+        # each of its items, half a minute for one of 2,000.
+        shown = bool({"-h", "--help"} & set(argv))
+        mentioned = {k: x for k, x in values.items() if shown or any(k in word for word in argv)}
+        options.set_defaults(mentioned)
         before, given = options.parse_args([]), options.parse_args(argv)
     except (ArgumentError, argparse.ArgumentError) as error:
         raise InputError(_explain(str(error))) from None
@@ -169,8 +158,14 @@ def _read(path: Path, renamed: list[str]) -> dict[str, Any]:
 
     `renamed` gets the place of each key that has another name now.
     """
+    with reading(path, "a configuration in YAML", "write it again, or restore it from a copy"):
+        return _values(path, _compose(path), renamed)
+
+
+def _compose(path: Path) -> yaml.Node:
+    """The root of a YAML file's nodes."""
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+        root = yaml_text.compose(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
             f"{path}: cannot read the configuration: {error.strerror} (looked in {Path.cwd()}); "
@@ -185,11 +180,15 @@ def _read(path: Path, renamed: list[str]) -> dict[str, Any]:
         raise InputError(f"{path}: not valid YAML: {error}") from None
     if root is None:
         raise InputError(f"{path}: is empty, expected the sections {', '.join(_SECTIONS)}")
+    return root
+
+
+def _values(path: Path, root: yaml.Node, renamed: list[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for section, section_node in _items(path, "", root):
         if section not in _SECTIONS:
             raise InputError(
-                f"{_at(path, section_node)}: unknown section {nearest(section, _KEYS)}"
+                f"{_at(path, section_node)}: unknown section {nearest(str(section), _KEYS)}"
             )
         for name, node in _items(path, section, section_node):
             key, where = f"{section}.{name}", _at(path, node)
@@ -222,6 +221,8 @@ def _items(path: Path, key: str, node: yaml.Node) -> list[tuple[Any, yaml.Node]]
     items: dict[Any, yaml.Node] = {}
     for name_node, value_node in node.value:
         name = _construct(path, name_node)
+        if not isinstance(name, Hashable):
+            raise InputError(f"{_at(path, name_node)}: found {_show(name)}, expected a name")
         if name in items:
             full = f"{key}.{name}" if key else name
             raise InputError(f"{_at(path, name_node)}: {full} is there twice; remove one")
@@ -237,7 +238,7 @@ def _value(path: Path, key: str, node: yaml.Node) -> Any:
 
 def _construct(path: Path, node: yaml.Node) -> Any:
     try:
-        return _Loader("").construct_object(node, deep=True)
+        return yaml_text.Loader("").construct_object(node, deep=True)
     except yaml.MarkedYAMLError as error:
         raise InputError(f"{_at(path, node)}: not valid YAML: {error.problem}") from None
     except ValueError as error:  # such as the date 2020-99-99
@@ -248,7 +249,7 @@ def _typed(where: str, value: Any, kind: Any) -> Any:
     """`value` as a `kind`, or an InputError that begins with `where`."""
     try:
         return _convert(value, kind)
-    except TypeError:
+    except (TypeError, OverflowError):  # an integer of 400 digits is no float
         pass
     hint = ""
     with contextlib.suppress(TypeError):
@@ -280,7 +281,7 @@ def _convert(value: Any, kind: Any) -> Any:
         return value
     if kind is float and type(value) is int:
         return float(value)
-    if type(value) is kind:
+    if type(value) is kind and not (kind is str and "\0" in value):  # no name of a file has it
         return value
     raise TypeError
 

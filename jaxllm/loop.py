@@ -100,7 +100,7 @@ def _run(build: Callable[[Config], Job], config: Config, directory: RunDir) -> d
             state, position, progress = _start(job, config, checkpoints)
             began -= progress.wall_seconds
             traced = StepTrace(profile if directory.writer else None, directory.path / "profile")
-            with RunLog(directory, progress.step, job.total_steps) as log, traced as trace:
+            with RunLog(directory, progress, job.total_steps) as log, traced as trace:
                 meter = StepMeter(job, progress, log, checkpoints, trace, config.run.log_every)
                 run = _Run(job, config, directory, checkpoints, log, stop, progress, meter, began)
                 state = _steps(run, state, position)

@@ -18,6 +18,7 @@ class Progress:
     train_seconds: float = 0.0
     compile_seconds: float = 0.0
     wall_seconds: float = 0.0
+    records: int = 0  # lines of metrics.jsonl
     window: dict[str, list[float]] = field(default_factory=dict)
     evaluated: int = 0  # the step of the last evaluation
     best_step: int = 0  # 0: none yet

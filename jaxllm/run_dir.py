@@ -6,7 +6,6 @@ run.dir/  config.yaml  metrics.jsonl  tensorboard/  wandb/  checkpoints/  model/
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import shlex
@@ -18,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import yaml
 
-from jaxllm import processes
+from jaxllm import processes, summary, yaml_text
 from jaxllm.config import Config, to_yaml
 from jaxllm.errors import InputError
 from jaxllm.files import (
     finite,
+    reading,
     recover_directory,
     replace_directory,
     write_atomic,
@@ -56,9 +55,32 @@ HARMLESS = (
 )
 
 
+# Orbax reads a checkpoint's path as a pattern: `[a]` is then the letter a, and `*` another run as
+# well. TensorStore reads a backslash as a slash.
+_REFUSED = "[]*?\\"
+
+
+def check_path(directory: str) -> None:
+    """Raises InputError for the path of a run whose checkpoints could not be read again."""
+    path = os.path.abspath(directory)
+    found = [character for character in _REFUSED if character in path]
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        found.append("a byte that is not UTF-8")
+    if "\0" in path:
+        found.append("the character NUL")
+    if found:
+        raise InputError(
+            f"run.dir: found {path!r} with {' and '.join(found)} in it, where no checkpoint can be "
+            f"read; expected a path in UTF-8 without any of {' '.join(_REFUSED)}. Give another "
+            "run.dir"
+        )
+
+
 def differences(old: str, new: str) -> list[str]:
     """["train.seed: 0 -> 1", …] between two configs as YAML, the harmless keys left out."""
-    before, after = (_flat(yaml.safe_load(text)) for text in (old, new))
+    before, after = (_flat(yaml_text.load(text)) for text in (old, new))
     return [
         f"{key}: {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}"
         for key in sorted(before.keys() | after.keys())
@@ -68,7 +90,7 @@ def differences(old: str, new: str) -> list[str]:
 
 def _flat(config: Any) -> dict[str, Any]:
     if not isinstance(config, dict) or not all(isinstance(s, dict) for s in config.values()):
-        raise InputError("not the config.yaml of a jaxllm run: expected sections of keys")
+        raise ValueError("no sections of keys")
     return {f"{section}.{key}": x for section, keys in config.items() for key, x in keys.items()}
 
 
@@ -89,6 +111,7 @@ class RunDir:
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> "RunDir":
+        check_path(self.config.run.dir)
         processes.check_same("the configuration", lambda: to_yaml(self.config))
         with self._open as stack:
             with processes.together():
@@ -109,14 +132,13 @@ class RunDir:
 
     def summary(self) -> dict[str, float] | None:
         """The summary of the finished run that is here; None while it is not finished."""
-        with contextlib.suppress(FileNotFoundError):
-            return json.loads((self.path / "summary.json").read_text())
-        return None
+        path = self.path / "summary.json"
+        return summary.read(path) if path.exists() else None
 
-    def write_summary(self, summary: dict[str, float]) -> None:
+    def write_summary(self, values: dict[str, float]) -> None:
         """Marks the run as finished."""
         if self.writer:
-            write_json(self.path / "summary.json", finite(summary))
+            write_json(self.path / "summary.json", finite(values))
 
     def export(self, export: Callable[[Any, Path], None], params: Any) -> None:
         """Replaces model/ by what `export` writes; on any failure model/ stays as it was."""
@@ -162,7 +184,7 @@ class RunDir:
     def _check_shared(self) -> None:
         """Refuses a directory that only looks the same: of each host's own disk."""
         file = self.path / "config.yaml"
-        if not file.exists() or file.read_text(encoding="utf-8") != to_yaml(self.config):
+        if not file.exists() or file.read_bytes() != to_yaml(self.config).encode():
             raise InputError(
                 f"{self.path} is another directory in process {jax.process_index()} than in the "
                 "first. Give a run.dir on storage that all hosts share."
@@ -180,10 +202,8 @@ class RunDir:
                 f"{self.path} holds {', '.join(held)} but no config.yaml: it is not the directory "
                 "of a jaxllm run. Give another run.dir."
             )
-        try:
+        with reading(config_file, "the configuration of a jaxllm run", "give another run.dir"):
             changed = differences(config_file.read_text(encoding="utf-8"), to_yaml(self.config))
-        except (yaml.YAMLError, UnicodeDecodeError, InputError) as error:
-            raise InputError(f"{config_file}: {error}. Give another run.dir.") from None
         if not changed:
             return
         checkpoints = any(self.checkpoints.glob("step_*"))

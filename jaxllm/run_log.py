@@ -10,7 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from jaxllm.files import finite, write_atomic, writing
+from jaxllm.errors import InputError
+from jaxllm.files import finite, reading, write_atomic, writing
 from jaxllm.progress import Progress
 from jaxllm.trackers import TRACKERS, Add
 
@@ -20,17 +21,46 @@ if TYPE_CHECKING:
 logger = logging.getLogger("jaxllm.run_log")
 
 METRICS = "metrics.jsonl"
+_WAY_OUT = (
+    "mend it, or move it away and run the same command again: it goes on without these records"
+)
 
 
 def read_records(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl up to `last_step`; a line that a crash cut off is left out."""
+    """The records of a metrics.jsonl up to `last_step`, without a last line that a crash cut off.
+
+    Raises:
+        InputError: another line is not a record.
+    """
     if not path.exists():
         return []
+    expected = "JSON objects of numbers with a `step`, one a line"
+    with reading(path, expected, _WAY_OUT):
+        *whole, rest = path.read_bytes().split(b"\n")
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
+    for number, line in enumerate([*whole, rest], start=1):
+        if not line.strip():
+            continue
+        try:
+            with reading(path, expected, _WAY_OUT):
+                record = json.loads(line.decode())
+                if not _is_record(record):
+                    raise ValueError("no record")
+        except InputError as error:
+            if number > len(whole):
+                logger.warning("%s: line %d was cut off; it is left out", path, number)
+                break
+            raise InputError(f"line {number} of {error}") from error
+        records.append(record)
     return [r for r in records if last_step is None or r["step"] <= last_step]
+
+
+def _is_record(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and type(value.get("step")) is int
+        and all(x is None or type(x) in (int, float) for x in value.values())
+    )
 
 
 class RunLog:
@@ -40,14 +70,15 @@ class RunLog:
 
     Args:
         directory: of the run; in a process that may not write there, nothing is written or shown.
-        step: how many steps are done.
+        progress: what is done; it counts the records.
         total: how many the run has.
     """
 
-    def __init__(self, directory: "RunDir", step: int, total: int) -> None:
+    def __init__(self, directory: "RunDir", progress: Progress, total: int) -> None:
         self._path, self._writer = directory.path / METRICS, directory.writer
         self._config = directory.config
-        self._step, self._done, self._total = step, step, total
+        self._progress, self._total = progress, total
+        self._step = self._done = progress.step
         # A step of this start, and when it was done: not the first, which compiles.
         self._pace: tuple[int, float] | None = None
         self._trackers: list[Add] = []
@@ -60,6 +91,12 @@ class RunLog:
         with contextlib.ExitStack() as stack:
             if self._writer:
                 kept = read_records(self._path, self._step)
+                if len(kept) < self._progress.records:
+                    logger.warning(
+                        "%s holds %d of the %d records that were written up to step %d; the others "
+                        "are lost, and the run goes on without them",
+                        *(self._path, len(kept), self._progress.records, self._step),
+                    )
                 write_atomic(self._path, "".join(json.dumps(r) + "\n" for r in kept))
                 for name in run.trackers:
                     tracker = TRACKERS[name](self._path.parent, self._config, self._step)
@@ -155,6 +192,7 @@ class RunLog:
         return f", {self._bar.format_interval(seconds * (self._total - step))} left"
 
     def _write(self, record: dict[str, Any], prefix: str) -> None:
+        self._progress.records += 1
         if not self._writer:
             return
         line = json.dumps(finite(record)) + "\n"

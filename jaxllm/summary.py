@@ -1,7 +1,10 @@
 """The numbers of a finished run, flat: summary.json."""
 
 import statistics
+from pathlib import Path
 
+from jaxllm.errors import InputError
+from jaxllm.files import read_json
 from jaxllm.progress import Progress
 from jaxllm.throughput import StepClock, peak_host_memory_bytes, percentiles, tokens_per_second
 
@@ -31,6 +34,26 @@ def of_run(
         "train/peak_host_memory_bytes": peak_host_memory_bytes(),
         **{f"eval/{name}": x for name, x in progress.best_metrics.items()},
     }
+
+
+def read(path: Path) -> dict[str, float]:
+    """The numbers of a summary.json; one that is not defined is None.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    expected = "the numbers of a finished run"
+    way_out = (
+        "delete it and run the same command again: the run is taken up at its last checkpoint and "
+        "writes it anew"
+    )
+    values = read_json(path, dict, expected, way_out)
+    for key, value in {"train/steps": None, **values}.items():
+        if not (type(value) in (int, float) or (value is None and key != "train/steps")):
+            raise InputError(
+                f"{path}: is damaged ({key} is {value!r}); expected {expected}; {way_out}"
+            )
+    return values
 
 
 def over_seeds(summaries: list[dict[str, float]]) -> dict[str, float]:

@@ -173,7 +173,54 @@ MISTAKES = {
     "model: [1\n": ["line 2", "not valid YAML"],
     "model: {path: !!python/x 3}\n": ["line 1", "not valid YAML", "python/x"],
     "model: {path: 2020-99-99}\n": ["line 1", "month", "quotes"],
+    'model: {path: "a\\0b"}\n': ["line 1", "model.path", "a\\u0000b"],
+    "? [a]\n: b\n": ["line 1", '["a"]', "expected a name"],
+    "3: {a: 1}\n": ["unknown section 3"],
+    "optimizer: {eps: 1%s}\n" % ("0" * 400): ["optimizer.eps", "expected a number"],
 }
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("[" * 900, "RecursionError"),
+        ("{a: " * 900, "RecursionError"),
+        ("model: {config: {a: " + "[" * 300 + "]" * 300 + "}}", "RecursionError"),
+        ("model: &m {config: *m}", "its aliases stand for more than 1,000,000 values"),
+        ("model: {config: {a0: &a0 x", "its aliases stand for more than 1,000,000 values"),
+        ("\0\1\2", "not valid YAML"),
+        ("a: x" + " " * 2**22, "4,194,308 characters, at most 4,194,304 are read"),
+    ],
+    ids=["list", "map", "deep value", "cycle", "laughs", "binary", "large"],
+)
+def test_a_hostile_file_is_one_message(write, text, part):
+    if "a0" in text:  # each level stands for ten times the values of the one before
+        levels = (f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9))
+        text = ", ".join([text, *levels]) + "}}"
+    file = write(text)
+    with pytest.raises(InputError) as error:
+        config.load(["--config", file])
+    assert str(error.value).startswith(file)
+    assert part in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+def test_a_long_list_is_read_once_and_may_be_added_to(write):
+    # jsonargparse copies a default for each of its items: seconds for this one, were it a default.
+    names = [f"label_{n}" for n in range(500)]
+    file = write(f"{BASE[:-2]}, labels: [{', '.join(names)}]}}\n")
+    options = config.parser()
+    given = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(options, "set_defaults", given.append)
+        patch.setattr(config, "parser", lambda prog: options)
+        assert config.load(["--config", file, "--train.seed", "3"]).data.labels == names
+    assert given == [{}]
+    file = write(BASE)
+    assert config.load(["--config", file, "--data.train+", "b.csv"]).data.train == [
+        "a.csv",
+        "b.csv",
+    ]
 
 
 @pytest.mark.parametrize(("text", "parts"), MISTAKES.items(), ids=map(repr, MISTAKES))

@@ -90,6 +90,33 @@ def test_a_mesh_whose_batches_have_other_rows_is_refused(tmp_path):
         loop.run(job, config)
 
 
+@pytest.mark.parametrize(
+    "name", ["a[b]", "[", "a]", "a*", "a?", "a\\b", "a\udcffb", "a\0b"], ids=ascii
+)
+def test_a_path_that_checkpoints_cannot_be_read_from_is_refused_first(tmp_path, name):
+    def never(config):
+        raise AssertionError("built")
+
+    with pytest.raises(InputError, match=r"run\.dir: found .* with .* in it.*another run\.dir"):
+        loop.train(make_config(tmp_path / name), never)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_relative_path_is_judged_by_where_it_is(tmp_path, monkeypatch):
+    (tmp_path / "[1]").mkdir()
+    monkeypatch.chdir(tmp_path / "[1]")
+    with pytest.raises(InputError, match=r"found '.*/\[1\]/run' with \[ and \] in it"):
+        loop.run(build(make_config("run")), make_config("run"))
+
+
+@pytest.mark.parametrize("name", ["a b", "~x", "é", "a{b}", "a%20#b:c", "-x", "$HOME"])
+def test_other_odd_paths_are_read_again(tmp_path, name):
+    config = make_config(tmp_path / name, **{"train.steps": 12})
+    with pytest.raises(loop.RunError):
+        loop.run(build(config, poison=8), config)
+    assert loop.run(build(config), config)["train/steps"] == 12
+
+
 def test_two_runs_in_one_directory(tmp_path):
     config = make_config(tmp_path)
     with RunDir(config):

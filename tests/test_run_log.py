@@ -23,9 +23,8 @@ def said(caplog):
 def log(tmp_path):
     """A RunLog of 100 steps over 2 epochs, without a bar, that begins after step 10."""
     config = make_config(tmp_path, **{"train.epochs": 2.0})
-    with RunLog(
-        types.SimpleNamespace(path=tmp_path, writer=True, config=config), 10, 100
-    ) as opened:
+    directory = types.SimpleNamespace(path=tmp_path, writer=True, config=config)
+    with RunLog(directory, Progress(step=10), 100) as opened:
         yield opened
 
 

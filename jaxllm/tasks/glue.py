@@ -1,7 +1,6 @@
 """`jaxllm glue`: fine-tunes on several tasks of GLUE, one after the other, and reports on all."""
 
 import dataclasses
-import json
 import logging
 import math
 import statistics
@@ -19,6 +18,7 @@ from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.files import finite, write_atomic, write_json, writing
 from jaxllm.models import apply_fn
 from jaxllm.pretrained import hf
+from jaxllm.run_dir import check_path
 from jaxllm.sharding import make_mesh
 from jaxllm.tasks import build, classification
 from jaxllm.tasks.model import computation, label_names, load_saved
@@ -48,6 +48,7 @@ def run(config: Config, tasks: list[str]) -> Summary:
     parts = {
         name: [task_config(name, config, part) for _, part in TASKS[name].dev] for name in tasks
     }
+    check_path(config.run.dir)
     directory = Path(config.run.dir)
     with writing(str(directory), "Give another run.dir."):
         (directory / "submission").mkdir(parents=True, exist_ok=True)
@@ -157,7 +158,7 @@ def _submit(name: str, config: Config, data: DataConfig, directory: Path) -> Non
     task = TASKS[name]
 
     def dev_score(run: Path) -> float:
-        values = json.loads((run / "summary.json").read_text())
+        values = summary.read(run / "summary.json")
         return _known(values, f"eval/{task.metrics[0]}", -math.inf)
 
     model = str(max(_runs(config), key=dev_score) / "model")
