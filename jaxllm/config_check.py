@@ -1,6 +1,7 @@
 """The values a configuration may have: ranges and combinations."""
 
 import difflib
+import io
 import math
 import re
 from collections.abc import Iterable
@@ -100,6 +101,7 @@ def _data(data: DataConfig, model: ModelConfig) -> None:
             "or name the Hub data set it belongs to"
         )
     _labels(data, model)
+    _files(data)
     for key, column in (roles := _columns(data, model.task)).items():
         others = [other for other, name in roles.items() if other != key and name == column]
         _require(key, column, not others, f"another column than {', '.join(others)}")
@@ -118,7 +120,7 @@ def _data(data: DataConfig, model: ModelConfig) -> None:
     if model.task == "sentence-embedding":
         least = 6 if data.text_negative is None else 9
     _at_least(least, {"data.max_length": data.max_length})
-    _at_least(1, {"data.pack_window": data.pack_window})
+    _at_least(1, {"data.pack_window": data.pack_window, "data.max_row_bytes": data.max_row_bytes})
     _at_least(0, {"data.workers": data.workers})
     for key, limit in {
         "data.max_train_examples": data.max_train_examples,
@@ -158,6 +160,20 @@ def _labels(data: DataConfig, model: ModelConfig) -> None:
     _require("model.problem_type", model.problem_type, model.problem_type == multi, expected)
     expected = "null, as the names of the columns in data.label are the labels"
     _require("data.labels", data.labels, data.labels is None, expected)
+
+
+def _files(data: DataConfig) -> None:
+    """How files are written."""
+    try:
+        io.TextIOWrapper(io.BytesIO(), data.encoding if data.encoding != "auto" else "utf-8")
+    except (LookupError, ValueError):
+        raise InputError(
+            f"data.encoding: found {data.encoding!r}, expected auto, or a name that Python has, "
+            "such as utf-8, utf-16, gb18030, shift_jis or cp1252"
+        ) from None
+    one = len(data.delimiter) == 1 and data.delimiter not in "\r\n\"'"
+    fits = one or data.delimiter in ("auto", "\\t")
+    _require("data.delimiter", data.delimiter, fits, "auto, or one character, such as ; or \\t")
 
 
 def _columns(data: DataConfig, task: str) -> dict[str, str]:

@@ -77,6 +77,14 @@ class DataConfig:
             begins once these are tokenized. Documents are kept on disk, other rows in memory,
             5 bytes a token; not for token-classification
         format: format of the files; auto = by their names
+        encoding: encoding of the files; auto = UTF-8, or what a byte order mark says, or UTF-16
+            where every other byte is 0
+        delimiter: what stands between the cells of csv and tsv files; auto = comma and tab, or as
+            a line such as "sep=;", the header or most rows show
+        quoting: what cells of csv and tsv files may stand in: double or single quotes, doubled
+            inside, or none, which are text then; auto = double in csv and none in tsv, where the
+            file does not show something else
+        max_row_bytes: a row, line or document of more bytes than this is a bad row
         text: column of the text; of tagged words, the column of the words: in jsonl a list; of
             conll files whose columns have no names, the first
         text_pair: column of a second text; of choices: of how each of them begins
@@ -121,6 +129,10 @@ class DataConfig:
     dev_split: str = "validation"
     streaming: bool = False
     format: Literal["auto", "csv", "tsv", "jsonl", "text", "conll"] = "auto"
+    encoding: str = "auto"
+    delimiter: str = "auto"
+    quoting: Literal["auto", "double", "single", "none"] = "auto"
+    max_row_bytes: int = 16 * 2**20
     text: str = "text"
     text_pair: str | None = None
     choices: list[str] | None = None

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from jaxllm.config_fields import DataConfig
+from jaxllm.data.lines import too_long
 from jaxllm.data.rows import Row, columns_of
 from jaxllm.errors import InputError
 
@@ -35,9 +36,15 @@ def sentences(
         number, reason = fault or (end - len(words), None)
         return Row(number, words, label=tags if labelled else None, fault=reason)
 
-    number = 0
+    number, size = 0, 0
     for number, line in enumerate(lines, 1):
         fields = _fields(line)
+        size = size + len(line) if fields else 0
+        if size > data.max_row_bytes or not line:  # "": a line that is too long
+            words, tags, fault = [""], [], (number, too_long(data))
+            if data.on_bad_row != "drop":
+                break
+            continue
         if not fields or fields[0] == _DOCUMENT:
             if words:
                 yield row(number)

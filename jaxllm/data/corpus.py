@@ -19,7 +19,7 @@ from jaxllm.data.hub import hub_source
 from jaxllm.data.labels import Labels
 from jaxllm.data.packing import Rows, fill_packed, slots
 from jaxllm.data.readers import file_source
-from jaxllm.data.rows import Source
+from jaxllm.data.rows import FORM, Source
 from jaxllm.data.tokenizer import Encoder, load_tokenizer
 from jaxllm.errors import InputError
 
@@ -233,7 +233,7 @@ def sources_of(data: DataConfig, split: str, *, labelled: bool) -> list[Source]:
 
 
 def _key(data: DataConfig, sources: list[Source], encoder: Encoder, *settings: object) -> str:
-    used = ("format", "text", "text_pair", "choices", "label", "columns", "on_bad_row")
+    used = (*FORM, "text", "text_pair", "choices", "label", "on_bad_row")
     content = {
         "version": _CACHE_VERSION,
         "sources": [source.fingerprint() for source in sources],

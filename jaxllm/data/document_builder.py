@@ -143,7 +143,7 @@ class DocumentBuilder:
             if row.fault is None and _blank(row.text):
                 self._empty += 1
                 continue
-            fault = row.fault or text_fault(row.text, "text")
+            fault = row.fault or (words and words.fault) or text_fault(row.text, "text")
             where = f"{self._source.text.name}: row {row.number}"
             if fault is None:
                 yield (

@@ -17,6 +17,7 @@ from jaxllm.data import cache
 from jaxllm.data.document_builder import DocumentBuilder, DocumentSource, word_starts
 from jaxllm.data.hub import hub_source
 from jaxllm.data.readers import document_source, words_source
+from jaxllm.data.rows import FORM
 from jaxllm.errors import InputError
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def _key(data: DataConfig, source: DocumentSource, builder: DocumentBuilder) -> 
         "text": source.text.fingerprint(),
         "words": source.words and source.words.fingerprint(),
         "tokenizer": builder.fingerprint(),
-        "data": {n: getattr(data, n) for n in ("format", "text", "columns", "documents")},
+        "data": {n: getattr(data, n) for n in (*FORM, "text", "documents")},
         "on_bad_row": data.on_bad_row,
         "limit": builder.limit,
     }

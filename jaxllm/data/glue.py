@@ -217,6 +217,8 @@ def _in_files(
         dataset=None,
         dataset_config=None,
         format="tsv",
+        delimiter="\t",
+        quoting="none",
         text=columns.text,
         text_pair=columns.text_pair,
         label=columns.label,

@@ -1,26 +1,31 @@
-"""Rows out of csv, tsv, jsonl, text and CoNLL files, each also .gz, through the `datasets` library.
+"""Rows out of csv, tsv, jsonl, text and CoNLL files, each also .gz.
 
-Lines come from its text reader, which streams and unpacks; the fields are taken apart here, not by
-pandas or Arrow, because those guess types (the text "NA" becomes a missing value, "1.0" a number, a
-date a timestamp) and lose the row number that an error message needs.
+The fields are taken apart here, not by pandas or Arrow, because those guess types (the text "NA"
+becomes a missing value, "1.0" a number, a date a timestamp) and lose the row number that an error
+message needs. Files are streamed: in memory is a row at a time.
 """
 
 import csv
-import glob
-import gzip
 import hashlib
+import itertools
 import json
+import logging
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from jaxllm.config_fields import DataConfig
 from jaxllm.data import conll
-from jaxllm.data.rows import CHUNK, Row, Source, columns_of, row_of, rows_of
+from jaxllm.data.dialect import Dialect, dialect_of
+from jaxllm.data.json_stream import JsonText
+from jaxllm.data.lines import beyond, lines, open_text, too_long, unreadable
+from jaxllm.data.rows import Row, Source, columns_of, row_of, rows_of
 from jaxllm.errors import InputError
+
+_LOG = logging.getLogger(__name__)
 
 _FORMATS = {
     ".csv": "csv",
@@ -54,7 +59,7 @@ def file_source(path: Path, data: DataConfig, *, labelled: bool) -> Source:
     return Source(
         str(path),
         lambda: _sha256(path),
-        lambda: _guarded(path, reads[name](path, data, labelled, name)),
+        lambda: _guarded(path, data, reads[name](path, data, labelled, name)),
         unit="line" if name == "conll" else "row",
     )
 
@@ -71,7 +76,7 @@ def document_source(path: Path, data: DataConfig) -> Source:
     if _format(path, data) != "text":
         return source
     read = _paragraphs if data.documents == "blank_line" else _document_lines
-    return replace(source, rows=lambda: _guarded(path, read(path)))
+    return replace(source, rows=lambda: _guarded(path, data, read(path, data)))
 
 
 def words_source(path: Path, data: DataConfig) -> Source:
@@ -103,95 +108,103 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _open(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else open(path, "rb")
-
-
-def _guarded(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
+def _guarded(path: Path, data: DataConfig, rows: Iterator[Row]) -> Iterator[Row]:
     try:
         yield from rows
-    except UnicodeDecodeError:
-        raise _not_utf8(path) from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read: {error}; is the copy complete?") from None
-
-
-def _not_utf8(path: Path) -> InputError:
-    offset = 0
-    with _open(path) as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                found = f"byte {line[error.start]:#04x} at offset {offset + error.start}"
-                return InputError(
-                    f"{path}, line {number}: {found} is not UTF-8; save the file as UTF-8 "
-                    f"(for example: iconv -f latin1 -t utf-8 {path.name})"
-                )
-            offset += len(line)
-    return InputError(f"{path}: is not UTF-8; save the file as UTF-8")
-
-
-def _texts(path: Path, sample_by: str) -> Iterator[str]:
-    """The lines of a file with their line ends, or the whole of it ("document")."""
-    from datasets import load_dataset
-
-    stream = load_dataset(
-        "text",
-        data_files=[glob.escape(str(path.absolute()))],
-        split="train",
-        streaming=True,
-        encoding="utf-8-sig",
-        keep_linebreaks=True,
-        sample_by=sample_by,
-    )
-    for table in stream.with_format("arrow").iter(batch_size=CHUNK):
-        yield from table["text"].to_pylist()
+    except (UnicodeError, OSError, EOFError, zlib.error) as error:
+        raise unreadable(path, error, data.encoding) from None
 
 
 def _plain(path: Path, data: DataConfig, labelled: bool, name: str) -> Iterator[Row]:
-    for number, line in enumerate(_texts(path, "line"), 1):
-        if line.strip():
-            yield Row(number, line.rstrip("\n"))
+    return (row for row in _document_lines(path, data) if row.fault or row.text.strip())
 
 
 def _sentences(path: Path, data: DataConfig, labelled: bool, name: str) -> Iterator[Row]:
-    return conll.sentences(str(path), _texts(path, "line"), data, labelled=labelled)
+    return conll.sentences(str(path), lines(path, data), data, labelled=labelled)
 
 
-def _document_lines(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_texts(path, "line"), 1):
-        yield Row(number, line)
+def _document_lines(path: Path, data: DataConfig) -> Iterator[Row]:
+    for number, line in enumerate(lines(path, data), 1):
+        yield Row(number, line.rstrip("\n"), fault=None if line else too_long(data))
 
 
-def _paragraphs(path: Path) -> Iterator[Row]:
-    lines: list[str] = []
-    begin = 0
-    for number, line in enumerate(_texts(path, "line"), 1):
-        if line.strip():
-            begin = begin if lines else number
-            lines.append(line)
-        elif lines:
-            yield Row(begin, "".join(lines))
-            lines = []
-    if lines:
-        yield Row(begin, "".join(lines))
+def _paragraphs(path: Path, data: DataConfig) -> Iterator[Row]:
+    limit = data.max_row_bytes
+    parts: list[str] = []
+    begin, size = 0, 0
+
+    def document() -> Row:
+        text = "".join(parts)
+        whole = size <= limit and not beyond(text, limit)
+        return Row(begin, text if whole else "", fault=None if whole else too_long(data))
+
+    for number, line in enumerate(lines(path, data), 1):
+        if line.isspace():
+            if size:
+                yield document()
+            parts, size = [], 0
+            continue
+        begin = begin if size else number
+        size += len(line) or limit + 1  # "": a line that is too long
+        if size <= limit:
+            parts.append(line)
+        elif data.on_bad_row != "drop":
+            break
+    if size:
+        yield document()
+
+
+class _Feed:
+    """Lines of the rows of a table, to be taken in turns: a row, then `faulty`."""
+
+    def __init__(self, lines: Iterable[str], limit: int):
+        self._lines, self._limit = iter(lines), limit
+        self._size, self._faulty = 0, False
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self._size += len(line)
+        if self._size > self._limit:  # of many lines: a quote that nothing closes
+            self._faulty = True
+            raise StopIteration
+        self._faulty |= not line
+        return line
+
+    def faulty(self) -> bool:
+        """Whether the row that was taken last is too long."""
+        faulty, self._size, self._faulty = self._faulty, 0, False
+        return faulty
 
 
 def _table(path: Path, data: DataConfig, labelled: bool, name: str) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)  # the default refuses texts over 131,072 characters
-    lines = _texts(path, "line")
-    if name == "csv":
-        reader = csv.reader(lines, strict=True)
-    else:
-        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    default = Dialect(",", '"') if name == "csv" else Dialect("\t", "")
+
+    def fits(header: list[str]) -> bool:
+        try:
+            return bool(columns_of(str(path), header, data, labelled))
+        except InputError:
+            return False
+
+    dialect = dialect_of(lambda: lines(path, data), default, data, fits)
+    if dialect != default:
+        _LOG.info("%s: read with %s", path, dialect)
+    feed = _Feed(itertools.islice(lines(path, data), dialect.skipped, None), data.max_row_bytes)
+    reader = dialect.reader(feed)
     number = 0
     try:
         columns = data.columns or next((fields for fields in reader if fields), [])
         at = [
             columns.index(c) if c else None for c in columns_of(str(path), columns, data, labelled)
         ]
+        feed.faulty()
         for number, fields in enumerate(reader, 1):
+            if feed.faulty():
+                yield Row(number, None, fault=too_long(data))
+                continue
             if not fields:
                 continue
             values = [fields[i] if i is not None and i < len(fields) else None for i in at]
@@ -199,21 +212,26 @@ def _table(path: Path, data: DataConfig, labelled: bool, name: str) -> Iterator[
             fault = f"more than {len(columns)} fields" if surplus else None
             yield row_of(number, values, data, fault)
     except csv.Error as error:
+        line = reader.line_num + dialect.skipped
+        found = too_long(data) if feed.faulty() else f"not valid {name}: {error}"
         raise InputError(
-            f"{path}, row {number + 1} (up to line {reader.line_num}): not valid {name}: {error}; "
-            'look for a quote (") that is not closed, or not doubled inside a quoted field'
+            f"{path}, row {number + 1} (up to line {line}): {found}; look for a quote "
+            f"({dialect.quote}) that is not closed, or not doubled inside a quoted field; where "
+            "quotes are text, set data.quoting: none"
         ) from None
 
 
 def _jsonl(path: Path, data: DataConfig, labelled: bool, name: str) -> Iterator[Row]:
-    with _open(path) as file:
-        array = file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
-    records = _json_array(path) if array else _json_lines(path)
-    return rows_of(str(path), records, data, labelled)
+    with open_text(path, data.encoding) as file:
+        array = JsonText(file, data.max_row_bytes).peek() == "["
+    records = _json_array(path, data) if array else _json_lines(path, data)
+    yield from rows_of(str(path), records, data, labelled)
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(_texts(path, "line"), 1):
+def _json_lines(path: Path, data: DataConfig) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    for number, line in enumerate(lines(path, data), 1):
+        if not line:
+            yield number, too_long(data)
         if not line.strip():
             continue
         try:
@@ -226,18 +244,19 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, _object(f"{path}, line {number}", record)
 
 
-def _json_array(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        records = json.loads("".join(_texts(path, "document")))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, UnicodeDecodeError):
+def _json_array(path: Path, data: DataConfig) -> Iterator[tuple[int, dict[str, Any]]]:
+    with open_text(path, data.encoding) as file:
+        try:
+            for number, record in enumerate(JsonText(file, data.max_row_bytes).whole_array(), 1):
+                yield number, _object(f"{path}, item {number}", record)
+        except UnicodeError:
             raise
-        raise InputError(f"{path}: not JSON: {error}; expected one array of objects") from None
-    for number, record in enumerate(records, 1):
-        yield number, _object(f"{path}, item {number}", record)
+        except ValueError as error:
+            raise InputError(f"{path}: not JSON: {error}; expected one array of objects") from None
 
 
 def _object(where: str, record: Any) -> dict[str, Any]:
     if not isinstance(record, dict):
-        raise InputError(f"{where}: found {str(record)[:40]!r}, expected an object with columns")
+        found = type(record).__name__ if isinstance(record, list) else repr(str(record)[:40])
+        raise InputError(f"{where}: found {found}, expected an object with columns")
     return record

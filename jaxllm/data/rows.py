@@ -1,13 +1,17 @@
 """Rows of text and label, and where they come from."""
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jaxllm.config_fields import DataConfig
+from jaxllm.data.lines import beyond, too_long
 from jaxllm.errors import InputError
 
+# The fields of DataConfig that say how a file is read.
+FORM = ("format", "encoding", "delimiter", "quoting", "columns", "max_row_bytes")
 CHUNK = 1000  # rows read, and tokenized, at a time
 
 
@@ -73,6 +77,8 @@ def columns_of(
 
 def row_of(number: int, values: list[Any], data: DataConfig, fault: str | None = None) -> Row:
     """A row of what the columns of `columns_of` hold."""
+    if any(beyond(value, data.max_row_bytes) for value in values):
+        return Row(number, None, fault=too_long(data))
     text, pair, *others = values
     count = len(data.label_columns)
     labels, choices = others[:count], others[count:]
@@ -84,13 +90,30 @@ def row_of(number: int, values: list[Any], data: DataConfig, fault: str | None =
 
 
 def rows_of(
-    where: str, records: Iterator[tuple[int, dict[str, Any]]], data: DataConfig, labelled: bool
+    where: str,
+    records: Iterator[tuple[int, dict[str, Any] | str]],
+    data: DataConfig,
+    labelled: bool,
 ) -> Iterator[Row]:
-    """Rows out of dicts; a column that none of the first rows has is taken to be misnamed."""
-    head = list(itertools.islice(records, CHUNK))
-    if not head:
-        return
-    there = dict.fromkeys(itertools.chain.from_iterable(record for _, record in head))
-    columns = columns_of(where, there, data, labelled)
-    for number, record in itertools.chain(head, records):
-        yield row_of(number, [record.get(column) if column else None for column in columns], data)
+    """Rows out of dicts, or of why there is none; a column that none of the first rows has is taken
+    to be misnamed.
+    """
+    head: list[tuple[int, dict[str, Any] | str]] = []
+    there: dict[str, None] = {}
+    columns: list[str | None] | None = None
+    while columns is None and (record := next(records, None)):
+        head.append(record)
+        there |= dict.fromkeys(record[1] if isinstance(record[1], dict) else ())
+        with contextlib.suppress(InputError):
+            columns = columns_of(where, there, data, labelled)
+        if len(head) == CHUNK:
+            break
+    if columns is None and there:
+        columns = columns_of(where, there, data, labelled)
+    for number, found in itertools.chain(head, records):
+        if isinstance(found, str):
+            yield Row(number, None, fault=found)
+        else:
+            assert columns is not None
+            values = [found.get(column) if column else None for column in columns]
+            yield row_of(number, values, data)

@@ -15,7 +15,7 @@ from jaxllm.data.bad_rows import BadRows
 from jaxllm.data.builder import text_fault
 from jaxllm.data.corpus import Examples, ReadReport, log_report, renumbered, sources_of
 from jaxllm.data.packing import Rows, fill_packed, ranges, starts_of
-from jaxllm.data.rows import CHUNK, Row, Source
+from jaxllm.data.rows import CHUNK, FORM, Row, Source
 from jaxllm.data.tags import check_names, retagged, scheme_of, tag_fault, tag_names
 from jaxllm.data.tokenizer import WordEncoder
 from jaxllm.errors import InputError
@@ -23,7 +23,7 @@ from jaxllm.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_CACHE_VERSION = 1  # raise when the same input comes to give other arrays
+_CACHE_VERSION = 2  # raise when the same input comes to give other arrays
 _ILLEGAL, _UNKNOWN = "illegal tag sequence", "unknown tag"
 
 
@@ -126,7 +126,7 @@ def _load(
 
 
 def _key(data: DataConfig, sources: list[Source], encoder: WordEncoder, *settings: object) -> str:
-    used = ("format", "text", "label", "columns", "on_bad_row", "max_length", "truncation")
+    used = (*FORM, "text", "label", "on_bad_row", "max_length", "truncation")
     content = {
         "task": "token-classification",
         "version": _CACHE_VERSION,

@@ -59,7 +59,7 @@ def train_tokenizer(
         InputError: a file that cannot be read, no text, a vocabulary that does not hold the
             characters of the text, or a directory that is not empty.
     """
-    data = DataConfig(train=files, documents="line", text=text)
+    data = DataConfig(train=files, documents="line", text=text, on_bad_row="drop")
     for file in files:
         document_source(Path(file), data)  # complains before the long work begins
     backend, trainer, special = _parts(kind, vocab_size, cased)
@@ -84,7 +84,9 @@ def train_tokenizer(
 def _texts(files: list[str], data: DataConfig) -> Iterator[str]:
     for file in files:
         for row in document_source(Path(file), data).rows():
-            if row.fault is None and text_fault(row.text, "text") is None:
+            if row.fault is not None:
+                logger.warning("%s, row %d: left out: %s", file, row.number, row.fault)
+            elif text_fault(row.text, "text") is None:
                 for piece in pieces_of(row.text, None):
                     yield piece.text
 
