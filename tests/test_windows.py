@@ -133,7 +133,7 @@ def test_a_hub_data_set_gives_the_windows_of_its_file(wordpiece, tmp_path, strea
     cut = part.remove_columns("question")
     cut.to_parquet(str(tmp_path / "cut" / "train.parquet"))
     data = DataConfig(dataset=str(tmp_path / "cut"), streaming=streaming, max_length=LENGTH)
-    with pytest.raises(InputError, match=r"row 1: found nothing as 'question'.*columns id,"):
+    with pytest.raises(InputError, match=r"row 1: found nothing as 'question'.*rows of id,"):
         load_windows(data, QA, "train", wordpiece)
 
 
@@ -260,15 +260,29 @@ MISTAKES = {
     "id that another question has": [row("what"), row("who")],
     "question without a token": [row("\u200b")],
     "found nothing as 'answers', expected list": [{"id": "a", "question": "b"}],
-    "found int '3' as 'id', expected str": [row("what", name=3)],
+    "found float '3.5' as 'id', expected str": [row("what", name=3.5)],
+    "found bool 'True' as 'id', expected str": [row("what", name=True)],
+    "found str 'False' as 'is_impossible', expected true or false": [
+        row("what", ("plot", 34), is_impossible="False")
+    ],
+    "found int '0' as 'is_impossible', expected true or false": [row("what", is_impossible=0)],
+    "found dict as 'question', expected str": [row({"deep": "\n"})],
+    "found nothing as 'text', expected list": [
+        {"id": "a", "question": "b", "answers": {"answer_start": [1]}}
+    ],
+    "found 1 texts and 2 of answer_start": [
+        {"id": "a", "question": "b", "answers": {"text": ["x"], "answer_start": [1, 2]}}
+    ],
+    "answer in another Unicode form than its context": [row("what", ("a\u0301", 0))],
     "found str '1' as 'answer_start', expected int": [row("what", ("plot", "1"))],
 }
 
 
 @pytest.mark.parametrize("message", MISTAKES)
 def test_mistakes_are_named(message, wordpiece, tmp_path):
+    context = "\u00e1 " + CONTEXT if "Unicode form" in message else CONTEXT
     with pytest.raises(InputError) as error:
-        load(write(tmp_path / "a.json", MISTAKES[message]), wordpiece)
+        load(write(tmp_path / "a.json", MISTAKES[message], context), wordpiece)
     assert message in str(error.value)
     assert str(tmp_path / "a.json") in str(error.value)
 
@@ -276,10 +290,16 @@ def test_mistakes_are_named(message, wordpiece, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"{", "not JSON in UTF-8"),
-        (b'{"data": "\xff"}', "not JSON in UTF-8"),
-        (b"[]", "found nothing as 'data', expected list"),
+        (b"{", "not JSON: line 1: Expecting value"),
+        (b'{"data": [{"paragraphs": [3]}]}', "not JSON: line 1: expected an object"),
+        (b'{"data" []}', "not JSON: line 1: expected : behind a key"),
+        (b'{"data": "\xff"}', "line 1: byte 0xff at offset 10 is not UTF-8"),
+        (b"[]", "data.train: no question is left"),
+        (b"{}", "found nothing as 'context', expected str"),
         (b'{"data": []}', "data.train: no question is left"),
+        (b"[" * 100_000, "not JSON: maximum recursion depth exceeded"),
+        (b'{"data": [{"paragraphs": ' + b"[" * 100_000, "not JSON: maximum recursion depth"),
+        (b'{"context": ' + b"[" * 100_000, "not JSON: line 1: nested too deeply"),
         (None, "cannot be read: [Errno 2]"),
     ],
 )
@@ -303,3 +323,87 @@ def test_the_first_so_many_questions(wordpiece, tmp_path):
     path = write(tmp_path / "a.json", rows)
     _, questions = load(path, wordpiece, max_train_examples=2)
     assert [question.id for question in questions.questions] == ["0", "1"]
+
+
+def variants():
+    """The same two questions in every form; beside the name of the file and its ids."""
+    rows = [row("who liked it", ("She", 20), name=7), row("what did he like", name=8)]
+    own = [{k: v for k, v in each.items() if k != "id"} for each in rows]
+    paragraph = {"context": CONTEXT, "qas": rows}
+    flat = [
+        {
+            "id": f"f{i}",
+            "context": CONTEXT,
+            "question": each["question"],
+            "answers": {k: [a[k] for a in each["answers"]] for k in ("text", "answer_start")},
+        }
+        for i, each in enumerate(rows)
+    ]
+    listed = [dict(each, context=CONTEXT) for each in rows]
+    lines = "".join(json.dumps(each) + "\n" for each in flat)
+    made = ["question-1", "question-2"]
+    return {
+        "int ids": ({"data": [{"paragraphs": [paragraph]}]}, ["7", "8"]),
+        "no ids": ({"data": [{"paragraphs": [{"context": CONTEXT, "qas": own}]}]}, made),
+        "empty ids": ([{"context": CONTEXT, "qas": [r | {"id": ""} for r in own]}], made),
+        "paragraphs alone": ([paragraph], ["7", "8"]),
+        "articles alone": ([{"title": "t", "paragraphs": [paragraph]}], ["7", "8"]),
+        "data of paragraphs": ({"version": 1.1, "data": [paragraph], "x": [2]}, ["7", "8"]),
+        "flat lines": (lines, ["f0", "f1"]),
+        "flat list": (flat, ["f0", "f1"]),
+        "flat data": ({"data": flat}, ["f0", "f1"]),
+        "flat rows with lists of answers": (listed, ["7", "8"]),
+    }
+
+
+@pytest.mark.parametrize("form", variants())
+def test_squad_in_the_forms_that_go_about(form, wordpiece, tmp_path):
+    expected, _ = load(
+        write(tmp_path / "a.json", variants()["int ids"][0]["data"][0]["paragraphs"][0]["qas"]),
+        wordpiece,
+    )
+    content, ids = variants()[form]
+    path = tmp_path / "b.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content, indent=1))
+    windows, asked = load(str(path), wordpiece)
+    assert [question.id for question in asked.questions] == ids
+    assert asked.contexts == [CONTEXT]
+    assert [question.answers for question in asked.questions] == [(("She", 20),), ()]
+    assert windows.tokens.tolist() == expected.tokens.tolist()
+    assert windows.labels.tolist() == expected.labels.tolist()
+
+
+def test_odd_truth_values_of_is_impossible_are_told(wordpiece, tmp_path, caplog):
+    rows = [
+        row("who", ("plot", 5), name="both", is_impossible=True),
+        row("what", ("plot", 34), name="right", is_impossible=False),
+        row("why", name="neither", is_impossible=False),
+        row("when", ("", 0), name="not given", is_impossible=True),
+        {"id": "no answers", "question": "how", "is_impossible": True},
+        row("where", ("plot", 34), name="null", is_impossible=None),
+    ]
+    path = write(tmp_path / "a.json", rows)
+    for _ in range(2):  # read, and from the cache
+        caplog.clear()
+        _, asked = load(path, wordpiece, cache_dir=str(tmp_path / "cache"))
+        answered = [question.id for question in asked.questions if question.answers]
+        assert answered == ["right", "null"]
+        both = f"1 × is_impossible together with answers, which are left out ({path}: 'both')"
+        assert both in caplog.text
+        assert f"taken as a question without an answer ({path}: 'neither')" in caplog.text
+        assert "not given" not in caplog.text
+
+
+def test_a_context_of_too_many_bytes_is_told(wordpiece, tmp_path):
+    path = write(tmp_path / "a.json", [row("what")])
+    with pytest.raises(InputError, match=r"not JSON: line 1: longer than data\.max_row_bytes=40"):
+        load(path, wordpiece, max_row_bytes=40)
+    import datasets
+
+    rows = [{"id": "a", "context": CONTEXT, "question": "b", "answers": {"text": ["x"]}}]
+    rows[0]["answers"]["answer_start"] = [0]
+    part = datasets.Dataset.from_list(rows)
+    part.to_parquet(str(tmp_path / "set" / "train.parquet"))
+    data = DataConfig(dataset=str(tmp_path / "set"), max_length=LENGTH, max_row_bytes=40)
+    with pytest.raises(InputError, match=r"1 × longer than data\.max_row_bytes=40 "):
+        load_windows(data, QA, "train", wordpiece)

@@ -39,7 +39,7 @@ class ReadReport:
     """What became of the rows: read = kept + the sum of dropped.
 
     `dropped` counts by reason; `truncated` of the kept were cut to ``data.max_length`` tokens, and
-    the tags of `repaired` were made legal.
+    the tags of `repaired` were made legal. `remarks` are to be told of rows that are used.
     """
 
     read: int = 0
@@ -47,6 +47,7 @@ class ReadReport:
     dropped: dict[str, int] = field(default_factory=dict)
     truncated: int = 0
     repaired: int = 0
+    remarks: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

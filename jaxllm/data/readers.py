@@ -249,7 +249,7 @@ def _json_array(path: Path, data: DataConfig) -> Iterator[tuple[int, dict[str, A
         try:
             for number, record in enumerate(JsonText(file, data.max_row_bytes).whole_array(), 1):
                 yield number, _object(f"{path}, item {number}", record)
-        except UnicodeError:
+        except (UnicodeError, InputError):
             raise
         except ValueError as error:
             raise InputError(f"{path}: not JSON: {error}; expected one array of objects") from None

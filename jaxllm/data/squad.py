@@ -1,26 +1,22 @@
 """Questions on contexts, as SQuAD 1.1, SQuAD 2.0 and CMRC 2018 have them: JSON files or the Hub."""
 
-import gzip
 import hashlib
-import itertools
-import json
 import logging
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxllm.config_fields import DataConfig
 from jaxllm.data.builder import text_fault
 from jaxllm.data.hub import load_split, records
+from jaxllm.data.lines import beyond, too_long
+from jaxllm.data.squad_records import Asked, asked_in, records_of
 from jaxllm.errors import InputError
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 5  # questions of each kind in a message
-
-Paragraph = tuple[str, list[dict[str, Any]]]  # a context, and the fields of its questions
 
 
 class Source(NamedTuple):
@@ -32,7 +28,7 @@ class Source(NamedTuple):
 
     name: str
     fingerprint: Callable[[], str]
-    paragraphs: Iterable[Paragraph]
+    questions: Iterable[Asked]
 
 
 @dataclass(frozen=True)
@@ -68,14 +64,23 @@ class Questions(NamedTuple):
 
 @dataclass
 class Faults:
-    """Questions that cannot be used, by reason; `finish` refuses or counts them."""
+    """Questions that cannot be used, by reason, which `finish` refuses or counts.
+
+    odd: questions that can be used, by what is to be told of them.
+    """
 
     split: str
     found: dict[str, list[Question]] = field(default_factory=dict)
+    odd: dict[str, list[Question]] = field(default_factory=dict)
 
     def add(self, reason: str, question: Question) -> None:
         """Notes a question."""
         self.found.setdefault(reason, []).append(question)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is to be told of questions that are used."""
+        return [f"{len(qs)} × {remark} ({_first(qs)})" for remark, qs in self.odd.items()]
 
     def finish(self, kept: int, on_bad_row: str) -> dict[str, int]:
         """How many there are of each reason, beside those `kept`.
@@ -105,13 +110,18 @@ class Faults:
 
 
 def read_squad(
-    sources: Iterable[Source], *, faults: Faults, limit: int | None, only_aligned: bool
+    sources: Iterable[Source],
+    data: DataConfig,
+    *,
+    faults: Faults,
+    limit: int | None,
+    only_aligned: bool,
 ) -> Questions:
     """The first `limit` questions of `sources` that are as they should be.
 
     An answer must stand in its context at its `answer_start`. With `only_aligned` a question none
     of whose answers does (in CMRC 2018 -1 is one that was never aligned) is a fault; without it is
-    kept, because predictions are compared with texts.
+    kept, because predictions are compared with texts. A question without an id gets its number.
 
     Raises:
         InputError: a source that cannot be read or has another schema.
@@ -121,21 +131,30 @@ def read_squad(
     seen: set[str] = set()
     number = 0
     for source in sources:
-        for context, rows in source.paragraphs:
-            contexts.append(context)
-            for row in rows:
-                if limit is not None and len(questions) >= limit:
-                    return Questions(questions, contexts)
-                number += 1
-                question = Question(
-                    file=source.name, number=number, context=len(contexts) - 1, **row
-                )
-                fault = _fault(question, context, seen, only_aligned)
-                if fault is None:
-                    questions.append(question)
-                    seen.add(question.id)
-                else:
-                    faults.add(fault, question)
+        for asked in source.questions:
+            if limit is not None and len(questions) >= limit:
+                return Questions(questions, contexts)
+            number += 1
+            if not contexts or contexts[-1] != asked.context:
+                contexts.append(asked.context)
+            question = Question(
+                id=f"question-{number}" if asked.id is None else asked.id,
+                file=source.name,
+                number=number,
+                question=asked.question,
+                context=len(contexts) - 1,
+                answers=asked.answers,
+            )
+            fault = _fault(question, asked.context, seen, only_aligned)
+            if beyond([asked.context, asked.question], data.max_row_bytes):
+                fault, contexts[-1] = too_long(data), ""
+            if fault is not None:
+                faults.add(fault, question)
+                continue
+            questions.append(question)
+            seen.add(question.id)
+            if asked.remark is not None:
+                faults.odd.setdefault(asked.remark, []).append(question)
     return Questions(questions, contexts)
 
 
@@ -143,11 +162,14 @@ def squad_sources(data: DataConfig, split: str) -> list[Source]:
     """The files of a split, each also .gz, or its part of a data set of the Hub."""
     if data.dataset is not None:
         where, dataset, fingerprint = load_split(data, split)
-        return [Source(where, lambda: fingerprint, _hub_paragraphs(where, dataset))]
+        rows = ((f"{where}, row {number}", row) for number, row in records(where, dataset))
+        return [Source(where, lambda: fingerprint, asked_in(rows))]
     files = data.train if split == "train" else data.dev
     if not files:
         raise InputError(f"data.{split}: found no files, expected SQuAD's JSON, or data.dataset")
-    return [Source(file, partial(_sha256, file), _paragraphs(file)) for file in files]
+    return [
+        Source(file, partial(_sha256, file), asked_in(records_of(file, data))) for file in files
+    ]
 
 
 def _first(questions: list[Question]) -> str:
@@ -175,8 +197,15 @@ def _fault(question: Question, context: str, seen: set[str], only_aligned: bool)
     if question.id in seen:
         return "id that another question has"
     if only_aligned and question.answers and aligned(question.answers, context) is None:
-        return "answer that does not stand at its answer_start"
+        texts = [text for text, _ in question.answers]
+        if any(text in context or _composed(text) not in _composed(context) for text in texts):
+            return "answer that does not stand at its answer_start"
+        return "answer in another Unicode form than its context"
     return None
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def _sha256(file: str) -> str:
@@ -185,64 +214,3 @@ def _sha256(file: str) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error}") from None
-
-
-def _paragraphs(file: str) -> Iterator[Paragraph]:
-    """Each context with the fields of its questions."""
-    for a, article in enumerate(_get(_load(file), "data", list, file), 1):
-        where = f"{file}, article {a}"
-        for p, paragraph in enumerate(_get(article, "paragraphs", list, where), 1):
-            at = f"{where}, paragraph {p}"
-            context = _get(paragraph, "context", str, at)
-            rows = _get(paragraph, "qas", list, at)
-            yield context, [_row(row, f"{at}, question {q}") for q, row in enumerate(rows, 1)]
-
-
-def _hub_paragraphs(where: str, dataset: Any) -> Iterator[Paragraph]:
-    """As the Hub has SQuAD: a row a question, `answers` as a list of texts and one of places."""
-    rows = ((record, f"{where}, row {number}") for number, record in records(where, dataset))
-    for context, group in itertools.groupby(rows, lambda row: _get(row[0], "context", str, row[1])):
-        yield context, [_hub_row(record, at) for record, at in group]
-
-
-def _hub_row(record: Any, where: str) -> dict[str, Any]:
-    answers = _get(record, "answers", dict, where)
-    columns = (_get(answers, key, list, where) for key in ("text", "answer_start"))
-    pairs = [
-        dict(zip(("text", "answer_start"), pair, strict=True))
-        for pair in zip(*columns, strict=True)
-    ]
-    return _row(record | {"answers": pairs}, where)
-
-
-def _row(row: Any, where: str) -> dict[str, Any]:
-    question, name = (_get(row, key, str, where) for key in ("question", "id"))
-    answers = [] if row.get("is_impossible") else _get(row, "answers", list, where)
-    texts = tuple(
-        (_get(answer, "text", str, where), _get(answer, "answer_start", int, where))
-        for answer in answers
-    )
-    return {"question": question, "id": name, "answers": texts}
-
-
-def _get(parent: Any, key: str, kind: type, where: str) -> Any:
-    value = parent.get(key) if isinstance(parent, dict) else None
-    if not isinstance(value, kind):
-        found = "nothing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
-        raise InputError(
-            f"{where}: found {found} as {key!r}, expected {kind.__name__}: a file must have "
-            "SQuAD's schema, data > paragraphs > context and qas > id, question, answers > text, "
-            "answer_start; a data set of the Hub the columns id, context, question, answers"
-        )
-    return value
-
-
-def _load(file: str) -> Any:
-    path = Path(file)
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            return json.loads(stream.read())
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{file}: cannot be read: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: not JSON in UTF-8: {error}; expected SQuAD's JSON") from None

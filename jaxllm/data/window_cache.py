@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _LOG = logging.getLogger(__name__)
-_CACHE_VERSION = 2  # raise when the same input comes to give other arrays
+_CACHE_VERSION = 3  # raise when the same input comes to give other arrays
 # Those of `Windows` that are never empty.
 _ARRAYS = (
     *("tokens", "type_ids", "offsets", "labels", "rows"),
@@ -49,6 +49,8 @@ def load_windows(
             "data.%s: %d questions cut to qa.max_question_length=%d tokens",
             *(split, report.truncated, qa.max_question_length),
         )
+    for remark in report.remarks:
+        _LOG.warning("data.%s: %s", split, remark)
     assert windows.labels is not None
     if unknown := len(np.unique(windows.question[windows.labels[:, 0] < 0])):
         _LOG.warning(
@@ -73,6 +75,7 @@ def _load(
         "sources": [(source.name, source.fingerprint()) for source in sources],
         "tokenizer": encoder.fingerprint(),
         "settings": [data.max_length, qa.max_question_length, qa.doc_stride, data.on_bad_row],
+        "form": [data.encoding, data.max_row_bytes],
         "limit": limit,
         "split": split,
     }
@@ -110,9 +113,15 @@ def _read(
     sources: list[Source], encoder: WindowEncoder, data: DataConfig, split: str, limit: int | None
 ) -> tuple[Windows, Questions]:
     faults = Faults(split)
-    read = read_squad(sources, faults=faults, limit=limit, only_aligned=split == "train")
+    read = read_squad(sources, data, faults=faults, limit=limit, only_aligned=split == "train")
     windows, kept = encoder.windows(read, faults)
     count = len(kept.questions)
     dropped = faults.finish(count, data.on_bad_row)
-    report = ReadReport(count + sum(dropped.values()), count, dropped, len(windows.cut))
+    report = ReadReport(
+        read=count + sum(dropped.values()),
+        kept=count,
+        dropped=dropped,
+        truncated=len(windows.cut),
+        remarks=faults.remarks,
+    )
     return replace(windows, report=report), kept
