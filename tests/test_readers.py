@@ -69,7 +69,7 @@ def test_an_encoding_that_is_given_is_taken(read):
         read(b"text,label\na\x81,x\n", encoding="cp1252")
     with pytest.raises(InputError, match="cannot be read: UTF-16 stream does not start with BOM"):
         read(TABLE.encode(), encoding="utf-16")
-    for wrong in ("base64", "windows", "a\0"):
+    for wrong in ("base64", "windows"):
         with pytest.raises(InputError, match=r"data\.encoding: found .*gb18030"):
             config.load(["--data.train", "[a]", "--model.path=m", f"--data.encoding={wrong}"])
 
