@@ -232,6 +232,9 @@ def _words(config: Config) -> None:
     if model.task != "token-classification":
         expected = "error or drop; repair is for the tags of model.task=token-classification"
         _require("data.on_bad_row", data.on_bad_row, data.on_bad_row != "repair", expected)
+        _require(
+            "model.tags", model.tags, model.tags == "auto", f"auto, as model.task is {model.task}"
+        )
         return
     single = "single_label_classification"
     expected = f"{single}, as each word has one tag"

@@ -22,6 +22,10 @@ class ModelConfig:
             last layer in place of its own, with a warning, or stop
         pooling: sentence-embedding: the mean or the maximum of a text's tokens, or its first token;
             auto = as sentence-transformers' files at `path` say, else the mean
+        tags: token-classification: whether tags mark entities (IOB2, IOB1 with data.on_bad_row:
+            repair, BIOES, BILOU, BMES; PER or O with no letter only where it is said), which are
+            judged as a whole, or are plain, as parts of speech, and judged word by word; auto =
+            plain where none is O and none has a letter of a scheme
         normalize: sentence-embedding: scale vectors to length 1; null = as those files say, else
             true
         dtype: type of the computation; parameters and optimizer stay float32
@@ -55,6 +59,7 @@ class ModelConfig:
     new_head: Literal["warn", "error"] = "warn"
     pooling: Literal["auto", "mean", "cls", "max"] = "auto"
     normalize: bool | None = None
+    tags: Literal["auto", "entities", "plain"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["auto", "xla", "blocked", "triton", "cudnn", "splash"] = "auto"
     remat: Literal["none", "full", "dots"] = "none"

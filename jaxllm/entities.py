@@ -1,72 +1,79 @@
-"""Entities in tagged words, and how well they were found: seqeval (Nakayama, 2018), strict mode.
+"""How well entities in tagged words were found: the numbers of seqeval (Nakayama, 2018), strict.
 
-In strict mode an entity is a run of tags that the scheme allows (IOB2: begins with B; BIOES: also
-ends with E, or is one S), and it counts as found if type, first and last word are right.
+An entity is what `Scheme.entities` finds; it counts as found if type, first and last word are
+right.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
-from jaxllm.data.tags import Span, scheme_of, type_of
+from jaxllm.data.tags import Scheme
 from jaxllm.metric_report import table
 from jaxllm.metrics import NAN
 
 Tags = Sequence[list[str]]  # of the words of each sentence
 
 
-def entities_in(tags: list[str], scheme: str) -> list[Span]:
-    """The entities of a sentence in their order; tags out of order make none."""
-    from seqeval.scheme import Tokens
-
-    found = Tokens(tags, _seqeval_scheme(scheme)).entities
-    return [Span(entity.tag, entity.start, entity.end) for entity in found]
-
-
-def entity_metrics(truth: Tags, predicted: Tags, names: Sequence[str]) -> dict[str, float]:
+def entity_metrics(
+    truth: Tags, predicted: Tags, scheme: Scheme, names: Sequence[str]
+) -> dict[str, float]:
     """`precision`, `recall`, `f1` over all entities (micro), `accuracy` of words, `f1/<type>`.
 
     Args:
         truth, predicted: tags of the same sentences.
-        names: all tags of the model, which tell the scheme and the types.
+        names: all tags of the model, which tell the types.
 
     0 where nothing was predicted, or nothing was there to be found; NaN for a type that is neither
     in the truth nor predicted.
     """
-    by_type, total = _scores(truth, predicted, names)
+    by_type, total = _scores(truth, predicted, scheme)
     chain = itertools.chain.from_iterable
     hits = [a == b for a, b in zip(chain(truth), chain(predicted), strict=True)]
-    precision, recall, f1, _ = total
-    accuracy = sum(hits) / len(hits)
-    values = {"precision": precision, "recall": recall, "f1": f1, "accuracy": accuracy}
-    types = sorted({type_of(name) for name in names} - {""})
-    return values | {f"f1/{kind}": by_type.get(kind, (NAN,) * 4)[2] for kind in types}
+    values = {"precision": total.precision, "recall": total.recall, "f1": total.f1}
+    values["accuracy"] = sum(hits) / len(hits)
+    found = {kind: score.f1 for kind, score in by_type.items()}
+    return values | {f"f1/{kind}": found.get(kind, NAN) for kind in scheme.types(names)}
 
 
-def entity_report(truth: Tags, predicted: Tags, names: Sequence[str]) -> str:
+def entity_report(truth: Tags, predicted: Tags, scheme: Scheme) -> str:
     """A table of precision, recall and F1, one line a type; ends with a newline."""
-    by_type, total = _scores(truth, predicted, names)
+    by_type, total = _scores(truth, predicted, scheme)
     rows = [["type", "precision", "recall", "f1", "entities"]]
-    for kind, (*shares, count) in [*by_type.items(), ("all", total)]:
-        rows.append([kind, *(f"{share:.4f}" for share in shares), str(int(count))])
+    for kind, score in [*by_type.items(), ("all", total)]:
+        shares = (score.precision, score.recall, score.f1)
+        rows.append([kind, *(f"{share:.4f}" for share in shares), str(score.there)])
     return table(rows) + "\n"
 
 
-def _scores(truth: Tags, predicted: Tags, names: Sequence[str]) -> tuple[dict[str, Any], Any]:
-    """(precision, recall, F1, entities there) of each type that occurs, and of all together."""
-    from seqeval.metrics.v1 import precision_recall_fscore_support, unique_labels
+class _Score(NamedTuple):
+    """Entities that are there, that were predicted, and that are both."""
 
-    scheme = _seqeval_scheme(scheme_of(names))
-    pair = (list(truth), list(predicted))
-    options = {"scheme": scheme, "zero_division": 0}
-    types = unique_labels(*pair, scheme)
-    columns = precision_recall_fscore_support(*pair, average=None, **options)
-    total = precision_recall_fscore_support(*pair, average="micro", **options)
-    rows = zip(*(map(float, column) for column in columns), strict=True)
-    return dict(zip(types, rows, strict=True)), tuple(map(float, total))
+    there: int
+    predicted: int
+    right: int
+
+    @property
+    def precision(self) -> float:
+        return self.right / self.predicted if self.predicted else 0.0
+
+    @property
+    def recall(self) -> float:
+        return self.right / self.there if self.there else 0.0
+
+    @property
+    def f1(self) -> float:
+        return 2 * self.right / ((self.there + self.predicted) or 1)
 
 
-def _seqeval_scheme(scheme: str) -> Any:
-    from seqeval.scheme import IOB2, IOBES
-
-    return {"IOB2": IOB2, "BIOES": IOBES}[scheme]
+def _scores(truth: Tags, predicted: Tags, scheme: Scheme) -> tuple[dict[str, _Score], _Score]:
+    """Of each type that occurs, sorted, and of all together."""
+    counts = [Counter[str]() for _ in _Score._fields]
+    for pair in zip(truth, predicted, strict=True):
+        there, found = (set(scheme.entities(tags)) for tags in pair)
+        for count, spans in zip(counts, (there, found, there & found), strict=True):
+            count.update(span.type for span in spans)
+    types = sorted(counts[0] | counts[1])
+    by_type = {kind: _Score(*(count[kind] for count in counts)) for kind in types}
+    return by_type, _Score(*(count.total() for count in counts))

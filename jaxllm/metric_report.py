@@ -60,7 +60,7 @@ def one_class(
 ) -> str | None:
     """Likewise, of ids: for each `unit`, a row or a word, one class of several."""
     classes = len(np.unique(labels_N[labels_N >= 0]))
-    if len(np.unique(predicted_N)) > 1 or classes < 2:
+    if len(np.unique(predicted_N)) != 1 or classes < 2:
         return None
     only = label_names[int(predicted_N[0])]
     return f"the model predicts {only!r} for every {unit}, though there are {classes} classes"

@@ -10,7 +10,7 @@ from tokenizers import ByteLevelBPETokenizer
 from jaxllm.config_fields import DataConfig
 from jaxllm.data.packing import Rows
 from jaxllm.data.sentences import load_sentences
-from jaxllm.data.tags import check_names, retagged, scheme_of, tag_names
+from jaxllm.data.tags import Scheme, scheme_of
 from jaxllm.data.tokenizer import WordEncoder, load_tokenizer
 from jaxllm.errors import InputError
 
@@ -32,13 +32,13 @@ def tokenizer(tiny_tokenizer_dir):
 def load(tokenizer, tmp_path):
     """load(content, split="train", names=None, file="a.conll", **fields of DataConfig)."""
 
-    def load(content, split="train", names=None, file="a.conll", **fields):
+    def load(content, split="train", names=None, file="a.conll", wanted="auto", **fields):
         path = tmp_path / file
         data = content.encode()
         path.write_bytes(gzip.compress(data) if file.endswith("gz") else data)
         fields = {"max_length": 32, "cache_dir": str(tmp_path / "cache")} | fields
         config = DataConfig(train=[str(path)], dev=[str(path)], **fields)
-        return load_sentences(config, split, tokenizer, names)
+        return load_sentences(config, split, tokenizer, names, wanted)
 
     return load
 
@@ -189,13 +189,13 @@ REPAIRED = [  # found, IOB2, BIOES
 
 @pytest.mark.parametrize("tags", LEGAL)
 def test_legal_tags_stay(tags):
-    assert retagged(tags.split(), scheme_of(tags.split())) == tags.split()
+    assert scheme_of(tags.split(), "auto", "here").retagged(tags.split()) == tags.split()
 
 
 @pytest.mark.parametrize(("found", "iob2", "bioes"), REPAIRED)
 def test_illegal_tags_become_legal(found, iob2, bioes):
-    assert retagged(found.split(), "IOB2") == iob2.split()
-    assert retagged(found.split(), "BIOES") == bioes.split()
+    assert Scheme("IOB2", "BI").retagged(found.split()) == iob2.split()
+    assert Scheme("BIOES", "BIES").retagged(found.split()) == bioes.split()
 
 
 def test_illegal_sequences_are_told_dropped_or_repaired(load):
@@ -217,7 +217,7 @@ def test_illegal_sequences_are_told_dropped_or_repaired(load):
 BAD = {
     "line 2": ("a O\nb\nc O\n", "other than 2 columns"),
     "line 3": ("a B-X\n\nb x O\n", "other than 2 columns"),
-    "line 4": ("a O\n\nb B-X\nc X\n", "tag 'X', which is not O"),
+    "line 4": ("a O\n\nb B-X\nc X\n", "unknown tag 'X'"),
     "line 1": ("a\tO\nb\t\n", "missing tag"),
     "one column": ("a\nb\n", "expected a word and its tag"),
     "the tags": ("a O\n", "at least one type of entity"),
@@ -256,9 +256,109 @@ def test_limits_and_the_cache(load, monkeypatch):
         load(CONLL, on_bad_row="drop")
 
 
-def test_names_are_those_of_a_scheme():
-    assert tag_names(["O", "B-x", "I-a"]) == ["O", "B-a", "B-x", "I-a", "I-x"]
-    assert tag_names(["S-a"]) == ["O", "B-a", "E-a", "I-a", "S-a"]
-    for names in (["B-a", "I-a"], ["O", "NOUN"], ["LABEL_0", "LABEL_1"], ["O"]):
-        with pytest.raises(InputError, match="expected O and"):
-            check_names(names, "here")
+REFUSED = {  # tags, model.tags: the way out
+    ("O PER LOC", "auto"): ["model.tags: entities", "model.tags: plain"],
+    ("NOUN VERB", "entities"): ["expected O", "model.tags: plain"],
+    ("B-PER I-PER -", "auto"): ["expected O", "model.tags: plain"],
+    ("PER-B PER-I O", "auto"): ["the letter first, as in B-PER", "model.tags: plain"],
+    ("PER_B PER_I -", "entities"): ["the letter first, as in B-PER", "model.tags: plain"],
+    ("O", "auto"): ["at least one type of entity", "data.label", "data.labels"],
+    ("NOUN", "auto"): ["two tags or more", "data.label"],
+    ("O", "plain"): ["two tags or more", "data.label"],
+    ("LABEL_0 LABEL_1", "auto"): ["expected names", "data.labels", "id2label"],
+}
+
+
+@pytest.mark.parametrize(("tags", "wanted"), REFUSED)
+def test_tags_that_do_not_tell_what_they_mean_are_refused(tags, wanted):
+    with pytest.raises(InputError) as error:
+        scheme_of(tags.split(), wanted, "here")
+    for part in ("here: found", *REFUSED[tags, wanted]):
+        assert part in str(error.value)
+    if "model.tags: plain" in str(error.value):
+        assert scheme_of(tags.split(), "plain", "here").names(tags.split()) == sorted(tags.split())
+    if "model.tags: entities" in str(error.value):
+        assert scheme_of(tags.split(), "entities", "here").kind == "IO"
+
+
+PLAIN = "The DET\ncat NOUN\nsat VERB\n\nA DET\nmovie NOUN\n"
+
+
+@pytest.mark.parametrize("wanted", ["auto", "plain"])
+def test_plain_tags_are_learned_as_they_are(load, wanted):
+    sentences, names = load(PLAIN, wanted=wanted)
+    assert names == ["DET", "NOUN", "VERB"]
+    assert tags_of(sentences, names) == [["DET", "NOUN", "VERB"], ["DET", "NOUN"]]
+    _, names = load(CONLL, wanted="plain")
+    assert names == ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"]
+    with pytest.raises(InputError, match=r"set model\.tags: plain"):
+        load(PLAIN, wanted="entities")
+
+
+def test_bilou_keeps_its_names_and_is_repaired_in_them(load):
+    text = "new B-LOC\nyork L-LOC\nAnna U-PER\nLee U-PER\n"
+    sentences, names = load(text)
+    assert names == ["O"] + [f"{p}-{t}" for p in "BILU" for t in ("LOC", "PER")]
+    assert tags_of(sentences, names) == [["B-LOC", "L-LOC", "U-PER", "U-PER"]]
+    other = "Anna I-PER\nLee E-PER\nin O\nparis S-LOC\n"
+    with pytest.raises(InputError, match=r"line 1 \(I-PER where B-PER is expected\)"):
+        load(other, split="dev", names=names)
+    sentences, _ = load(other, split="dev", names=names, on_bad_row="repair")
+    assert tags_of(sentences, names) == [["B-PER", "L-PER", "O", "U-LOC"]]
+
+
+def test_advice_never_leaves_no_sentence(load):
+    """Dropping rows is a way out only where others are left."""
+    both, repair, drop = "new I-LOC\n\nx O\n", "data.on_bad_row: repair", "data.on_bad_row: drop"
+
+    def advice(text, **fields):
+        with pytest.raises(InputError) as error:
+            load(text, **fields)
+        message = str(error.value)
+        return [way for way in (repair, drop) if way in message]
+
+    assert advice(both) == [repair, drop]
+    assert advice("new I-LOC\n") == [repair]
+    assert load("new I-LOC\n", on_bad_row="repair")[0].report.kept == 1
+    # Without repair, the first sentence would be dropped, too.
+    assert advice("new I-LOC\n\nx\n", on_bad_row="repair") == []
+    assert advice("new B-LOC\n\nx\n", on_bad_row="repair") == [drop]
+    assert advice("zzzz O\nzzzz O\nzzzz B-A\n\nx\n", max_length=5, truncation="drop") == []
+    assert advice('{"text": ["a"], "label": [1]}', file="a.jsonl") == []
+
+
+def test_numbers_are_the_tags_of_data_labels(load):
+    rows = [{"text": ["Anna", "saw", "new", "york"], "label": [2, 0, -1, None]}]
+    rows += [{"text": ["good", "movie"], "label": [-100, "O"]}]
+    fields = {"file": "a.jsonl", "labels": TAGS}
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    sentences, names = load(text, names=TAGS, **fields)
+    assert names == TAGS
+    assert sentences.word_labels.tolist() == [2, 0, -1, -1, -1, 0]
+    assert (sentences.labels >= 0).sum() == 3
+    with pytest.raises(InputError) as error:
+        load(text, file="a.jsonl")
+    assert "tag of type int" in str(error.value)
+    assert "data.labels gives the tags in the order of such numbers" in str(error.value)
+    for label, fault in (([5], "tag of type int"), ([-1], "no word with a tag")):
+        with pytest.raises(InputError, match=fault):
+            load(json.dumps({"text": ["a"], "label": label}), names=TAGS, **fields)
+
+
+def test_words_without_a_tag_do_not_part_an_entity(load):
+    """As run_ner has it, which leaves such words out: B-A, none, I-A is one entity."""
+    text = json.dumps({"text": ["new", "york", "city"], "label": ["B-A", None, "I-A"]})
+    sentences, names = load(text, file="a.jsonl")
+    assert sentences.word_labels.tolist() == [names.index("B-A"), -1, names.index("I-A")]
+
+
+@pytest.mark.parametrize(
+    "file", ["train.txt", "dev.tsv", "eng.testa", "a.char.bmes.gz", "a.conllu"]
+)
+def test_files_of_other_names_are_conll(load, file):
+    assert words_of(load("Anna B-PER\nsaw O\n", file=file)[0]) == [["Anna", "saw"]]
+
+
+def test_a_file_of_comments_has_no_sentence(load):
+    with pytest.raises(InputError, match="no sentence is left: found none"):
+        load("\n\n")

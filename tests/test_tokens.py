@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from sklearn import metrics as sk
 
 from jaxllm import config_check
 from jaxllm.config_fields import (
@@ -20,11 +21,13 @@ from jaxllm.config_fields import (
     TrainConfig,
 )
 from jaxllm.data import loader
+from jaxllm.data.tags import scheme_of
+from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.entities import entity_metrics
 from jaxllm.errors import InputError
 from jaxllm.pretrained import hf
 from jaxllm.tasks import build as task_build
-from jaxllm.tasks import evaluation
+from jaxllm.tasks import evaluation, tokens
 from jaxllm.tasks.build import build
 from jaxllm.tasks.inputs import InputFormat, RowError
 from jaxllm.tasks.predict import predict
@@ -183,7 +186,7 @@ def test_words_without_a_token_count_as_outside(saved, base_config, tmp_path):
     assert first["predicted"][1] == "B-PER"
     assert first["predicted"][3:] == second["predicted"] * 2 == ["O", "O"]
     tags, predicted = ([row[name] for row in (first, second)] for name in ("tags", "predicted"))
-    counted = entity_metrics(tags, predicted, NAMES)
+    counted = entity_metrics(tags, predicted, scheme_of(NAMES, "auto", "here"), NAMES)
     assert counted == {name: values[name] for name in counted}
     assert [share is None for share in first["probability"]] == [False] * 3 + [True] * 2
 
@@ -297,6 +300,132 @@ def test_predict_equals_evaluation_and_tells_what_it_cut(saved, base_config, tmp
         assert len(answer["entities"]) == count
 
 
+def renamed(saved, directory, names, **form):
+    """A copy of a saved model whose labels have these names; `form` goes into its jaxllm.json,
+    which a model from elsewhere does not have.
+    """
+    shutil.copytree(saved, directory)
+    config = json.loads((directory / "config.json").read_text())
+    config["id2label"] = dict(enumerate(names))
+    config["label2id"] = {name: i for i, name in enumerate(names)}
+    (directory / "config.json").write_text(json.dumps(config))
+    content = json.loads((directory / "jaxllm.json").read_text()) | form
+    (directory / "jaxllm.json").write_text(json.dumps(content))
+    if not form:
+        (directory / "jaxllm.json").unlink()
+    return str(directory)
+
+
+def test_plain_tags_are_judged_word_by_word(saved, base_config, tmp_path):
+    config = change(base_config, model={"path": saved, "config": {}, "tokenizer": None})
+    config = change(config, model={"tags": "plain"}, run={"dir": str(tmp_path)})
+    values = task_build.evaluate(config)
+    lines = read_lines(tmp_path / "evaluate" / "predictions.jsonl")
+    truth = [tag for line in lines for tag in line["tags"]]
+    predicted = [tag for line in lines for tag in line["predicted"]]
+    expected = sk.classification_report(truth, predicted, output_dict=True)
+    assert values["accuracy"] == pytest.approx(expected["accuracy"])
+    assert values["f1_macro"] == pytest.approx(expected["macro avg"]["f1-score"])
+    assert values["f1/B-PER"] == pytest.approx(expected["B-PER"]["f1-score"])
+    assert values.keys() == {
+        *("accuracy", "f1_macro", "precision_macro", "recall_macro", "loss"),
+        *(f"f1/{name}" for name in NAMES),
+    }
+    report = (tmp_path / "evaluate" / "report.txt").read_text(encoding="utf-8")
+    assert [line.split()[0] for line in report.splitlines()[-6:]] == ["tag", *NAMES]
+    # A word that was cut off has no predicted tag, which is wrong.
+    cut = task_build.evaluate(change(config, data={"max_length": 7}))
+    lines = read_lines(tmp_path / "evaluate" / "predictions.jsonl")
+    hits = [a == b for x in lines for a, b in zip(x["tags"], x["predicted"], strict=True)]
+    assert cut["accuracy"] == pytest.approx(np.mean(hits))
+    assert [None in line["predicted"] for line in lines] == [
+        None in line["probability"] for line in lines
+    ]
+    assert "which are wrong" in (tmp_path / "evaluate" / "report.txt").read_text(encoding="utf-8")
+    assert "\t_\n" in (tmp_path / "evaluate" / "predictions.conll").read_text(encoding="utf-8")
+
+
+def test_words_without_a_tag_are_not_judged(saved, base_config, tmp_path):
+    rows = [["B-PER", "O", "O"], ["B-PER", None, "O"], [None, "O", None]]
+    words = ["anna", "loved", "it"]
+    text = "".join(json.dumps({"text": words, "label": row}) + "\n" for row in rows)
+    (tmp_path / "dev.jsonl").write_text(text)
+    config = change(base_config, model={"path": saved, "config": {}, "tokenizer": None})
+    config = change(config, data={"dev": [str(tmp_path / "dev.jsonl")]}, run={"dir": str(tmp_path)})
+    values = task_build.evaluate(config)
+    assert (values["recall"], values["precision"]) == (1, 1)  # not 2 of 3, as anna is thrice there
+    report = (tmp_path / "evaluate" / "report.txt").read_text(encoding="utf-8")
+    assert "6 words, of them 0 without a token" in report
+    assert [
+        line["tags"] for line in read_lines(tmp_path / "evaluate" / "predictions.jsonl")
+    ] == rows
+    plain = task_build.evaluate(change(config, model={"tags": "plain"}))
+    assert plain["accuracy"] == 1
+
+
+def test_plain_tags_are_chosen_by_accuracy_and_remembered(base_config, tmp_path):
+    text = "the DET\nmovie NOUN\n\nit PRON\n"
+    (tmp_path / "a.conllu").write_text(text)
+    files = {"train": [str(tmp_path / "a.conllu")], "dev": [str(tmp_path / "a.conllu")]}
+    tokenizer = load_tokenizer(base_config.model.tokenizer)
+    task = tokens.prepare(change(base_config, data=files), tokenizer)
+    assert task.metric == "accuracy"
+    assert list(task.model_config.id2label.values()) == ["DET", "NOUN", "PRON"]
+    task.save_extras(tmp_path)
+    assert json.loads((tmp_path / "jaxllm.json").read_text())["tags"] == "plain"
+    with pytest.raises(InputError, match=r"train.metric: found 'f1', expected one of accuracy"):
+        tokens.prepare(change(base_config, data=files, train={"metric": "f1"}), tokenizer)
+
+
+def test_prediction_of_plain_tags_answers_for_each_word(saved, tmp_path):
+    names = ["X", "ADJ", "NOUN", "ADP", "PRON"]
+    elsewhere = renamed(saved, tmp_path / "elsewhere", names)
+    text = "Anna loved (new York)"
+    long = {"tokens": ["anna"] * 70}
+    answers, counts = run_predict(elsewhere, [{"text": text}, long], tmp_path)
+    found = answers[0]["tags"]
+    assert [(x["tag"], x["text"]) for x in found] == [
+        ("NOUN", "Anna"),
+        ("X", "loved"),
+        ("X", "("),
+        ("ADJ", "new"),
+        ("ADP", "York"),
+        ("X", ")"),
+    ]
+    for word in found:
+        assert text[word["start"] : word["end"]] == word["text"]
+        assert 0.5 < word["score"] <= 1
+    assert counts["truncated"] == 1
+    last = answers[1]["tags"][-1]
+    assert last == {"tag": None, "text": "anna", "start": 345, "end": 349}
+    # Tags that could mark entities are plain where training said so.
+    ours = renamed(saved, tmp_path / "ours", NAMES, tags="plain")
+    answers, _ = run_predict(ours, [{"text": text}], tmp_path)
+    assert [x["tag"] for x in answers[0]["tags"]] == ["B-PER", "O", "O", "B-LOC", "I-LOC", "O"]
+    with_scheme = renamed(saved, tmp_path / "bilou", ["O", "B-LOC", "U-PER", "L-LOC", "L-PER"])
+    answers, _ = run_predict(with_scheme, [{"text": text}], tmp_path)
+    assert [(x["type"], x["text"]) for x in answers[0]["entities"]] == [
+        ("PER", "Anna"),
+        ("LOC", "new York"),
+    ]
+
+
+def test_evaluation_remembers_what_the_tags_mean(saved, base_config, tmp_path):
+    config = change(base_config, model={"path": saved, "config": {}, "tokenizer": None})
+    config = change(config, run={"dir": str(tmp_path)}, train={"metric": None})
+    plain = renamed(saved, tmp_path / "plain", NAMES, tags="plain")
+    assert "f1_macro" in task_build.evaluate(change(config, model={"path": plain}))
+    assert "f1" in task_build.evaluate(change(config, model={"path": plain, "tags": "entities"}))
+
+
+def test_bare_types_of_models_from_elsewhere_are_entities(saved, tmp_path):
+    names = ["O", "LOC", "PER", "LOC2", "PER2"]  # as O, LOC, PER, but no two labels have one name
+    model = renamed(saved, tmp_path / "model", names)
+    answers, _ = run_predict(model, [{"text": "anna and anna , anna anna in new"}], tmp_path)
+    found = [(x["type"], x["text"]) for x in answers[0]["entities"]]
+    assert found == [("PER", "anna"), ("PER", "anna"), ("PER", "anna anna"), ("LOC", "new")]
+
+
 SPLIT = {
     "U.S.-based (Kyoto).": ["U.S.-based", "(", "Kyoto", ")", "."],
     "我在 Paris读书。": ["我", "在", "Paris", "读", "书", "。"],
@@ -326,6 +455,9 @@ MISTAKES = {
     "data.on_bad_row: found 'repair'": {
         "model": {"task": "sequence-classification"},
         "data": {"on_bad_row": "repair"},
+    },
+    "model.tags: found 'plain', expected auto, as model.task is": {
+        "model": {"task": "sequence-classification", "tags": "plain"}
     },
     "train.metric: found 'f2', expected one of precision": {"train": {"metric": "f2"}},
     "train.class_weights: found 2 weights, expected 5": {"train": {"class_weights": [1.0, 2.0]}},

@@ -70,14 +70,23 @@ class BadRows:
         more = bad.count - len(bad.first)
         return f"{where} and {more} more" if more else where
 
-    def raise_if_stopped(self, read: int, known: str = "") -> None:
-        """Raises InputError where one of them stops the run; `known` adds what labels there are."""
+    def raise_if_stopped(self, read: int, known: str = "", repaired: int = 0) -> None:
+        """Raises InputError where one of them stops the run; `known` adds what labels there are.
+
+        `repaired`: rows that are only kept because of data.on_bad_row: repair.
+        """
         if not self.stop:
             return
         ways = {"on_bad_row": "data.on_bad_row: drop", "truncation": "data.truncation: right"}
+        stays = self._data.truncation != "drop"
+        lost = [
+            bad.count for bad in self._reasons.values() if bad.setting != "truncation" or not stays
+        ]
+        if sum(lost) + repaired >= read:
+            del ways["on_bad_row"]  # no row would be left
+        offered = " and ".join(way for name, way in ways.items() if name in self._stopping)
         counted = " Rows count from 1 after the header." if self._unit == "row" else ""
         raise InputError(
             f"data.{self._split}: {sum(self.counts.values())} of {read} rows cannot be used: "
-            f"{self}{known}.{counted} Correct them, or set "
-            f"{' and '.join(way for name, way in ways.items() if name in self._stopping)}"
+            f"{self}{known}.{counted} Correct them{offered and f', or set {offered}'}"
         )

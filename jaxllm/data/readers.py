@@ -34,6 +34,7 @@ _FORMATS = {
     ".json": "jsonl",
     ".txt": "text",
     ".conll": "conll",
+    ".conllu": "conll",
 }
 
 

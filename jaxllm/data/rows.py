@@ -24,6 +24,7 @@ class Row(NamedTuple):
             columns a list.
         fault: why the row cannot be used, where its columns could not be told apart.
         choices: what ``data.choices`` hold, in a list, where there are such columns.
+        lines: of a sentence in a CoNLL file, the number of each word's line.
     """
 
     number: int
@@ -32,6 +33,7 @@ class Row(NamedTuple):
     label: Any = None
     fault: str | None = None
     choices: Any = None
+    lines: list[int] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -14,17 +15,18 @@ from jaxllm.data import cache
 from jaxllm.data.bad_rows import BadRows
 from jaxllm.data.builder import text_fault
 from jaxllm.data.corpus import Examples, ReadReport, log_report, renumbered, sources_of
+from jaxllm.data.label_cells import MASKED
 from jaxllm.data.packing import Rows, fill_packed, ranges, starts_of
 from jaxllm.data.rows import CHUNK, FORM, Row, Source
-from jaxllm.data.tags import check_names, retagged, scheme_of, tag_fault, tag_names
+from jaxllm.data.tags import Scheme, scheme_of
 from jaxllm.data.tokenizer import WordEncoder
 from jaxllm.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_CACHE_VERSION = 2  # raise when the same input comes to give other arrays
-_ILLEGAL, _UNKNOWN = "illegal tag sequence", "unknown tag"
+_CACHE_VERSION = 3  # raise when the same input comes to give other arrays
+_ILLEGAL, _UNKNOWN, _NUMBER = "illegal tag sequence", "unknown tag", "tag of type int"
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,13 @@ class Sentences(Examples):
     """Examples whose words have labels.
 
     `labels` is int32[total]: the id of its word's tag at the first piece of a word; -1, no label,
-    at its other pieces and at special tokens (as in transformers' run_ner).
+    at its other pieces, at special tokens (as in transformers' run_ner), and where a word has no
+    tag.
 
     Attributes:
         word_offsets: int64[n + 1]; example i has the words word_offsets[i] to word_offsets[i + 1].
-        word_labels: int32[words], also of words that are not among the tokens.
+        word_labels: int32[words], also of words that are not among the tokens; -1 of words without
+            a tag.
         word_tokens: int32[words], which token of its example is a word's first piece; -1 for a word
             that was cut off, or that the tokenizer makes nothing of.
         text: uint8[bytes], the words in UTF-8 one after the other.
@@ -85,19 +89,20 @@ def load_sentences(
     split: str,
     tokenizer: "PreTrainedTokenizerFast",
     names: list[str] | None,
+    wanted: str = "auto",
 ) -> tuple[Sentences, list[str]]:
     """The sentences of ``split`` "train" or "dev", and the tags in the order of their ids.
 
-    Without `names`, the tags are those of the Hub data set, else O and the others that the scheme
-    has for the types of entities in the part. All rows are in memory while they are tokenized; the
-    arrays are cached on disk by content, and memory-mapped.
+    Without `names`, the tags are those of the Hub data set, else `Scheme.names` of those in the
+    part. `wanted`: model.tags. All rows are in memory while they are tokenized; the arrays are
+    cached on disk by content, and memory-mapped.
 
     Raises:
         InputError: a file, column, row or tag is not as it should be, the Hub is out of reach, or
             the processes of a run do not read the same.
     """
     with processes.together():
-        sentences, names = _load(data, split, tokenizer, names)
+        sentences, names = _load(data, split, tokenizer, names, wanted)
     processes.check_same(f"the sentences of data.{split}", lambda: (sentences.fingerprint, names))
     return sentences, names
 
@@ -107,26 +112,39 @@ def _load(
     split: str,
     tokenizer: "PreTrainedTokenizerFast",
     names: list[str] | None,
+    wanted: str,
 ) -> tuple[Sentences, list[str]]:
     encoder = WordEncoder(tokenizer, data.max_length, data.truncation)
-    sources = sources_of(data, split, labelled=True)
+    sources = _sources(data, split)
     names = names or sources[0].label_names
-    if names is not None:
-        check_names(names, "data.labels")
     limit = data.max_train_examples if split == "train" else data.max_dev_examples
-    entry = cache.directory(data.cache_dir) / _key(data, sources, encoder, names, limit)
+    entry = cache.directory(data.cache_dir) / _key(data, sources, encoder, names, wanted, limit)
     found = cache.read(entry)
     if found is None:
         with cache.writing_entry(entry) as store:
-            found = store.seal(_Reader(data, split, sources, names).run(encoder, limit, store))
+            reader = _Reader(data, split, sources, names, wanted)
+            found = store.seal(reader.run(encoder, limit, store))
     arrays, about = found
     report = ReadReport(**about["report"])
     log_report(split, sources, report)
     return Sentences(**arrays, report=report), about["names"]
 
 
+def _sources(data: DataConfig, split: str) -> list[Source]:
+    """The sources of a part; a file whose name does not tell another format is a CoNLL file."""
+    files = data.train if split == "train" else data.dev
+    if not files or data.format != "auto":
+        return sources_of(data, split, labelled=True)
+    lists = re.compile(r".*\.(csv|jsonl?)(\.gz)?")
+    parts = [
+        replace(data, train=[file], dev=[file], format="auto" if lists.fullmatch(file) else "conll")
+        for file in files
+    ]
+    return [source for part in parts for source in sources_of(part, split, labelled=True)]
+
+
 def _key(data: DataConfig, sources: list[Source], encoder: WordEncoder, *settings: object) -> str:
-    used = (*FORM, "text", "label", "on_bad_row", "max_length", "truncation")
+    used = (*FORM, "text", "label", "labels", "on_bad_row", "max_length", "truncation")
     content = {
         "task": "token-classification",
         "version": _CACHE_VERSION,
@@ -147,7 +165,7 @@ class _Fault(NamedTuple):
 class _Tagged(NamedTuple):
     number: int
     words: list[str]
-    tags: list[str]
+    tags: list[str | None]
     repaired: bool
 
 
@@ -155,16 +173,28 @@ class _Reader:
     """Rows of `sources` to the arrays of `Sentences`."""
 
     def __init__(
-        self, data: DataConfig, split: str, sources: list[Source], names: list[str] | None
+        self,
+        data: DataConfig,
+        split: str,
+        sources: list[Source],
+        names: list[str] | None,
+        wanted: str,
     ):
-        self._data, self._split = data, split
-        rows = [(source, row) for source in sources for row in source.rows()]
+        self._data, self._split, self._learned = data, split, names is None
+        rows = [
+            (source, _named(row, data.labels or [])) for source in sources for row in source.rows()
+        ]
         faults = [_fault(source, row) for source, row in rows]
         if names is None:
             good = [row for (_, row), fault in zip(rows, faults, strict=True) if fault is None]
-            names = tag_names({tag for row in good for tag in row.label})
-        self._names, self._scheme = names, scheme_of(names)
-        self._ids = {name: i for i, name in enumerate(names)}
+            names = list({tag for row in good for tag in row.label if tag is not None})
+        self._scheme = Scheme("plain")  # of no tags at all
+        if names:
+            given = "data.labels" if data.labels else f"{sources[0].name}: the labels"
+            where = f"data.{split}: the tags" if self._learned else given
+            self._scheme = scheme_of(names, wanted, where)
+        self._names = self._scheme.names(names) if self._learned else names
+        self._ids = {name: i for i, name in enumerate(self._names)}
         self._rows = [
             (source.name, fault or self._tagged(source, row))
             for (source, row), fault in zip(rows, faults, strict=True)
@@ -188,10 +218,9 @@ class _Reader:
         self._raise_if_stopped()
         if not self._counts["kept"]:
             raise InputError(
-                f"data.{self._split}: no sentence is left: {self._bad}; expected at least one that "
-                "can be used: correct the file, or give another"
+                f"data.{self._split}: no sentence is left: {str(self._bad) or 'found none'}; "
+                "expected at least one that can be used: correct the file, or give another"
             )
-        check_names(self._names, f"data.{self._split}: the tags")
         for name, arrays in parts.items():
             array = np.concatenate(arrays)
             store.append(name, np.cumsum(array) if name.endswith("offsets") else array)
@@ -232,7 +261,9 @@ class _Reader:
     def _aligned(self, row: _Tagged, numbers: np.ndarray) -> dict[str, np.ndarray]:
         """The arrays of a sentence whose tokens begin the words `numbers`, or none (-1)."""
         first = np.flatnonzero(numbers >= 0)
-        word_labels = np.array([self._ids[tag] for tag in row.tags], np.int32)
+        word_labels = np.array(
+            [-1 if tag is None else self._ids[tag] for tag in row.tags], np.int32
+        )
         word_tokens = np.full(len(row.words), -1, np.int32)
         word_tokens[numbers[first]] = first
         labels = np.full(len(numbers), -1, np.int32)
@@ -250,23 +281,42 @@ class _Reader:
         }
 
     def _tagged(self, source: Source, row: Row) -> _Fault | _Tagged:
-        tags = legal = retagged(row.label, self._scheme)
-        if legal != row.label and self._data.on_bad_row != "repair":
-            i = next(i for i, tag in enumerate(row.label) if tag != legal[i])
-            note = f"{row.label[i]} where {legal[i]} is expected"
-            return _fault_at(source, row, i, _ILLEGAL, note)
-        for i, tag in enumerate(tags):
-            if tag not in self._ids:
-                return _fault_at(source, row, i, f"{_UNKNOWN} {tag[:40]!r}")
-        return _Tagged(row.number, row.text, tags, legal != row.label)
+        tags = self._legal(row.label)
+        repaired = tags != row.label
+        for i, (found, legal) in enumerate(zip(row.label, tags, strict=True)):
+            if found != legal and self._data.on_bad_row != "repair":
+                return _fault_at(source, row, i, _ILLEGAL, f"{found} where {legal} is expected")
+            if legal is not None and legal not in self._ids:
+                return _fault_at(source, row, i, f"{_UNKNOWN} {legal[:40]!r}")
+        return _Tagged(row.number, row.text, tags, repaired)
+
+    def _legal(self, tags: list[str | None]) -> list[str | None]:
+        """`Scheme.retagged` of the words that have a tag."""
+        legal = iter(self._scheme.retagged([tag for tag in tags if tag is not None]))
+        return [None if tag is None else next(legal) for tag in tags]
 
     def _raise_if_stopped(self) -> None:
-        known = ""
-        if any(reason.startswith((_UNKNOWN, _ILLEGAL)) for reason in self._bad.counts):
+        reasons, known = self._bad.counts, ""
+        if any(reason.startswith((_UNKNOWN, _ILLEGAL)) for reason in reasons):
             known = f"; the tags are {', '.join(self._names)}"
-        if _ILLEGAL in self._bad.counts:
-            known += "; with data.on_bad_row: repair such sequences are made legal"
-        self._bad.raise_if_stopped(self._counts["read"], known)
+        if self._learned and any(reason.startswith(_UNKNOWN) for reason in reasons):
+            known += "; with model.tags: plain, those of the words, whatever they are"
+        if _ILLEGAL in reasons:
+            known += (
+                "; with data.on_bad_row: repair such sequences are made legal, as IOB1 becomes IOB2"
+            )
+        if _NUMBER in reasons:
+            known += "; data.labels gives the tags in the order of such numbers"
+        self._bad.raise_if_stopped(self._counts["read"], known, self._counts["repaired"])
+
+
+def _named(row: Row, names: list[str]) -> Row:
+    """The row with the tags that whole numbers stand for; -1 and -100 stand for none."""
+    if not names or not isinstance(row.label, list):
+        return row
+    ids = dict(enumerate(names)) | dict.fromkeys(MASKED)
+    known = [ids.get(tag, tag) if type(tag) is int else tag for tag in row.label]
+    return row._replace(label=known)
 
 
 def _fault(source: Source, row: Row) -> _Fault | None:
@@ -280,13 +330,13 @@ def _fault(source: Source, row: Row) -> _Fault | None:
     if len(words) != len(tags):
         return _Fault(row.number, "other than one tag a word", f"{len(words)}, {len(tags)}")
     for i, (word, tag) in enumerate(zip(words, tags, strict=True)):
-        if fault := text_fault(word, "word") or tag_fault(tag):
+        if fault := text_fault(word, "word") or (tag is not None and text_fault(tag, "tag")):
             return _fault_at(source, row, i, fault)
-    return None
+    return None if set(tags) != {None} else _Fault(row.number, "no word with a tag")
 
 
 def _fault_at(source: Source, row: Row, i: int, reason: str, note: str = "") -> _Fault:
     """A fault of word i, which has a line of its own in a CoNLL file."""
-    if source.unit == "line":
-        return _Fault(row.number + i, reason, note)
+    if row.lines is not None:
+        return _Fault(row.lines[i], reason, note)
     return _Fault(row.number, reason, f"word {i + 1}{note and f': {note}'}")

@@ -40,6 +40,7 @@ class InputFormat:
     pair_optional: a row may lack its second text.
     max_length: tokens of a row, special tokens included.
     truncation: `right` or `left` cuts a longer row there; with `error` or `drop` it is an error.
+    tags: of token classification: entities or plain, see ModelConfig; null = as the labels say.
     qa: of question answering: the fields of QAConfig, and `nullable`, whether a question may have
         no answer.
     """
@@ -52,6 +53,7 @@ class InputFormat:
     truncation: str = "right"
     qa: dict[str, Any] | None = None
     choices: list[str] | None = None
+    tags: str | None = None
 
     @classmethod
     def of(cls, config: Config) -> "InputFormat":

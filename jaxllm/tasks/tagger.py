@@ -1,4 +1,4 @@
-"""Answers text with the entities in it: prediction of a token classifier."""
+"""Answers text with the entities in it, or with a tag a word: prediction of a token classifier."""
 
 import re
 import unicodedata
@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from jaxllm.data.builder import text_fault
-from jaxllm.data.tags import OUTSIDE, check_names, retagged, scheme_of
+from jaxllm.data.tags import OUTSIDE, Scheme, scheme_of
 from jaxllm.data.tokenizer import WordEncoder
-from jaxllm.entities import entities_in
 from jaxllm.metrics import softmax
 from jaxllm.pretrained.saving import INPUT_FILE
 from jaxllm.tasks.batched import BatchSizes, EncodedLine, Predictor
@@ -25,29 +24,34 @@ _CHARACTER = "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U
 
 @dataclass(frozen=True)
 class Tagger(Predictor):
-    """`entities`: each with `type`, `text`, `start`, `end` (characters; end excluded) and `score`.
+    """`entities`: each with `type`, `text`, `start`, `end` (characters; end excluded) and `score`;
+    of plain tags, `tags`: likewise, one a word, with `tag`, null (and no `score`) where a word has
+    no token or was cut off.
 
-    An entity is what `entities_in` makes of the most probable tag of each word, as in evaluation;
-    its score is the mean probability of these tags. Words that were cut off are in no entity.
+    An entity is what `Scheme.entities` makes of the most probable tag of each word, as in
+    evaluation; its score is the mean probability of these tags. Words that were cut off are in no
+    entity.
 
-    repaired: tags out of order are first set right, see `tags.retagged`, and not left out, as in
+    repaired: tags out of order are first set right, see `Scheme.retagged`, and not left out, as in
         evaluation, which is strict. For models from elsewhere, many of which learned IOB1 and begin
-        entities with I.
+        entities with I. Their labels mark entities if one of them is O.
     """
 
     encoder: WordEncoder
     names: list[str]
+    scheme: Scheme
     repaired: bool
 
     @classmethod
     def of(cls, model: SavedModel, batch_sizes: BatchSizes) -> "Tagger":
-        """The predictor of a saved model; InputError where its labels are no tags of entities."""
+        """The predictor of a saved model; InputError where its labels do not tell what they are."""
         form, names = model.form, label_names(model.config)
-        check_names(names, "the model's labels (id2label)")
+        wanted = form.tags or ("entities" if OUTSIDE in names else "auto")
+        scheme = scheme_of(names, wanted, "the model's labels (id2label)")
         encoder = WordEncoder(model.tokenizer, form.max_length, form.truncation)
         repaired = not (model.directory / INPUT_FILE).is_file()
         logits = model.forward(lambda out: out.logits)
-        return cls(form, batch_sizes, logits, encoder, names, repaired)
+        return cls(form, batch_sizes, logits, encoder, names, scheme, repaired)
 
     def parse(self, line: bytes) -> "Words":
         return parse_words(line, self.form)
@@ -69,33 +73,25 @@ class Tagger(Predictor):
 
     def answer(self, asked: tuple["Words", np.ndarray], outputs: list[Any]) -> dict[str, Any]:
         text, numbers_T = asked
-        return {"entities": self._entities(text, numbers_T, outputs[0][: len(numbers_T)])}
-
-    def _entities(
-        self, text: "Words", numbers_T: np.ndarray, logits_TC: np.ndarray
-    ) -> list[dict[str, Any]]:
         first = np.flatnonzero(numbers_T >= 0)
-        share_WC = softmax(logits_TC[first])
-        tags = [OUTSIDE] * len(text.words)  # also of words without a token
+        share_WC = softmax(outputs[0][first])
+        tags: list[str | None] = [None] * len(text.words)
         shares = np.zeros(len(text.words))
         for word, share_C in zip(numbers_T[first], share_WC, strict=True):
             tags[word] = self.names[int(share_C.argmax())]
             shares[word] = share_C.max()
-        entities, scheme = [], scheme_of(self.names)
-        if self.repaired:
-            tags = retagged(tags, scheme)
-        for kind, begin, end in entities_in(tags, scheme):
+
+        def found(name: str, tag: str | None, begin: int, end: int) -> dict[str, Any]:
             start, stop = text.starts[begin], text.starts[end - 1] + len(text.words[end - 1])
-            entities.append(
-                {
-                    "type": kind,
-                    "text": text.text[start:stop],
-                    "start": start,
-                    "end": stop,
-                    "score": short(shares[begin:end].mean()),
-                }
-            )
-        return entities
+            place = {name: tag, "text": text.text[start:stop], "start": start, "end": stop}
+            return place | ({} if tag is None else {"score": short(shares[begin:end].mean())})
+
+        if self.scheme.plain:
+            return {"tags": [found("tag", tag, i, i + 1) for i, tag in enumerate(tags)]}
+        marks = [tag or OUTSIDE for tag in tags]
+        if self.repaired:
+            marks = self.scheme.retagged(marks)
+        return {"entities": [found("type", *span) for span in self.scheme.entities(marks)]}
 
 
 @dataclass(frozen=True)

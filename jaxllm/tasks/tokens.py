@@ -1,4 +1,4 @@
-"""Token classification: words tagged with entities; the data, the head, the loss, the metrics."""
+"""Token classification: words with tags; the data, the head, the loss, the metrics."""
 
 import json
 import logging
@@ -15,13 +15,15 @@ from jax.sharding import Mesh
 from jaxllm import losses
 from jaxllm.config_fields import Config, DataConfig
 from jaxllm.data.sentences import Sentences, load_sentences
-from jaxllm.data.tags import OUTSIDE, check_names
+from jaxllm.data.tags import OUTSIDE, Scheme, scheme_of
 from jaxllm.entities import entity_metrics, entity_report
 from jaxllm.errors import InputError
 from jaxllm.files import write_atomic
 from jaxllm.metric_report import majority, one_class
 from jaxllm.metrics import Sums, check_finite, softmax
 from jaxllm.objectives import Apply, labelled
+from jaxllm.pretrained import hf
+from jaxllm.tag_metrics import tag_metrics, tag_report
 from jaxllm.tasks.classification import training_loss
 from jaxllm.tasks.evaluation import outputs_of, read_summary
 from jaxllm.tasks.head import fitted, matched
@@ -39,18 +41,24 @@ HEAD = "token-classification"
 def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     """The task on a configuration's data, see `task.Prepare`."""
     train = dev = None
+    wanted: str = config.model.tags
     if saved is None:
-        train, found = load_sentences(config.data, "train", tokenizer, config.data.labels)
+        train, found = load_sentences(config.data, "train", tokenizer, config.data.labels, wanted)
         head = fitted(config, found, HEAD)
-        train, names = train.reordered(head.order), head.names
+        train = train.reordered(head.order)
     else:
         head = matched(config, saved)
-        names = head.names
-        found = config.data.labels or names
-        check_names(names, f"{config.model.path}: the labels")
+        found = config.data.labels or head.names
+        path, longest = hf.resolve(str(config.model.path)), config.data.max_length
+        form = InputFormat.load(path, max_length=longest)
+        wanted = form.tags if wanted == "auto" and form.tags else wanted
+    names = head.names
+    scheme = scheme_of(names, wanted, f"{config.model.path}: the labels")
     if config.data.has_dev:
-        dev, _ = load_sentences(config.data, "dev", tokenizer, found)
+        dev, _ = load_sentences(config.data, "dev", tokenizer, found, wanted)
         dev = dev.reordered(head.order)
+    logger.info("%d tags, %s", len(names), scheme.describe(names))
+    tags = "plain" if scheme.plain else "entities"
     model_config = head_config(config, names) if saved is None else saved
     check_fit(model_config, tokenizer, config.data.max_length, pair=False)
     loss_fn = training_loss(config, names)
@@ -59,7 +67,8 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         assert dev is not None
         objective = labelled(apply, losses.cross_entropy)
         step = make_eval_step(objective, mesh)
-        return TagEvaluator(dev, config.data, names, config.train.eval_batch_size, mesh, step)
+        size = config.train.eval_batch_size
+        return TagEvaluator(dev, config.data, names, scheme, size, mesh, step)
 
     return Task(
         head=HEAD,
@@ -67,16 +76,22 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         train=train,
         objective=lambda apply: labelled(apply, loss_fn),
         evaluator=None if dev is None else evaluator,
-        metric=_metric(config, names),
+        metric=_metric(config, names, scheme),
         # Prediction also takes plain text, whatever the column of the words is called.
-        save_extras=replace(InputFormat.of(config), text="text").save,
+        save_extras=replace(InputFormat.of(config), text="text", tags=tags).save,
         storage=OneModel(HEAD, model_config, new=head.new),
     )
 
 
-def _metric(config: Config, names: list[str]) -> str:
-    metric = config.train.metric or "f1"
-    known = [*entity_metrics([[OUTSIDE]], [[OUTSIDE]], names), "loss"]
+def _metric(config: Config, names: list[str], scheme: Scheme) -> str:
+    metric = config.train.metric or ("accuracy" if scheme.plain else "f1")
+    word = np.zeros(1, int)
+    tags = [[OUTSIDE]]
+    known = (
+        tag_metrics(word, word, names)
+        if scheme.plain
+        else entity_metrics(tags, tags, scheme, names)
+    )
     if metric not in known:
         raise InputError(f"train.metric: found {metric!r}, expected one of {', '.join(known)}")
     return metric
@@ -86,23 +101,26 @@ def _metric(config: Config, names: list[str]) -> str:
 class TagEvaluator:
     """Sentences of tagged words and how to judge a model on them.
 
-    Every word counts: one that has no token, because its sentence was cut or the tokenizer makes
-    nothing of it, is predicted to be outside of entities. `batch_size`: sentences of a batch
-    (packed: on average). `eval_step`: gives logits [B, T, C].
+    Every word with a tag counts. One that has no token, because its sentence was cut or the
+    tokenizer makes nothing of it, is predicted to be outside of entities; of plain tags, it has no
+    predicted tag, which is wrong. `batch_size`: sentences of a batch (packed: on average).
+    `eval_step`: gives logits [B, T, C].
     """
 
     examples: Sentences
     data: DataConfig
     names: list[str]
+    scheme: Scheme
     batch_size: int
     mesh: Mesh
     eval_step: Callable[[Any, dict[str, jax.Array]], tuple[dict[str, Any], jax.Array]]
 
     def metrics(self, params: Any) -> dict[str, float]:
-        """`entity_metrics` and `loss`, the plain mean over the words that have tokens."""
+        """`entity_metrics` or `tag_metrics`, and `loss`, the plain mean over the words that have
+        tokens.
+        """
         logits_WC, loss = self.logits(params)
-        predicted, labels = self._predicted(logits_WC), self.examples.word_labels
-        remark = one_class(predicted, labels, self.names, "word")
+        remark = self._remark(logits_WC)
         if remark is not None and jax.process_index() == 0:
             logger.warning("%s", remark)
         return self._metrics(logits_WC, loss)
@@ -113,7 +131,7 @@ class TagEvaluator:
 
         A line of predictions.jsonl is a sentence: the number of its row in the source, words, tags,
         predicted tags and their probabilities. predictions.conll has, with tabs between, word, tag
-        and predicted tag.
+        and predicted tag. A tag that is not there is null, and _ in predictions.conll.
         """
         logits_WC, loss = self.logits(params)
         values = self._metrics(logits_WC, loss)
@@ -152,52 +170,78 @@ class TagEvaluator:
                     begin += int(examples.lengths_of(i))
         read = examples.word_tokens >= 0
         check_finite(logits_WC[read], "words")
-        if sums.weight("loss") != read.sum():
+        judged = (read & (examples.word_labels >= 0)).sum()
+        if sums.weight("loss") != judged:
             raise RuntimeError(
-                f"evaluation must see each of {read.sum()} words once: the weights add up to "
+                f"evaluation must see each of {judged} words once: the weights add up to "
                 f"{sums.weight('loss'):g}"
             )
         return logits_WC, sums.means()["loss"]
 
     def _predicted(self, logits_WC: np.ndarray) -> np.ndarray:
-        """int [W]: the most probable tag, O where a word has no token."""
+        """int [W]: the most probable tag; -1 where a word has no token."""
         best = np.nan_to_num(logits_WC, nan=-np.inf).argmax(-1)
-        return np.where(self.examples.word_tokens >= 0, best, self.names.index(OUTSIDE))
+        return np.where(self.examples.word_tokens >= 0, best, -1)
 
-    def _tags(self, ids_W: np.ndarray) -> list[list[str]]:
-        parts = np.split(ids_W, self.examples.word_offsets[1:-1])
-        return [[self.names[i] for i in part] for part in parts]
+    def _remark(self, logits_WC: np.ndarray) -> str | None:
+        predicted = self._predicted(logits_WC)
+        labels = self.examples.word_labels
+        return one_class(predicted[predicted >= 0], labels, self.names, "word")
+
+    def _tags(
+        self, ids_W: np.ndarray, offsets: np.ndarray, none: str | None
+    ) -> list[list[str | None]]:
+        """The tags of each sentence, which begin at `offsets`; `none` for -1."""
+        parts = np.split(ids_W, offsets[1:-1])
+        return [[self.names[i] if i >= 0 else none for i in part] for part in parts]
+
+    def _judged(self, logits_WC: np.ndarray) -> tuple[Any, Any]:
+        """(true, predicted) of the words that have a tag: ids of plain tags, else the tags of each
+        sentence.
+        """
+        examples, predicted = self.examples, self._predicted(logits_WC)
+        known = examples.word_labels >= 0
+        pair = examples.word_labels[known], predicted[known]
+        if self.scheme.plain:
+            return pair
+        offsets = np.insert(np.cumsum(known), 0, 0)[examples.word_offsets]
+        truth, answers = (self._tags(ids, offsets, OUTSIDE) for ids in pair)
+        return truth, answers
 
     def _metrics(self, logits_WC: np.ndarray, loss: float) -> dict[str, float]:
-        truth, predicted = self._tags(self.examples.word_labels), self._predicted(logits_WC)
-        return entity_metrics(truth, self._tags(predicted), self.names) | {"loss": loss}
+        pair = self._judged(logits_WC)
+        if self.scheme.plain:
+            return tag_metrics(*pair, self.names) | {"loss": loss}
+        return entity_metrics(*pair, self.scheme, self.names) | {"loss": loss}
 
     def _report(self, logits_WC: np.ndarray, values: dict[str, float]) -> str:
-        labels, predicted = self.examples.word_labels, self._predicted(logits_WC)
-        truth = self._tags(labels)
-        lost = int((self.examples.word_tokens < 0).sum())
+        pair, plain, examples = self._judged(logits_WC), self.scheme.plain, self.examples
+        tagged = examples.word_labels >= 0
+        lost = (tagged & (examples.word_tokens < 0)).sum()
+        counted = "are wrong" if plain else f"count as predicted {OUTSIDE}"
         lines = [
-            read_summary(self.examples),
-            f"{len(predicted)} words, of them {lost} without a token, which count as predicted O",
+            read_summary(examples),
+            f"{tagged.sum()} words, of them {lost} without a token, which {counted}",
             f"loss {values['loss']:.4f}  accuracy of words {values['accuracy']:.4f}",
-            majority(labels, self.names),
+            majority(examples.word_labels, self.names),
             "",
-            entity_report(truth, self._tags(predicted), self.names),
+            tag_report(*pair, self.names) if plain else entity_report(*pair, self.scheme),
         ]
-        if remark := one_class(predicted, labels, self.names, "word"):
+        if remark := self._remark(logits_WC):
             lines.append(f"note: {remark}\n")
         return "\n".join(lines)
 
     def _rows(self, logits_WC: np.ndarray) -> Iterator[dict[str, Any]]:
-        predicted = self._predicted(logits_WC)
+        predicted, offsets = self._predicted(logits_WC), self.examples.word_offsets
         share_W = np.take_along_axis(softmax(logits_WC), predicted[:, None], 1)[:, 0].round(6)
-        shares = np.split(share_W, self.examples.word_offsets[1:-1])
-        tags = zip(self._tags(self.examples.word_labels), self._tags(predicted), strict=True)
-        for i, (truth, answer) in enumerate(tags):
+        shares = np.split(share_W, offsets[1:-1])
+        truth = self._tags(self.examples.word_labels, offsets, None)
+        answers = self._tags(predicted, offsets, None if self.scheme.plain else OUTSIDE)
+        for i, (tags, answer) in enumerate(zip(truth, answers, strict=True)):
             yield {
                 "row": int(self.examples.rows[i]),
                 "tokens": self.examples.words(i),
-                "tags": truth,
+                "tags": tags,
                 "predicted": answer,
                 "probability": [None if np.isnan(share) else float(share) for share in shares[i]],
             }
@@ -205,4 +249,4 @@ class TagEvaluator:
 
 def _conll(row: dict[str, Any]) -> str:
     columns = zip(row["tokens"], row["tags"], row["predicted"], strict=True)
-    return "".join("\t".join(fields) + "\n" for fields in columns)
+    return "".join("\t".join(field or "_" for field in fields) + "\n" for fields in columns)

@@ -11,6 +11,7 @@ import pytest
 from jaxllm.answer_metrics import SCORINGS, answer_metrics
 from jaxllm.config_fields import DataConfig, QAConfig
 from jaxllm.data.sentences import load_sentences
+from jaxllm.data.tags import Scheme
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.data.window_cache import load_windows
 from jaxllm.entities import entity_metrics
@@ -66,7 +67,9 @@ def test_words_have_the_same_labels_and_scores(tiny_bert_dir, tmp_path, rng):
         truth.append([NAMES[k] for k in ours.word_labels[words]])
     score = side.score(outputs, features, str(path))
     assert 0 < score < 1
-    assert score == pytest.approx(entity_metrics(truth, predicted, NAMES)["f1"])
+    assert score == pytest.approx(
+        entity_metrics(truth, predicted, Scheme("IOB2", "BI"), NAMES)["f1"]
+    )
 
 
 def test_questions_have_the_same_windows_and_scores(tiny_bert_dir, tmp_path, rng):
