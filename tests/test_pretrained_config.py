@@ -342,12 +342,12 @@ def test_sizes_that_do_not_fit_together(tmp_path):
         InputError, match="hidden_size=32 is not divisible by num_attention_heads=5"
     ):
         hf.load_config(write_config(tmp_path, num_attention_heads=5))
-    with pytest.raises(InputError, match="num_labels=3 .expected 2, as id2label"):
+    with pytest.raises(InputError, match=r"num_labels=3 .expected 2, as id2label"):
         hf.load_config(write_config(tmp_path, num_labels=3, id2label={"0": "a", "1": "b"}))
     with pytest.raises(InputError, match="heads of an even size"):
         module_parts(tiny_config("modernbert", hidden_size=12), "base")
     for wrong in ({"pad_token_id": -1}, {"pad_token_id": 99}, {"max_position_embeddings": 2}):
-        with pytest.raises(InputError, match="pad_token_id: found .*, expected 1"):
+        with pytest.raises(InputError, match=r"pad_token_id: found .*, expected 1"):
             module_parts(tiny_config("roberta", **wrong), "base")
 
 

@@ -1,4 +1,4 @@
-"""What the attributes of a config.json may be: kinds and ranges by name, one table for all families.
+"""What attributes of a config.json may be: kinds and ranges by name, one table for all families.
 
 A value out of range gives a model all the same, with wrong answers: a dropout rate of 1 divides by
 zero, an epsilon that is no number makes each output one, and of two labels with one name the second
