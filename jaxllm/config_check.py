@@ -24,7 +24,7 @@ def check(config: Config) -> None:
     """Raises InputError, naming the key, for a value out of range or at odds with another."""
     _model(config.model)
     _data(config.data, config.model)
-    _qa(config.qa)
+    check_qa(config.qa)
     _choices(config)
     _words(config)
     _optimizer(config.optimizer)
@@ -198,7 +198,8 @@ def _columns(data: DataConfig, task: str) -> dict[str, str]:
     return {key: column for key, column in roles.items() if column is not None}
 
 
-def _qa(qa: QAConfig) -> None:
+def check_qa(qa: QAConfig) -> None:
+    """Raises InputError, naming the key, for a value out of range."""
     for name in ("max_question_length", "max_answer_length", "n_best"):
         _at_least(1, {f"qa.{name}": getattr(qa, name)})
     _at_least(0, {"qa.doc_stride": qa.doc_stride})

@@ -451,17 +451,44 @@ def test_a_tokenizer_larger_than_the_model_is_refused(save_model, tmp_path):
         run(str(small), texts(1), tmp_path)
 
 
-def test_input_format_round_trip_and_damage(tmp_path):
+def test_input_format_round_trip(tmp_path):
     form = InputFormat(text="文本", text_pair="second", max_length=64, truncation="left")
     form.save(tmp_path)
     assert InputFormat.load(tmp_path, max_length=8) == form
-    (tmp_path / "jaxllm.json").write_text('{"text": "x", "colour": 3}')
-    with pytest.raises(InputError, match=r"jaxllm\.json: not a description .*colour"):
-        InputFormat.load(tmp_path, max_length=8)
     (tmp_path / "jaxllm.json").unlink()
     assert InputFormat.load(tmp_path, max_length=8) == InputFormat(
         text_pair="text_pair", pair_optional=True, max_length=8
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text": "x", "colour": 3}', r"not a description .*the key colour, expected one of task"),
+        ('{"text": 3}', r"text: found 3, expected str"),
+        ('{"max_length": true}', r"max_length: found True, expected int"),
+        ('{"max_length": "64"}', r"max_length: found '64', expected int"),
+        ('{"max_length": 0}', r"max_length: found 0, expected at least 1"),
+        ('{"truncation": "middle"}', r"truncation: found 'middle', expected \['right', 'left'"),
+        ('{"task": "chess"}', r"task: found 'chess', expected \['sequence-classification'"),
+        ('{"task": ["masked-lm"]}', r"task: found \['masked-lm'\], expected"),
+        ('{"text_pair": ["a"]}', r"text_pair: found \['a'\], expected str \| None"),
+        ('{"choices": []}', r"choices: found \[\], expected list\[str\] \| None"),
+        ('{"choices": ["a", 1]}', r"choices: found \['a', 1\]"),
+        ('{"qa": {"n_best": "3"}}', r"qa\.n_best: found '3', expected int"),
+        ('{"qa": {"n_best": 0}}', r"qa\.n_best: found 0, expected at least 1"),
+        ('{"qa": {"nullable": "no"}}', r"qa\.nullable: found 'no', expected bool"),
+        ('{"qa": {"best": 1}}', r"the key qa\.best, expected one of max_question_length"),
+        ('{"task": "question-answering"}', r"expected the column of the context"),
+        ("[]", r"holds a JSON list"),
+        ("{", r"is damaged \(JSONDecodeError"),
+        ("[" * 100_000, r"is damaged \(RecursionError"),
+    ],
+)
+def test_a_format_that_cannot_be_is_refused(content, message, tmp_path):
+    (tmp_path / "jaxllm.json").write_text(content)
+    with pytest.raises(InputError, match=rf"jaxllm\.json: .*{message}"):
+        InputFormat.load(tmp_path, max_length=8)
 
 
 def test_lines_are_parsed_by_the_format():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxllm.config_fields import DataConfig
+from jaxllm.data.backend import Backend
 from jaxllm.data.builder import one_thread_a_call, text_fault
 from jaxllm.data.cache import Store
 from jaxllm.data.pieces import DOCUMENT, GOES_ON, Piece, pieces_of, starts_of, word_of
@@ -72,21 +73,15 @@ class DocumentBuilder:
         starts: np.ndarray | None,
         limit: int | None,
     ):
-        from tokenizers import Tokenizer
-
         self._data, self._source, self._starts = data, source, starts
         self.limit = limit if data.streaming else None
-        self._backend: Any = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        self._backend = Backend(tokenizer)
         self._empty = 0
         self._dropped: dict[str, int] = {}
 
     def fingerprint(self) -> str:
-        """Another string for every tokenizer that can give other tokens."""
-        from tokenizers import __version__
-
-        return json.dumps([__version__, json.loads(self._backend.to_str())], sort_keys=True)
+        """See `Backend.fingerprint`."""
+        return self._backend.fingerprint()
 
     def run(self, store: Store) -> dict[str, Any]:
         """Appends ``tokens``, ``starts``, ``lines`` and ``documents`` to `store`; gives a report.
@@ -177,7 +172,7 @@ class DocumentBuilder:
         texts = [piece.text for piece in pieces]
         segmented = self._source.words is not None
         encode = self._backend.encode_batch if segmented else self._backend.encode_batch_fast
-        encodings = encode(texts, add_special_tokens=False)
+        encodings = encode(texts, specials=False)
         counts = np.fromiter(map(len, encodings), np.int64, len(encodings))
         ids = chain.from_iterable(encoding.ids for encoding in encodings)
         tokens = np.fromiter(ids, np.int32, int(counts.sum()))

@@ -1,7 +1,6 @@
 """Tokenizers by path, and text to token arrays of a bounded length."""
 
 import itertools
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,51 +9,143 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxllm.data.backend import Backend
 from jaxllm.errors import InputError
+from jaxllm.files import read_json, reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _VOCABULARIES = r"tokenizer\.json|vocab\.(txt|json)|.*\.model"
+_DESCRIPTION, _ADDED = "tokenizer_config.json", "added_tokens.json"
+# Keys of the description that are true or false: transformers takes the text "false" for true.
+_SWITCHES = (
+    "add_prefix_space",
+    "do_basic_tokenize",
+    "do_lower_case",
+    "lowercase",
+    "strip_accents",
+    "tokenize_chinese_chars",
+    "trim_offsets",
+)
+_READABLE = "a tokenizer that transformers reads"
+_JAPANESE = "it divides text into words with MeCab or Sudachi, packages of Python code"
 
 
 def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
     """The fast tokenizer of a directory, a Hub id or ``package:NAME/sub/dir``.
 
-    A directory whose only tokenizer file is ``vocab.txt`` gives BERT WordPiece; it lower-cases the
-    text if the vocabulary holds no word with an ASCII capital.
+    A directory that has ``vocab.txt``, but neither ``tokenizer.json`` nor
+    ``tokenizer_config.json``, gives BERT WordPiece, with the tokens of ``added_tokens.json`` if
+    that is there; it lower-cases the text if the vocabulary holds no word with an ASCII capital.
 
     Raises:
-        InputError: nothing is there, or nothing that transformers can make a fast tokenizer of.
+        InputError: nothing is there, nothing that transformers can make a fast tokenizer of, or a
+            file that is damaged.
     """
-    from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
+    from transformers import BertTokenizer
 
     from jaxllm.pretrained.hf import resolve
 
     directory = Path(resolve(path, weights=False))
-    vocabulary = directory / "vocab.txt"
-    described = any((directory / f).exists() for f in ("tokenizer.json", "tokenizer_config.json"))
-    if vocabulary.exists() and not described:
-        return BertTokenizer(vocab=str(vocabulary), do_lower_case=_uncased(vocabulary))
     # Without any vocabulary transformers 5 gives a tokenizer that knows the special tokens only.
     if not any(re.fullmatch(_VOCABULARIES, file.name) for file in directory.iterdir()):
         raise InputError(_missing(directory))
+    description = _description(directory)
+    whole, vocabulary = directory / "tokenizer.json", directory / "vocab.txt"
+    if whole.is_file():
+        with reading(whole, _READABLE):
+            tokenizer = _auto(directory)
+    else:
+        _check_fast(directory, _class_name(directory, description))
+        with reading(vocabulary, _READABLE):
+            uncased = vocabulary.is_file() and _uncased(vocabulary)
+        with reading(directory, _READABLE):
+            if vocabulary.is_file() and description is None:
+                tokenizer = BertTokenizer.from_pretrained(directory, do_lower_case=uncased)
+            else:
+                tokenizer = _auto(directory)
+        _check_added(directory / _ADDED, tokenizer)
+    _check_fast(directory, type(tokenizer).__name__)
+    return tokenizer
+
+
+def _auto(directory: Path) -> Any:
+    """What transformers makes of a directory."""
+    from transformers import AutoTokenizer
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
         if "trust_remote_code" in str(error):
             raise InputError(
-                f"{directory}: tokenizer_config.json names a class whose code is in the directory "
+                f"{directory}: {_DESCRIPTION} names a class whose code is in the directory "
                 "(auto_map), and code of a checkpoint is never run; expected a tokenizer.json that "
                 "is complete without it: remove auto_map and tokenizer_class to take it as it is"
             ) from error
-        raise InputError(_missing(directory)) from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        if any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+            raise
+        # Others, such as spiece.model, take packages to read.
+        raise InputError(f"{_missing(directory)}. transformers said: {error}") from error
+
+
+def _description(directory: Path) -> dict[str, Any] | None:
+    """What the directory says of its tokenizer; None where it has no description."""
+    file = directory / _DESCRIPTION
+    if not file.is_file():
+        return None
+    description = read_json(file, dict, "what a tokenizer's save_pretrained writes")
+    for name, value in description.items():
+        if value is None:
+            continue
+        fits, expected = True, ""
+        if name in _SWITCHES:
+            fits, expected = isinstance(value, bool), "true or false"
+        elif name in ("model_max_length", "max_len"):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            fits, expected = number and value >= 1, "a number from 1 on"
+        elif name == "tokenizer_class":
+            fits, expected = isinstance(value, str), "the name of a class"
+        if not fits:
+            raise InputError(f"{file}: {name}: found {value!r}, expected {expected}")
+    return description
+
+
+def _class_name(directory: Path, description: dict[str, Any] | None) -> str | None:
+    """The class that the directory names for its tokenizer, in a description or, older, beside the
+    model's config; None where it names none.
+    """
+    if description is None or "tokenizer_class" not in description:
+        file = directory / "config.json"
+        description = read_json(file, dict, "a model's config") if file.is_file() else {}
+    return description.get("tokenizer_class")
+
+
+def _check_fast(directory: Path, name: str | None) -> None:
+    """Refuses a class of tokenizers that is run in Python, but none that transformers lacks."""
+    import transformers
+
+    kind = getattr(transformers, str(name), None)
+    if isinstance(kind, type) and not issubclass(kind, transformers.PreTrainedTokenizerFast):
+        why = _JAPANESE if "Japanese" in str(name) else "transformers runs it in Python"
         raise InputError(
-            f"{directory}: {type(tokenizer).__name__} is not a fast tokenizer; expected "
-            "tokenizer.json there (a fast tokenizer's save_pretrained writes it)"
+            f"{directory}: {name} is not a fast tokenizer: {why}, and it has no form that the "
+            "tokenizers library runs. Expected tokenizer.json there, from the save_pretrained of a "
+            "fast tokenizer; take a model that has one"
         )
-    return tokenizer
+
+
+def _check_added(file: Path, tokenizer: Any) -> None:
+    """Refuses tokens that have other ids than the file of added tokens says."""
+    if not file.is_file():
+        return
+    known = tokenizer.get_vocab()
+    for token, number in read_json(file, dict, "ids of tokens").items():
+        if known.get(token) != number:
+            raise InputError(
+                f"{file}: found {token!r}: {number!r}, but behind the vocabulary it gets the id "
+                f"{known.get(token)}; expected ids that follow those of the vocabulary"
+            )
 
 
 def vocabulary_size(tokenizer: "PreTrainedTokenizerFast") -> int:
@@ -72,13 +163,6 @@ def _missing(directory: Path) -> str:
 def _uncased(vocabulary: Path) -> bool:
     words = vocabulary.read_text(encoding="utf-8").splitlines()
     return not any(re.match(r"(##)?[a-z]*[A-Z]", word) for word in words)
-
-
-def backend_fingerprint(backend: Any) -> str:
-    """Another string for every tokenizer of the `tokenizers` library that can give other tokens."""
-    from tokenizers import __version__
-
-    return json.dumps([__version__, json.loads(backend.to_str())], sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -115,17 +199,13 @@ class Encoder:
         truncation: str = "right",
         *,
         pair: bool = False,
+        words: bool = False,
     ):
-        from tokenizers import Tokenizer
-
-        # A copy: the caller's tokenizer may pad or truncate, and others may change that meanwhile.
         # Cutting is done here, as the library's takes quadratic time and memory on long pairs.
-        self._backend: Any = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        self._backend = Backend(tokenizer, words=words)
         self._max_length = max_length
         self._truncation = truncation
-        specials = self._backend.num_special_tokens_to_add(is_pair=pair)
+        specials = self._backend.specials(pair=pair)
         if max_length < specials + 1 + pair:
             raise InputError(
                 f"data.max_length={max_length} leaves no room for text beside {specials} special "
@@ -133,8 +213,8 @@ class Encoder:
             )
 
     def fingerprint(self) -> str:
-        """See `backend_fingerprint`."""
-        return backend_fingerprint(self._backend)
+        """See `Backend.fingerprint`."""
+        return self._backend.fingerprint()
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Encoded:
         """Tokens of `texts`, or of each text with its pair."""
@@ -178,32 +258,18 @@ class Encoder:
 
 
 class WordEncoder(Encoder):
-    """As `Encoder`, for texts that are divided into words.
-
-    A word is spelled as behind a space, also the first one (transformers' `add_prefix_space`, which
-    byte-level tokenizers need for words).
-    """
+    """As `Encoder`, for texts that are divided into words, see `Backend`."""
 
     def __init__(
         self, tokenizer: "PreTrainedTokenizerFast", max_length: int, truncation: str = "right"
     ):
-        from tokenizers import Tokenizer
-
-        super().__init__(tokenizer, max_length, truncation)
-        description = json.loads(self._backend.to_str())
-        splitter = description["pre_tokenizer"] or {}
-        for part in splitter.get("pretokenizers", [splitter]):
-            if "add_prefix_space" in part:
-                part["add_prefix_space"] = True
-        self._backend = Tokenizer.from_str(json.dumps(description))
+        super().__init__(tokenizer, max_length, truncation, words=True)
 
     def encode_words(self, texts: Sequence[Sequence[str]]) -> tuple[Encoded, np.ndarray]:
         """Tokens of `texts`, and int64[total]: a word's number in its text at the word's first
         piece, -1 at other tokens.
         """
-        encodings = self._backend.encode_batch(
-            [list(words) for words in texts], is_pretokenized=True
-        )
+        encodings = self._backend.encode_batch([list(words) for words in texts], words=True)
         encoded, kept = self._cut(encodings)
         numbers = [np.zeros(0, np.int64)]
         for i, encoding in enumerate(encodings):

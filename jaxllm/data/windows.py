@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxllm.config_fields import QAConfig
+from jaxllm.data.backend import Backend
 from jaxllm.data.corpus import Examples, ReadReport
 from jaxllm.data.rows import CHUNK
 from jaxllm.data.squad import Faults, Question, Questions, aligned
-from jaxllm.data.tokenizer import backend_fingerprint
 from jaxllm.errors import InputError
 
 if TYPE_CHECKING:
@@ -80,12 +80,7 @@ class WindowEncoder:
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", max_length: int, qa: QAConfig):
-        from tokenizers import Tokenizer
-
-        # A copy: the caller's tokenizer may pad or truncate.
-        self._backend: Any = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        self._backend = Backend(tokenizer)
         self._qa = qa
         self._frame = _Frame(self._backend.encode("a", "a"))
         self._room = max_length - self._frame.size  # for a question and its part of the context
@@ -99,8 +94,8 @@ class WindowEncoder:
             )
 
     def fingerprint(self) -> str:
-        """See `backend_fingerprint`."""
-        return backend_fingerprint(self._backend)
+        """See `Backend.fingerprint`."""
+        return self._backend.fingerprint()
 
     def windows(self, read: Questions, faults: Faults) -> tuple[Windows, Questions]:
         """The windows of all questions, and the questions that have any; the others are faults."""
@@ -138,7 +133,7 @@ class WindowEncoder:
     def _encode(self, texts: Iterable[str]) -> Iterable[Any]:
         texts = iter(texts)
         while chunk := list(itertools.islice(texts, CHUNK)):
-            yield from self._backend.encode_batch(chunk, add_special_tokens=False)
+            yield from self._backend.encode_batch(chunk, specials=False)
 
     def _cuts(self, question: int, context: int) -> Iterable[tuple[int, int]]:
         """First token and end of each part of a context; as the `stride` of tokenizers has it."""

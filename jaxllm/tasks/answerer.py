@@ -30,9 +30,7 @@ class Answerer(Predictor):
     @classmethod
     def of(cls, model: SavedModel, batch_sizes: BatchSizes) -> "Answerer":
         """The predictor of a saved model."""
-        settings = dict(model.form.qa or {})
-        nullable = bool(settings.pop("nullable", True))
-        qa = QAConfig(**settings)
+        qa, nullable = model.form.qa_settings()
         encoder = WindowEncoder(model.tokenizer, model.form.max_length, qa)
         logits = model.forward(lambda output: (output.start_logits, output.end_logits))
         return cls(model.form, batch_sizes, logits, encoder, qa, nullable)

@@ -5,14 +5,21 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from jaxllm.config_fields import Config
+from jaxllm.config_check import check_qa
+from jaxllm.config_fields import Config, DataConfig, ModelConfig, QAConfig
 from jaxllm.errors import InputError
-from jaxllm.files import write_atomic
+from jaxllm.files import read_json, write_atomic
 from jaxllm.pretrained import sentence_transformers
 from jaxllm.pretrained.saving import INPUT_FILE
 
+_WAY_OUT = "export the model again, or remove the file to read the columns text and text_pair"
+_NAMES = {  # fields of which a configuration knows all values
+    "task": get_type_hints(ModelConfig)["task"],
+    "truncation": get_type_hints(DataConfig)["truncation"],
+}
 LONGEST_LINE = 1 << 24  # bytes of a line of JSON; a longer one is an error
 
 # What a model of transformers takes, by what the name of its class ends with.
@@ -96,14 +103,61 @@ class InputFormat:
             name = architectures[0] if architectures else ""
             form = next(form for ending, form in _ELSEWHERE.items() if name.endswith(ending))
             return cls(**form, max_length=max_length)
+        expected = "a description of the model's input"
+        values = read_json(path, dict, expected, _WAY_OUT)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**values)
-        except (ValueError, TypeError) as error:
-            raise InputError(
-                f"{path}: not a description of the model's input ({error}); export the model "
-                "again, or remove the file to read the columns text and text_pair"
-            ) from None
+            _check(values, get_type_hints(cls) | _NAMES)
+            read = cls(**values)
+            read.qa_settings()
+            asks = read.task == "question-answering"
+            if asks and (read.text_pair is None or read.pair_optional):
+                raise InputError("text_pair: found none, expected the column of the context")
+            if read.max_length < 1:
+                raise InputError(f"max_length: found {read.max_length}, expected at least 1")
+        except InputError as error:
+            raise InputError(f"{path}: not {expected} ({error}); {_WAY_OUT}") from None
+        return read
+
+    def qa_settings(self) -> tuple[QAConfig, bool]:
+        """`qa` as it is in a configuration, and whether a question may have no answer.
+
+        Raises:
+            InputError: a value that cannot be.
+        """
+        values = dict(self.qa or {})
+        nullable = values.pop("nullable", True)
+        _check(
+            {"nullable": nullable, **values}, get_type_hints(QAConfig) | {"nullable": bool}, "qa."
+        )
+        qa = QAConfig(**values)
+        check_qa(qa)
+        return qa, nullable
+
+
+def _check(values: dict[str, Any], hints: dict[str, Any], prefix: str = "") -> None:
+    """Refuses keys that are not in `hints`, and values of another type than they say."""
+    for name, value in values.items():
+        if name not in hints:
+            raise InputError(f"found the key {prefix}{name}, expected one of {', '.join(hints)}")
+        if not _fits(value, hints[name]):
+            hint = hints[name]
+            expected = hint.__name__ if isinstance(hint, type) else str(hint).split("Literal")[-1]
+            raise InputError(f"{prefix}{name}: found {value!r}, expected {expected}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return isinstance(value, str) and value in arguments
+    if origin is UnionType:
+        return any(_fits(value, one) for one in arguments)
+    if origin is list:
+        return (
+            isinstance(value, list) and bool(value) and all(_fits(x, arguments[0]) for x in value)
+        )
+    if hint is float and type(value) is int:
+        return True
+    return type(value) is (origin or hint)  # true is no number
 
 
 class RowError(ValueError):
