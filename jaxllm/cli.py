@@ -94,8 +94,8 @@ def predict(argv: list[str]) -> int:
         counts = task.predict(options.model, options.input, options.output, options.batch_size)
     if counts["rows"] == counts["errors"] > 0:
         raise InputError(
-            f"--input {options.input}: not one of its {counts['rows']} lines could be answered; "
-            "expected an object of JSON on each line. The output says of each what is wrong"
+            f"--input {options.input}: not one of its {counts['rows']} lines could be answered. "
+            "The output says of each what is wrong, the log of the first"
         )
     return 0
 

@@ -166,6 +166,7 @@ def test_a_bad_line_is_answered_in_its_place(model, tmp_path, caplog):
         assert answers[line - 1]["line"] == line
         assert message in answers[line - 1]["error"]
     assert "12 rows: 10 answered with an error" in caplog.text
+    assert "the first error: line 2: not JSON: Expecting" in caplog.text
 
 
 def test_a_very_long_row_is_cut_and_says_so(model, reference, save_model, tmp_path):
@@ -431,6 +432,8 @@ def test_wrong_files_and_models_are_refused(model, save_model, tmp_path, monkeyp
         predict(model, long, output)
     with pytest.raises(InputError, match=r"longlong.*File name too long"):
         predict(model, str(source), long)
+    with pytest.raises(InputError, match=r"longlong does not exist"):
+        predict(long, str(source), output)
     for stream, names in {"stdin": ("-", output), "stdout": (str(source), "-")}.items():
         monkeypatch.setattr(sys, stream, None)
         with pytest.raises(InputError, match=r"put -: standard (input|output) is closed"):

@@ -1,6 +1,7 @@
 """Where a checkpoint is: a directory, a repository of the Hub, a folder of an installed package."""
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 
@@ -43,8 +44,8 @@ def resolve(path: str | Path, *, weights: bool = True) -> Path:
     directory = Path(path).expanduser()
     if text.startswith("package:"):
         directory = _in_package(text)
-    elif not directory.is_dir():
-        if directory.exists():
+    elif not os.path.isdir(directory):  # pathlib raises where a name is too long
+        if os.path.exists(directory):
             raise InputError(f"{text} is a file; give the directory it is in")
         if not HUB_ID.fullmatch(text):
             raise InputError(f"{text} does not exist; expected a directory. {OFFLINE}")

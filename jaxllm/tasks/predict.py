@@ -57,6 +57,8 @@ def predict(model: str, input: str, output: str, batch_size: int = 32) -> dict[s
                 window[0] = window[0].removeprefix(b"\xef\xbb\xbf")
             for answer in predictor.answers(window, first_line=counts["rows"] + 1):
                 counts["rows"] += 1
+                if "error" in answer and not counts["errors"]:
+                    logger.warning("the first error: line %d: %s", counts["rows"], answer["error"])
                 counts["errors"] += "error" in answer
                 counts["truncated"] += "truncated" in answer
                 sink.write(_json(answer, sink.encoding) + "\n")
