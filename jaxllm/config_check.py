@@ -120,6 +120,11 @@ def _data(data: DataConfig, model: ModelConfig) -> None:
     if model.task == "sentence-embedding":
         least = 6 if data.text_negative is None else 9
     _at_least(least, {"data.max_length": data.max_length})
+    classes = model.task == "sequence-classification"
+    single = classes and model.problem_type == "single_label_classification"
+    balanced = data.sampler == "balanced"
+    expected = "shuffle, as the rows of this task are of no class"
+    _require("data.sampler", data.sampler, single or not balanced, expected)
     _at_least(1, {"data.pack_window": data.pack_window, "data.max_row_bytes": data.max_row_bytes})
     _at_least(0, {"data.workers": data.workers})
     for key, limit in {
@@ -289,7 +294,7 @@ def _train(train: TrainConfig, problem_type: str, labels: list[str] | None) -> N
     if problem_type == "regression":
         _require("train.label_smoothing", smoothing, smoothing == 0, "0, as this is regression")
         _require("train.class_weights", weights, weights is None, "null, as this is regression")
-    if weights is not None:
+    if weights is not None and not isinstance(weights, str):
         positive = bool(weights) and all(0 <= w < math.inf for w in weights) and any(weights)
         _require("train.class_weights", weights, positive, "weights of at least 0, not all 0")
         if labels is not None:

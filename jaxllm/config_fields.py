@@ -110,6 +110,9 @@ class DataConfig:
             its half, or with text_negative its third
         truncation: where too long a text is cut; or stop at it; or drop and count it
         packing: put several texts in a row; false = a text a row, padded
+        sampler: examples of an epoch: shuffle = each once; balanced = as many, but each class
+            equally often, so that those of rare classes come again and of frequent ones only some,
+            others in each epoch; of one label a row
         pack_window: shuffled texts among which a place for each is looked for
         buckets: row lengths of padded batches, rising
         max_train_examples: use the first so many training rows only
@@ -151,6 +154,7 @@ class DataConfig:
     max_length: int = 128
     truncation: Literal["right", "left", "error", "drop"] = "right"
     packing: bool = True
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
     pack_window: int = 1024
     buckets: list[int] = field(default_factory=lambda: [32, 64, 128, 256, 512])
     max_train_examples: int | None = None
@@ -237,7 +241,9 @@ class TrainConfig:
         steps: optimizer steps; null = what `epochs` come to
         seed: seed of new parameters, order and dropout
         label_smoothing: share of the target that is spread over all labels
-        class_weights: weight of each label in the loss, in the order of the labels
+        class_weights: weight of each label in the loss, in the order of data.labels, else of the
+            model's labels, which the log names; balanced = n / (C * count): n labels in the
+            training part, C different ones, count of this one
         temperature: sentence-embedding: cosines are divided by this in the loss
         eval_every: steps between evaluations; 0 = once an epoch
         eval_batch_size: examples of an evaluation batch; in pretraining, rows
@@ -256,7 +262,7 @@ class TrainConfig:
     steps: int | None = None
     seed: int = 0
     label_smoothing: float = 0.0
-    class_weights: list[float] | None = None
+    class_weights: list[float] | Literal["balanced"] | None = None
     temperature: float = 0.05
     eval_every: int = 0
     eval_batch_size: int = 64

@@ -252,6 +252,8 @@ def test_evaluate_predict_and_training_agree(base_config, job, saved, files, tmp
     for line, answer in zip(lines, read_lines(tmp_path / "out.jsonl"), strict=True):
         assert answer["label"] == line["predicted"]
         assert answer["score"] == pytest.approx(line["probability"], abs=1e-5)
+        assert answer["probabilities"] == pytest.approx(line["probabilities"], abs=1e-5)
+        assert list(line["probabilities"]) == LABELS
     assert len({line["probability"] for line in lines}) == 37
 
 
@@ -329,7 +331,7 @@ def test_several_labels_and_regression(
         assert {"f1/x", "f1/y", "f1_micro", "roc_auc", "loss"} <= expected.keys()
         assert {tuple(line["label"]) for line in lines} == {("x",), ("y",), ("x", "y")}
         for line in lines:
-            assert line["predicted"] == [n for n in names if line["probability"][n] > 0.5]
+            assert line["predicted"] == [n for n in names if line["probabilities"][n] > 0.5]
     else:
         assert expected["mse"] == pytest.approx(expected["loss"], abs=1e-5)
         assert [line["label"] for line in lines[:5]] == [1, 1.5, 2, 2.5, 1]
@@ -398,6 +400,8 @@ LIVE = [
     ("train", {"batch_size": 32}),
     ("train", {"label_smoothing": 0.2}),
     ("train", {"class_weights": [1.0, 2.0, 5.0]}),
+    ("train", {"class_weights": "balanced"}),
+    ("data", {"sampler": "balanced"}),
     ("train", {"seed": 1}),
     ("data", {"packing": False}),
     ("data", {"max_length": 16}),

@@ -99,6 +99,9 @@ def test_round_trip(write, attributes):
         (["--model.config", "{a: 1}"], "model", "config", {"a": 1}),
         (["--model.config.a", "1", "--model.config.b", "x"], "model", "config", {"a": 1, "b": "x"}),
         (["--run.seeds", "[1, 2]"], "run", "seeds", [1, 2]),
+        (["--data.label", "tags"], "data", "label", "tags"),
+        (["--train.class_weights", "balanced"], "train", "class_weights", "balanced"),
+        (["--train.class_weights", "[1, 2]"], "train", "class_weights", [1.0, 2.0]),
     ],
 )
 def test_override(write, options, section, field, value):
@@ -386,6 +389,7 @@ def test_values_at_odds_with_each_other():
         changed("optimizer", learning_rate=0.0, warmup=0.0, clip_norm=0.0),
         changed("optimizer", warmup=10.0),
         changed("train", class_weights=[0.0, 1.0]),
+        changed("train", class_weights="balanced"),
     ],
 )
 def test_unusual_but_good(good):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllm.config_fields import Config, DataConfig, ModelConfig, RunConfig
+from jaxllm.config_fields import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
 from jaxllm.models import module_parts
@@ -127,6 +127,24 @@ def test_several_labels_follow_the_head(checkpoint, config_of, tokenizer):
         assert names_of(task) == ["Insult", "toxic"]
         assert task.evaluator.args[1].labels.tolist() == [[0, 0], [0, 1], [1, 0]]
     assert loaded(config, task)["classifier/bias"].tolist() == before["classifier/bias"].tolist()
+
+
+def test_class_weights_follow_the_head(nli, config_of, tokenizer, caplog):
+    path, _ = nli
+    caplog.set_level("INFO")
+
+    def weights(wanted, **data):
+        rows = [f"{text},{name}\n" for name, text in ROWS.items()] + ["fine,entailment\n"]
+        config = config_of(path, "".join(["text,label\n", *rows]), **data)
+        caplog.clear()
+        config = replace(config, train=TrainConfig(class_weights=wanted))
+        classification.prepare(config, tokenizer)
+        return caplog.text.partition("class weights: ")[2].strip()
+
+    told = ["contradiction", "entailment", "neutral"]
+    assert weights([1.0, 2.0, 3.0], labels=told) == "CONTRADICTION 1, NEUTRAL 3, ENTAILMENT 2"
+    assert weights([1.0, 2.0, 3.0]) == "CONTRADICTION 1, NEUTRAL 2, ENTAILMENT 3"
+    assert weights("balanced") == "CONTRADICTION 1.333, NEUTRAL 1.333, ENTAILMENT 0.6667"
 
 
 OTHER = {  # what the data have

@@ -14,7 +14,8 @@ from jax.experimental import multihost_utils
 from jaxllm import models
 from jaxllm.config_fields import Config
 from jaxllm.data.corpus import Examples
-from jaxllm.data.loader import TrainLoader
+from jaxllm.data.loader import TrainExamples, TrainLoader
+from jaxllm.data.sampler import Balanced
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
 from jaxllm.files import finite, write_atomic, write_json, writing
@@ -73,11 +74,15 @@ def build(config: Config) -> Job:
     apply = models.apply_fn(graphdef)
     frozen = config.optimizer.frozen
     check_frozen(list(flatten(abstract)), frozen)
-    examples, vocabulary = task.train, None
+    examples: TrainExamples = task.train
+    vocabulary = None
     if task.reads_word_table_only and not moves_idle_rows(config.optimizer):
         assert isinstance(examples, Examples)
         vocabulary = Vocabulary.of(examples.tokens, task.model_config.vocab_size)
         examples = vocabulary.renumber(examples)
+    if config.data.sampler == "balanced":
+        assert isinstance(examples, Examples)
+        examples = Balanced(examples, config.train.seed)
     loader = TrainLoader(
         examples,
         data=config.data,

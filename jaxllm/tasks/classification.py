@@ -1,5 +1,6 @@
 """Sequence classification and regression: the data, the head, the loss and the metrics."""
 
+import logging
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from jaxllm.data.corpus import Examples, load_examples
 from jaxllm.errors import InputError
 from jaxllm.objectives import Apply, labelled
 from jaxllm.tasks.evaluation import Evaluator
-from jaxllm.tasks.head import fitted, matched
+from jaxllm.tasks.head import Head, fitted, matched
 from jaxllm.tasks.inputs import InputFormat
 from jaxllm.tasks.model import (
     MULTI,
@@ -24,6 +25,8 @@ from jaxllm.tasks.model import (
 from jaxllm.tasks.storage import OneModel
 from jaxllm.tasks.task import Task
 from jaxllm.train import make_eval_step
+
+logger = logging.getLogger("jaxllm")
 
 HEAD = "sequence-classification"
 # What chooses the best model where train.metric is null.
@@ -59,7 +62,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
             f"data.label: found {len(names)} labels {names}, expected two or more; name all of "
             "them in data.labels, or take another column"
         )
-    loss_fn = training_loss(config, names)
+    loss_fn = training_loss(config, head, train)
 
     return Task(
         head=HEAD,
@@ -113,24 +116,53 @@ def check_metric(config: Config, names: list[str]) -> str:
     return metric
 
 
-def training_loss(config: Config, names: list[str]) -> losses.LossFn:
-    """The loss that the configuration asks for; InputError where it does not fit the labels."""
+def training_loss(config: Config, head: Head, train: Examples | None) -> losses.LossFn:
+    """The loss that the configuration asks for; InputError where it does not fit the labels.
+
+    train: None where a saved model is only judged.
+    """
     smoothing, weights = config.train.label_smoothing, config.train.class_weights
     if config.model.problem_type == SINGLE:
-        if weights is not None and len(weights) != len(names):
-            raise InputError(
-                f"train.class_weights: found {len(weights)} weights, expected {len(names)}, one "
-                f"for each of the labels {', '.join(names)}"
-            )
         return partial(
             losses.cross_entropy,
             label_smoothing=smoothing,
-            class_weights=None if weights is None else tuple(weights),
+            class_weights=_class_weights(config, head, train),
         )
     if smoothing or weights:
         key = "label_smoothing" if smoothing else "class_weights"
         raise InputError(f"train.{key}: expected none, it is for one label a row ({SINGLE})")
     return _plain_loss(config.model.problem_type)
+
+
+def _class_weights(config: Config, head: Head, train: Examples | None) -> tuple[float, ...] | None:
+    """The weight of each label in the order of the head's rows."""
+    wanted, names = config.train.class_weights, head.names
+    if wanted is None or (wanted == "balanced" and train is None):
+        return None
+    if wanted == "balanced":
+        assert train is not None
+        assert train.labels is not None
+        weights = balanced_weights(train.labels, len(names))
+    else:
+        if len(wanted) != len(names):
+            raise InputError(
+                f"train.class_weights: found {len(wanted)} weights, expected {len(names)}, one "
+                f"for each of the labels {', '.join(names)}"
+            )
+        weights = np.array(wanted, float)
+        if config.data.told_labels is not None:
+            weights[head.order] = wanted
+    pairs = zip(names, weights.tolist(), strict=True)
+    logger.info("class weights: %s", ", ".join(f"{name} {weight:.4g}" for name, weight in pairs))
+    return tuple(weights.tolist())
+
+
+def balanced_weights(labels: np.ndarray, classes: int) -> np.ndarray:
+    """float64[classes]: n / (C * count) as scikit-learn's compute_class_weight("balanced"), of C
+    classes that occur; 0 of one that does not. A label -1 is none.
+    """
+    counts = np.bincount(labels[labels >= 0], minlength=classes)
+    return counts.sum() / np.count_nonzero(counts) / np.maximum(counts, 1) * (counts > 0)
 
 
 def _plain_loss(problem: str) -> losses.LossFn:

@@ -86,8 +86,9 @@ class Evaluator:
     def write(self, params: Any, directory: Path) -> tuple[dict[str, float], str]:
         """Writes `predictions.jsonl`; returns the metrics and the report's text.
 
-        A prediction has the number of its row in the source, its label and the predicted one, and
-        the probability of the predicted label (several labels a row: of each; regression: none).
+        A prediction has the number of its row in the source, its label and the predicted one, the
+        `probability` of the predicted label where there is one, and `probabilities`, those of all
+        labels by name; those of regression have none.
         """
         logits_NC, loss = self.logits(params)
         text = text_report(self.problem_type, logits_NC, self._labels, self.label_names)
@@ -113,7 +114,7 @@ class Evaluator:
                     "row": row,
                     "label": [names[c] for c in np.flatnonzero(label_C)],
                     "predicted": [names[c] for c in np.flatnonzero(predicted_C)],
-                    "probability": dict(zip(names, share_C.tolist(), strict=True)),
+                    "probabilities": dict(zip(names, share_C.tolist(), strict=True)),
                 }
                 for row, label_C, predicted_C, share_C in zip(
                     rows, labels, predicted, probability_NC, strict=True
@@ -125,6 +126,7 @@ class Evaluator:
                 "label": names[label],
                 "predicted": names[best],
                 "probability": float(share_C[best]),
+                "probabilities": dict(zip(names, share_C.tolist(), strict=True)),
             }
             for row, label, best, share_C in zip(
                 rows, labels, predicted, probability_NC, strict=True

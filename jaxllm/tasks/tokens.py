@@ -61,7 +61,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     tags = "plain" if scheme.plain else "entities"
     model_config = head_config(config, names) if saved is None else saved
     check_fit(model_config, tokenizer, config.data.max_length, pair=False)
-    loss_fn = training_loss(config, names)
+    loss_fn = training_loss(config, head, train)
 
     def evaluator(apply: Apply, mesh: Mesh) -> TagEvaluator:
         assert dev is not None
