@@ -7,7 +7,7 @@ import logging
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from jaxllm.data.labels import Labels
 from jaxllm.data.packing import Rows, fill_packed, slots
 from jaxllm.data.readers import file_source
 from jaxllm.data.rows import FORM, Source
-from jaxllm.data.tokenizer import Encoder, load_tokenizer
+from jaxllm.data.tokenizer import Encoder, load_tokenizer, vocabulary_size
 from jaxllm.errors import InputError
 
 if TYPE_CHECKING:
@@ -212,11 +212,8 @@ def load_arrays(
         entry = cache.directory(data.cache_dir) / _key(
             data, sources, encoder, problem_type, names, told, limit, choices
         )
-        found = cache.read(entry)
-        if found is None:
-            with cache.writing_entry(entry) as store:
-                found = store.seal(builder.run(store))
-        arrays, about = found
+        fault = functools.partial(_fault, vocabulary_size(tokenizer), choices or 1)
+        arrays, about = cache.load(entry, builder.run, fault)
     report = ReadReport(**about["report"])
     log_report(split, sources, report)
     _log_labels(split, data, about["names"] if reader.learning else [], about["remarks"])
@@ -254,6 +251,20 @@ def _log_labels(split: str, data: DataConfig, learned: list[str], remarks: list[
         _LOG.info("data.%s: %d labels in %s: %s%s", split, len(learned), where, first, more)
     for remark in remarks:
         _LOG.warning("data.%s: column %r (data.label): %s", split, data.label, remark)
+
+
+def _fault(vocabulary: int, width: int, arrays: cache.Arrays, about: dict[str, Any]) -> str | None:
+    """What is wrong with arrays of examples of `width` texts each; see `cache.load`."""
+    count, total = len(arrays["rows"]), len(arrays["tokens"])
+    within = {"tokens": (0, vocabulary)}
+    if (labels := arrays.get("labels")) is not None:
+        if len(labels) != count or not np.isfinite(labels).all():
+            return "labels are not a number for each row"
+        if about["names"]:
+            within["labels"] = (0, 2 if labels.ndim == 2 else len(about["names"]))
+    if len(arrays["type_ids"]) != total or len(arrays["offsets"]) != count * width + 1:
+        return "arrays are not of one length"
+    return cache.range_fault(arrays, within, {"offsets": total})
 
 
 def log_report(split: str, sources: list[Source], report: ReadReport) -> None:

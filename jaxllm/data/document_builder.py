@@ -63,6 +63,7 @@ class DocumentBuilder:
 
     Attributes:
         limit: documents after which reading stops; None = all are read.
+        vocabulary: one more than the highest token id.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class DocumentBuilder:
     ):
         self._data, self._source, self._starts = data, source, starts
         self.limit = limit if data.streaming else None
+        self.vocabulary = vocabulary_size(tokenizer)
         self._backend = Backend(tokenizer)
         self._empty = 0
         self._dropped: dict[str, int] = {}

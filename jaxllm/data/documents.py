@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -141,17 +142,22 @@ def _sources(data: DataConfig, split: str) -> Iterator[tuple[int, DocumentSource
 def _shard(data: DataConfig, split: str, source: DocumentSource, builder: DocumentBuilder) -> Shard:
     key = _key(data, source, builder)
     entry = cache.directory(data.cache_dir) / key
-    found = cache.read(entry)
-    if found is None:
-        with cache.writing_entry(entry) as store:
-            found = store.seal(builder.run(store))
-    arrays, report = found
+    arrays, report = cache.load(entry, builder.run, partial(_fault, builder.vocabulary))
     dropped = "".join(f", {n} dropped: {why}" for why, n in report["dropped"].items())
     _LOG.info(
         "data.%s: %d documents, %d tokens of %s (%d empty%s)",
         *(split, report["kept"], report["tokens"], source.text.name, report["empty"], dropped),
     )
     return Shard(**{name: arrays[name] for name in Shard._fields[:-1]}, key=key)
+
+
+def _fault(vocabulary: int, arrays: cache.Arrays, about: dict[str, Any]) -> str | None:
+    """What is wrong with the arrays of a shard; see `cache.load`."""
+    total, lines = len(arrays["tokens"]), len(arrays["lines"]) - 1
+    if len(arrays["starts"]) != total:
+        return "arrays are not of one length"
+    within = {"tokens": (0, vocabulary), "starts": (0, 2)}
+    return cache.range_fault(arrays, within, {"lines": total, "documents": lines})
 
 
 def _key(data: DataConfig, source: DocumentSource, builder: DocumentBuilder) -> str:

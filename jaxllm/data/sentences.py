@@ -1,5 +1,6 @@
 """Sentences of tagged words as token arrays: read, checked, aligned, kept on disk by content."""
 
+import functools
 import hashlib
 import itertools
 import json
@@ -19,7 +20,7 @@ from jaxllm.data.label_cells import MASKED
 from jaxllm.data.packing import Rows, fill_packed, ranges, starts_of
 from jaxllm.data.rows import CHUNK, FORM, Row, Source
 from jaxllm.data.tags import Scheme, scheme_of
-from jaxllm.data.tokenizer import WordEncoder
+from jaxllm.data.tokenizer import WordEncoder, vocabulary_size
 from jaxllm.errors import InputError
 
 if TYPE_CHECKING:
@@ -119,12 +120,11 @@ def _load(
     names = names or sources[0].label_names
     limit = data.max_train_examples if split == "train" else data.max_dev_examples
     entry = cache.directory(data.cache_dir) / _key(data, sources, encoder, names, wanted, limit)
-    found = cache.read(entry)
-    if found is None:
-        with cache.writing_entry(entry) as store:
-            reader = _Reader(data, split, sources, names, wanted)
-            found = store.seal(reader.run(encoder, limit, store))
-    arrays, about = found
+    arrays, about = cache.load(
+        entry,
+        lambda store: _Reader(data, split, sources, names, wanted).run(encoder, limit, store),
+        functools.partial(_array_fault, vocabulary_size(tokenizer)),
+    )
     report = ReadReport(**about["report"])
     log_report(split, sources, report)
     return Sentences(**arrays, report=report), about["names"]
@@ -141,6 +141,27 @@ def _sources(data: DataConfig, split: str) -> list[Source]:
         for file in files
     ]
     return [source for part in parts for source in sources_of(part, split, labelled=True)]
+
+
+def _array_fault(vocabulary: int, arrays: cache.Arrays, about: dict[str, Any]) -> str | None:
+    """What is wrong with the arrays of sentences; see `cache.load`."""
+    total, count, words = (len(arrays[name]) for name in ("tokens", "rows", "word_labels"))
+    lengths = {"labels": total, "type_ids": total, "word_tokens": words}
+    lengths |= {"offsets": count + 1, "word_offsets": count + 1, "text_offsets": words + 1}
+    if any(len(arrays[name]) != length for name, length in lengths.items()):
+        return "arrays are not of one length"
+    ids = (-1, len(about["names"]))
+    longest = int(np.diff(arrays["offsets"]).max())
+    return cache.range_fault(
+        arrays,
+        {
+            "tokens": (0, vocabulary),
+            "labels": ids,
+            "word_labels": ids,
+            "word_tokens": (-1, longest),
+        },
+        {"offsets": total, "word_offsets": words, "text_offsets": len(arrays["text"])},
+    )
 
 
 def _key(data: DataConfig, sources: list[Source], encoder: WordEncoder, *settings: object) -> str:

@@ -4,7 +4,8 @@ import hashlib
 import json
 import logging
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from jaxllm.config_fields import DataConfig, QAConfig
 from jaxllm.data import cache
 from jaxllm.data.corpus import ReadReport
 from jaxllm.data.squad import Faults, Question, Questions, Source, read_squad, squad_sources
+from jaxllm.data.tokenizer import vocabulary_size
 from jaxllm.data.windows import WindowEncoder, Windows
 
 if TYPE_CHECKING:
@@ -81,20 +83,19 @@ def _load(
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     entry = cache.directory(data.cache_dir) / key
-    found = cache.read(entry)
-    if found is None:
+
+    def build(store: cache.Store) -> dict[str, Any]:
         windows, asked = _read(sources, encoder, data, split, limit)
-        with cache.writing_entry(entry) as store:
-            for name in _ARRAYS:
-                store.append(name, getattr(windows, name))
-            about = {
-                "report": asdict(windows.report),
-                "cut": windows.cut.tolist(),
-                "questions": [asdict(question) for question in asked.questions],
-                "contexts": asked.contexts,
-            }
-            found = store.seal(about)
-    arrays, about = found
+        for name in _ARRAYS:
+            store.append(name, getattr(windows, name))
+        return {
+            "report": asdict(windows.report),
+            "cut": windows.cut.tolist(),
+            "questions": [asdict(question) for question in asked.questions],
+            "contexts": asked.contexts,
+        }
+
+    arrays, about = cache.load(entry, build, partial(_fault, vocabulary_size(tokenizer)))
     questions = [
         Question(**fields | {"answers": tuple((text, at) for text, at in fields["answers"])})
         for fields in about["questions"]
@@ -107,6 +108,24 @@ def _load(
         ),
         Questions(questions, about["contexts"]),
     )
+
+
+def _fault(vocabulary: int, arrays: cache.Arrays, about: dict[str, Any]) -> str | None:
+    """What is wrong with the arrays of windows; see `cache.load`."""
+    total, count, spans = (len(arrays[name]) for name in ("tokens", "rows", "spans"))
+    of_window = ("labels", "question", "begin", "end", "source")
+    if any(len(arrays[name]) != count for name in of_window) or len(arrays["type_ids"]) != total:
+        return "arrays are not of one length"
+    within = {"tokens": (0, vocabulary), "question": (0, len(about["questions"]))}
+    if problem := cache.range_fault(arrays, within, {"offsets": total}):
+        return problem
+    begin, end, source, labels = (arrays[name] for name in ("begin", "end", "source", "labels"))
+    lengths = np.diff(arrays["offsets"])
+    fits = (0 <= begin) & (begin <= end) & (end <= lengths)
+    fits &= (0 <= source) & (source + end - begin <= spans)
+    if not (fits & (labels >= -1).all(1) & (labels.max(1) < lengths)).all():
+        return "windows reach beyond their tokens"
+    return None
 
 
 def _read(
