@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from jaxllm.errors import InputError
-from jaxllm.models import ENCODERS, Params, apply_fn, init_params, module_parts
+from jaxllm.arguments import check_inputs, check_keywords, dtype_name
+from jaxllm.models import ENCODERS, Params, apply_fn, init_params, max_tokens, module_parts
 from jaxllm.pretrained import configs, hf
 
 
@@ -34,18 +32,21 @@ class PretrainedModel:
         cls,
         path: str | Path,
         *,
-        dtype: str = "float32",
+        dtype: Any = "float32",
         attention: str = "xla",
         seed: int = 0,
         **config_overrides: Any,
     ) -> Self:
         """The model at `path`: a directory, a Hub id, or package:NAME/sub/dir.
 
-        `dtype`: of the computation (float32 or bfloat16); parameters are float32. `attention`: xla,
-        blocked, cudnn, triton or splash. `seed`: for the parameters of a head that the checkpoint
-        lacks. `config_overrides`: config attributes, such as num_labels=3. Raises InputError for a
-        path, config or tensor that cannot be used.
+        `dtype`: of the computation, float32 or bfloat16 by name or as a type (jnp.bfloat16);
+        parameters are float32. `attention`: xla, blocked, cudnn, triton or splash. `seed`: for the
+        parameters of a head that the checkpoint lacks. `config_overrides`: config attributes, such
+        as num_labels=3. Raises InputError for a path, keyword, config or tensor that cannot be
+        used.
         """
+        check_keywords(config_overrides, ("dtype", "attention", "seed"))
+        dtype = dtype_name(dtype)
         directory = hf.resolve(path)
         config = hf.load_config(directory, **config_overrides)
         graphdef, abstract = module_parts(config, cls.task, dtype=dtype, attention=attention)
@@ -55,12 +56,13 @@ class PretrainedModel:
 
     @classmethod
     def from_config(
-        cls, config: Any, *, seed: int = 0, dtype: str = "float32", attention: str = "xla"
+        cls, config: Any, *, seed: int = 0, dtype: Any = "float32", attention: str = "xla"
     ) -> Self:
         """A model with random parameters drawn from `seed`.
 
         Raises InputError for a config that is not implemented.
         """
+        dtype = dtype_name(dtype)
         configs.check_config(config, type(config).__name__)
         graphdef, _ = module_parts(config, cls.task, dtype=dtype, attention=attention)
         return cls(config, init_params(config, cls.task, seed), graphdef)
@@ -82,14 +84,15 @@ class PretrainedModel:
     ) -> Any:
         """The model's output, named as in transformers; jitted, and pure in its arguments.
 
-        All ids and masks are integers [B, T]. `segment_ids`: packed rows, 1, 2, … for the examples,
-        one after the other, 0 for padding; positions restart in each. `head_positions` [B, P]: the
-        tokens that a head looks at, `pooled_positions` [B, Q] those of a second head. `params`: in
-        place of `self.params`. `key`: a jax.random.key turns dropout on. The outputs asked for are
-        by default those that the config asks for.
+        All ids and masks are integers [B, T]; for multiple choice also [B, C, T]. `segment_ids`:
+        packed rows, 1, 2, … for the examples, one after the other, 0 for padding; positions restart
+        in each. `head_positions` [B, P]: the tokens that a head looks at, `pooled_positions` [B, Q]
+        those of a second head. `params`: in place of `self.params`. `key`: a jax.random.key turns
+        dropout on. The outputs asked for are by default those that the config asks for.
 
         Raises:
-            InputError: an id without a row in its table. Arrays on a device are not looked at.
+            InputError: an array of another shape or type, an id without a row in its table, a
+                position outside of its row. Values of arrays on a device are not looked at.
         """
         if output_hidden_states is None:
             output_hidden_states = bool(self.config.output_hidden_states)
@@ -104,12 +107,10 @@ class PretrainedModel:
             "head_positions": head_positions,
             "pooled_positions": pooled_positions,
         }
-        ids = {name: x for name, x in ids.items() if x is not None}
-        for name, size in self._sizes().items():
-            leaves = jax.tree.leaves(ids.get(name))  # of lists, their entries
-            if leaves and not any(isinstance(leaf, jax.Array) for leaf in leaves):
-                check_ids(name, np.asarray(ids[name]), size)
-        inputs = {name: jnp.asarray(x, jnp.int32) for name, x in ids.items()}
+        given = {name: x for name, x in ids.items() if x is not None}
+        choices = self.task == "multiple-choice"
+        longest = max_tokens(self.config) if self.config.model_type in ENCODERS else None
+        inputs = check_inputs(given, self._sizes(), longest=longest, choices=choices)
         if key is not None:
             inputs["key"] = key
         params = self.params if params is None else params
@@ -190,19 +191,6 @@ class AutoModelForMultipleChoice(PretrainedModel):
     """
 
     task = "multiple-choice"
-
-
-def check_ids(name: str, ids: np.ndarray, size: int) -> None:
-    """InputError where ids are not 0 to `size` - 1: XLA would answer with NaN or other rows."""
-    if ids.size and not (0 <= ids.min() and ids.max() < size):
-        worst = ids.max() if ids.max() >= size else ids.min()
-        way_out = "give the tokenizer that belongs to the model"
-        if name == "position_ids":
-            way_out = "split or truncate the rows"
-        raise InputError(
-            f"{name}: found {worst}, expected 0 to {size - 1}, the rows of the model's table; "
-            f"{way_out}"
-        )
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

@@ -10,6 +10,7 @@ import pytest
 
 import jaxllm
 from jaxllm import auto
+from jaxllm.arguments import dtype_name
 from jaxllm.errors import InputError
 from jaxllm.sharding import path_name
 
@@ -110,9 +111,14 @@ def test_padding_may_be_longer_than_there_are_positions(classifier, batch):
     ("name", "value", "message"),
     [
         ("input_ids", 10_000, r"input_ids: found 10000, expected 0 to \d+"),
+        ("input_ids", 2**40, "input_ids: found 1099511627776"),
         ("input_ids", -100, "input_ids: found -100"),
         ("token_type_ids", 2, "token_type_ids: found 2, expected 0 to 1"),
         ("position_ids", 4096, "position_ids: found 4096"),
+        ("attention_mask", 2, "attention_mask: found 2, expected 0 to 1; .* are segment_ids"),
+        ("segment_ids", -1, "segment_ids: found -1"),
+        ("head_positions", 12, "head_positions: found 12, expected 0 to 11"),
+        ("head_positions", -1, "head_positions: found -1, expected 0 to 11"),
     ],
 )
 def test_ids_without_a_row_are_refused(classifier, batch, name, value, message):
@@ -123,6 +129,87 @@ def test_ids_without_a_row_are_refused(classifier, batch, name, value, message):
     with pytest.raises(InputError, match=message):
         classifier(**{**batch, name: ids.tolist()})
     classifier(**{**batch, name: [list(jnp.asarray(row)) for row in ids]})  # of a device
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("input_ids", np.ones(12, int), r"the shape \[12\], expected \[rows, tokens\]"),
+        ("input_ids", np.ones((3, 2, 12), int), r"the shape \[3, 2, 12\], expected"),
+        ("input_ids", np.ones((3, 0), int), r"the shape \[3, 0\], expected"),
+        ("input_ids", [[1, 2], [3]], "rows of one length: pad them"),
+        ("input_ids", np.ones((3, 12)), "numbers of type float64, expected whole numbers"),
+        ("input_ids", jnp.ones((3, 12)), "numbers of type float32"),
+        ("input_ids", np.ones((3, 12), bool), "numbers of type bool"),
+        ("input_ids", [["a"] * 12] * 3, "input_ids: found numbers of type <U1"),
+        ("attention_mask", np.ones((1, 12), int), r"\[1, 12\], expected \[3, 12\], that of input"),
+        ("attention_mask", np.ones((3, 11), int), r"\[3, 11\], expected \[3, 12\]"),
+        ("attention_mask", np.ones((3, 12, 12), int), r"\[3, 12, 12\], expected \[3, 12\]"),
+        ("attention_mask", np.full((3, 12), 0.5), "attention_mask: found numbers of type float64"),
+        ("token_type_ids", np.zeros(12, int), r"\[12\], expected \[3, 12\]"),
+        ("position_ids", np.zeros((2, 12), int), r"\[2, 12\], expected \[3, 12\]"),
+        ("position_ids", np.zeros((3, 12)), "position_ids: found numbers of type float64"),
+        ("segment_ids", jnp.ones((1, 12), int), r"segment_ids: found the shape \[1, 12\]"),
+        ("segment_ids", np.ones((3, 12)), "segment_ids: found numbers of type float64"),
+        ("head_positions", [0, 1, 2], r"\[3\], expected \[3, positions\] beside"),
+        ("head_positions", [[0]], r"\[1, 1\], expected \[3, positions\]"),
+        ("head_positions", np.zeros((3, 0), int), r"\[3, 0\], expected \[3, positions\]"),
+        ("pooled_positions", [[0, 1]], r"pooled_positions: found the shape \[1, 2\]"),
+    ],
+)
+def test_shapes_and_types_that_do_not_fit_are_refused(classifier, batch, name, value, message):
+    with pytest.raises(InputError, match=message):
+        classifier(**{**batch, name: value})
+
+
+def test_booleans_and_one_row_of_positions_are_what_they_say(classifier, batch, golden):
+    mask = batch["attention_mask"] > 0
+    positions = np.arange(12)[None]
+    out = classifier(**{**batch, "attention_mask": mask, "position_ids": positions})
+    np.testing.assert_allclose(out.logits, golden["logits"], rtol=1e-5, atol=1e-5)
+
+
+def test_rows_and_segments_longer_than_the_positions(classifier):
+    ids = np.ones((2, 25), int)  # of 24
+    with pytest.raises(InputError, match="25 tokens a row, the model has 24 positions"):
+        classifier(ids)
+    segments = np.stack([np.arange(25) < 12, np.ones(25, int)])
+    with pytest.raises(InputError, match="25 tokens in row 1, the model has 24 positions"):
+        classifier(ids, segment_ids=segments)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "message"),
+    [
+        ("torch_dtype", 'give dtype="bfloat16"'),
+        ("attn_implementation", 'give attention="xla"'),
+        ("_do_init", "model.params may be replaced"),
+        ("trust_remote_code", "code of a checkpoint is never run"),
+        ("num_label", r"did you mean num_labels\?"),
+        ("hidden_dropout", r"did you mean hidden_dropout_prob\?"),
+        ("atention", r"did you mean attention\?"),
+        ("_fast_init", "expected dtype, attention, seed or an attribute of the model's config$"),
+        ("max_length", "expected dtype, attention, seed or an attribute"),
+    ],
+)
+def test_keywords_without_an_effect_are_refused(keyword, message):
+    for value in (3, None):
+        with pytest.raises(InputError, match=f"^{keyword}=: .*{message}"):
+            jaxllm.AutoModel.from_pretrained(GOLDEN / "torch_base", **{keyword: value})
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", jnp.bfloat16, jnp.dtype("bfloat16")])
+def test_dtype_by_name_or_type(dtype):
+    assert dtype_name(dtype) == "bfloat16"
+    assert dtype_name(np.float32) == dtype_name(jnp.float32) == "float32"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "auto", None, float, np.int32, 3])
+def test_dtypes_that_are_not_computed_in_are_refused(dtype, tiny_bert_config):
+    with pytest.raises(InputError, match=r"^dtype: found .*, expected one of float32, bfloat16$"):
+        jaxllm.AutoModel.from_config(tiny_bert_config, dtype=dtype)
+    with pytest.raises(InputError, match="^dtype: found"):
+        jaxllm.AutoModel.from_pretrained(GOLDEN / "torch_base", dtype=dtype)
 
 
 def test_pure_in_params_under_jit_and_grad(classifier, batch):
@@ -207,11 +294,17 @@ def test_from_config_refuses_what_is_not_implemented(tiny_bert_config):
         jaxllm.AutoModel.from_config(config)
     with pytest.raises(InputError, match="model_type='gpt2'"):
         jaxllm.AutoModel.from_config(GPT2Config())
+    with pytest.raises(InputError, match="dict: expected a config of transformers"):
+        jaxllm.AutoModel.from_config({"hidden_size": 32})
+    config = copy.deepcopy(tiny_bert_config)
+    config.hidden_dropout_prob = 1.0
+    with pytest.raises(InputError, match=r"BertConfig: .*hidden_dropout_prob=1\.0"):
+        jaxllm.AutoModel.from_config(config)
 
 
 def test_bfloat16_computes_in_bfloat16(classifier, batch):
     model = jaxllm.AutoModelForSequenceClassification.from_pretrained(
-        GOLDEN / "torch_sequence_classification", dtype="bfloat16"
+        GOLDEN / "torch_sequence_classification", dtype=jnp.bfloat16
     )
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(model.params))
     exact, rounded = classifier(**batch).logits, model(**batch).logits

@@ -33,7 +33,9 @@ def check_attributes(attributes: dict[str, Any], where: str) -> None:
 
 
 def check_config(config: Any, where: str) -> None:
-    """Raises InputError unless a transformers config is implemented and its sizes fit together."""
+    """Raises InputError unless it is a config of transformers, implemented, of sizes that fit."""
+    if not hasattr(config, "to_diff_dict"):
+        raise InputError(f"{where}: expected a config of transformers, such as BertConfig(...)")
     check_attributes(config.to_diff_dict(), where)
     if config.hidden_size % config.num_attention_heads:
         raise InputError(
