@@ -208,7 +208,7 @@ def test_dtype_by_name_or_type(dtype):
 def test_dtypes_that_are_not_computed_in_are_refused(dtype, tiny_bert_config):
     with pytest.raises(InputError, match=r"^dtype: found .*, expected one of float32, bfloat16$"):
         jaxllm.AutoModel.from_config(tiny_bert_config, dtype=dtype)
-    with pytest.raises(InputError, match="^dtype: found"):
+    with pytest.raises(InputError, match=r"^dtype: found"):
         jaxllm.AutoModel.from_pretrained(GOLDEN / "torch_base", dtype=dtype)
 
 

@@ -1,6 +1,7 @@
 """Weights that do not fit their model, and files that are damaged: each is named."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -11,6 +12,7 @@ from checkpoints import GOLDEN, Checkpoint, load
 
 from jaxllm.errors import InputError
 from jaxllm.pretrained import formats
+from jaxllm.sharding import make_mesh
 
 
 @pytest.fixture
@@ -40,6 +42,39 @@ def test_every_misfit_is_named_in_one_message(checkpoint):
     )
     assert "bert.encoder.layer.0.output.dense.bias (31,), expected (32,)" in wrong
     assert "cls.predictions.transform.dense.bias int32, expected a float dtype" in wrong
+
+
+@pytest.mark.parametrize("axes", [None, (2, 4, 1)])
+@pytest.mark.parametrize(
+    ("name", "value", "dtype"),
+    [
+        ("bert.encoder.layer.1.output.dense.weight", np.nan, np.float32),
+        ("bert.encoder.layer.0.attention.self.key.bias", -np.inf, np.float32),
+        ("bert.embeddings.word_embeddings.weight", np.nan, np.float16),
+        ("bert.embeddings.LayerNorm.weight", 1e300, np.float64),  # infinite as float32
+    ],
+)
+def test_weights_that_are_no_numbers_are_named(checkpoint, name, value, dtype, axes):
+    def spoil(tensors):
+        tensors[name] = tensors[name].astype(dtype)
+        tensors[name].flat[-1] = value
+
+    checkpoint.rewrite(spoil)
+    mesh = None if axes is None else make_mesh(*axes)
+    message = rf"model\.safetensors: tensor {re.escape(name)} holds NaN or infinite numbers"
+    with pytest.raises(InputError, match=message):
+        load(checkpoint.path, "base", mesh=mesh)
+
+
+def test_large_weights_are_numbers(checkpoint):
+    name = "bert.embeddings.LayerNorm.weight"
+
+    def enlarge(tensors):
+        tensors[name][:] = 3e38  # the sum of squares is infinite
+
+    checkpoint.rewrite(enlarge)
+    scale = load(checkpoint.path, "base").params["embeddings"]["norm"]["scale"]
+    np.testing.assert_array_equal(scale, np.full(32, 3e38, np.float32))
 
 
 def test_half_a_head_is_missing_not_new(checkpoint):

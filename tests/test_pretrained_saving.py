@@ -1,5 +1,6 @@
 """Writing checkpoints, whole or not at all, and converting them, verified."""
 
+import copy
 import errno
 import json
 import os
@@ -117,6 +118,43 @@ def test_incomplete_parameters_are_not_saved(tmp_path, tiny_bert_config):
     with pytest.raises(InputError, match=r"missing \['pooler/bias'\], unexpected \['extra'\]"):
         hf.save_pretrained(tmp_path / "out", params, tiny_bert_config, TASK)
     assert not (tmp_path / "out").exists()
+
+
+def word_table(params):
+    return params["embeddings"]["word"]
+
+
+def test_parameters_that_could_not_be_loaded_are_not_saved(tmp_path, tiny_bert_config):
+    """A table that was resized, whole numbers, NaN, or a config that was spoilt."""
+    config = copy.deepcopy(tiny_bert_config)
+
+    def save(change, message):
+        params = random_params(config, "base", 0)
+        change(params)
+        with pytest.raises(InputError, match=message):
+            hf.save_pretrained(tmp_path / "out", params, config, "base")
+
+    resized = np.zeros((101, 32), np.float32)
+    save(
+        lambda params: word_table(params).update(embedding=resized),
+        r"word/embedding: found float32\[101, 32\], expected \[99, 32\]; set the config",
+    )
+    save(
+        lambda params: word_table(params).update(embedding=np.zeros((99, 32), np.int32)),
+        r"word/embedding: found int32\[99, 32\]",
+    )
+    save(
+        lambda params: np.put(word_table(params)["embedding"], 7, np.nan),
+        "parameter embeddings/word/embedding holds NaN or infinite numbers, and nothing is written",
+    )
+    config.hidden_dropout_prob = 1.0
+    save(lambda params: None, r"hidden_dropout_prob=1\.0")
+    assert list(tmp_path.iterdir()) == []
+    config.hidden_dropout_prob, config.vocab_size = 0.1, 101
+    params = random_params(config, "base", 0)
+    word_table(params)["embedding"] = resized
+    hf.save_pretrained(tmp_path / "out", params, config, "base")
+    assert_same(load(tmp_path / "out", "base").params, params)
 
 
 def test_earlier_model_is_replaced_and_other_files_are_not(tmp_path, tiny_bert_config):

@@ -15,6 +15,7 @@ from jaxllm.pretrained.formats import read_tensors
 from jaxllm.pretrained.loading import LoadReport
 from jaxllm.pretrained.location import resolve
 from jaxllm.pretrained.names import join
+from jaxllm.pretrained.tensors import all_finite
 from jaxllm.sharding import map_params
 
 __all__ = [
@@ -99,25 +100,25 @@ def save_pretrained(
     names, or "flax" for the flax_model.msgpack of transformers 4's Flax classes. `tokenizer`: a
     transformers tokenizer, or a directory to copy its files from. The directory appears whole or
     not at all; an earlier model in it is replaced. Raises InputError if it holds anything else or
-    cannot be written.
+    cannot be written, and for parameters
+    that are not those of the config or not finite.
     """
     saving.check_format(weights)
+    configs.check_config(config, "the model's config")
     family = FAMILIES[config.model_type]
     flax = weights == "flax"
     architecture = family.architecture(task)
     leaves: dict[str, Any] = {}
-    expected: dict[str, Any] = {}
     map_params(leaves.__setitem__, params)
-    map_params(expected.__setitem__, module_parts(config, task)[1])
-    if leaves.keys() != expected.keys():
-        raise InputError(
-            f"the parameters are no {architecture}: "
-            f"missing {sorted(expected.keys() - leaves.keys())}, "
-            f"unexpected {sorted(leaves.keys() - expected.keys())}"
-        )
+    _check_whole(leaves, module_parts(config, task)[1], architecture)
     parts: dict[str, dict[int, np.ndarray]] = {}
     for path, array in leaves.items():
         leaf, host = family.by_path[path], np.asarray(array)
+        if not all_finite(host):
+            raise InputError(
+                f"the parameter {path} holds NaN or infinite numbers, and nothing is written: "
+                "every answer of such a model is NaN"
+            )
         names = leaf.names(host.shape[0])
         for name, one in zip(names, host if leaf.stacked else [host], strict=True):
             stored = family.flax_name(name) if flax else name
@@ -135,3 +136,25 @@ def save_pretrained(
         saving.write_weights(temporary, arrays, weights, max_shard_bytes)
 
     saving.write_directory(Path(directory), fill, replace=True)
+
+
+def _check_whole(leaves: dict[str, Any], abstract: dict[str, Any], architecture: str) -> None:
+    """Refuses parameters that nothing could load again as what the config describes."""
+    expected: dict[str, Any] = {}
+    map_params(expected.__setitem__, abstract)
+    if leaves.keys() != expected.keys():
+        raise InputError(
+            f"the parameters are no {architecture}: "
+            f"missing {sorted(expected.keys() - leaves.keys())}, "
+            f"unexpected {sorted(leaves.keys() - expected.keys())}"
+        )
+    wrong = [
+        f"{path}: found {x.dtype}{list(x.shape)}, expected {list(expected[path].shape)}"
+        for path, x in leaves.items()
+        if x.shape != expected[path].shape or x.dtype not in loading.WEIGHT_DTYPES
+    ]
+    if wrong:
+        raise InputError(
+            f"the parameters are not those of the config: {'; '.join(wrong[:10])}; set the config "
+            "to the sizes of the parameters (vocab_size, num_labels, …), and save again"
+        )

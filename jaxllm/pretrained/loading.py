@@ -12,6 +12,7 @@ import numpy as np
 from jaxllm.errors import InputError
 from jaxllm.pretrained.formats import Tensor
 from jaxllm.pretrained.names import Family, Leaf
+from jaxllm.pretrained.tensors import all_finite
 from jaxllm.sharding import map_params
 
 WEIGHT_DTYPES = {np.dtype(t) for t in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)}
@@ -202,10 +203,17 @@ def place(struct: jax.ShapeDtypeStruct, leaf: Leaf, sources: list[Source]) -> ja
             transposed = leaf.inputs is not None and not source.flax
             if same_layout and not transposed and source.tensor.dtype == target.dtype:
                 source.tensor.read_into(target)
-                continue
-            if array is None:
-                array = leaf.to_ours(source.tensor.read(), layer_shape, flax=source.flax)
-            target[...] = array[tuple(slice(*pair) for pair in inner)]
+            else:
+                if array is None:
+                    array = leaf.to_ours(source.tensor.read(), layer_shape, flax=source.flax)
+                with np.errstate(over="ignore"):  # told below
+                    target[...] = array[tuple(slice(*pair) for pair in inner)]
+            if not all_finite(target):
+                raise InputError(
+                    f"{source.tensor.file}: tensor {source.name} holds NaN or infinite numbers, "
+                    "with which every answer would be NaN; expected finite float32 weights. Take "
+                    "an earlier checkpoint, or download it again"
+                )
     if sharding is None:
         return jax.device_put(parts[whole])
     return jax.make_array_from_callback(

