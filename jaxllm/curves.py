@@ -1,38 +1,99 @@
-"""Loss and metric curves of a run as a picture."""
+"""Loss and metric curves of a run as pictures."""
 
-import io
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from jaxllm.files import write_atomic
+from jaxllm.figures import colours, legend_outside, legend_rows, plain, save, written
+
+Points = list[tuple[int, float]]  # (step, value)
 
 
-def draw(records: list[dict[str, Any]], path: Path) -> None:
-    """Writes a PNG from the records of metrics.jsonl.
+def draw(records: list[dict[str, Any]], directory: Path, metric: str, best_step: int) -> None:
+    """Writes curves.png and curves_all.png from the records of metrics.jsonl.
 
-    The training and evaluation loss are in one panel, all other evaluation metrics in another.
+    The first has the loss of the training and of the dev part, and the metric that chooses the best
+    model, with `best_step` (0: none) marked. The second has the other metrics, where there are any.
     """
+    names = dict.fromkeys(key[5:] for r in records for key in r if key.startswith("eval/"))
+    dev = {name: _points(records, f"eval/{name}") for name in names}
+    _draw_main(_points(records, "loss"), dev, directory / "curves.png", metric, best_step)
+    if any(points for name, points in dev.items() if name not in ("loss", metric)):
+        _draw_others(dev, directory / "curves_all.png", metric)
+
+
+def _points(records: list[dict[str, Any]], name: str) -> Points:
+    return [(r["step"], r[name]) for r in records if r.get(name) is not None]
+
+
+def _draw_main(train: Points, dev: dict[str, Points], path: Path, metric: str, best: int) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    losses, metrics = figure.subplots(1, 2)
-    names = sorted({name for r in records for name in r if name.startswith("eval/")})
-    _line(losses, records, "loss", label="train", linewidth=1)
-    for name in names:
-        axes = losses if name == "eval/loss" else metrics
-        _line(axes, records, name, label=name.removeprefix("eval/"), marker="o", markersize=3)
-    losses.set(title="loss", xlabel="step")
-    metrics.set(title="evaluation", xlabel="step")
-    for axes in (losses, metrics):
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    write_atomic(path, buffer.getvalue())
+    chosen = dev.get(metric, [])
+    panels = 2 if metric != "loss" and chosen else 1
+    text, fonts = _texts(dev)
+    with fonts:
+        figure = Figure(figsize=(5.5 * panels, 4))
+        axes = figure.subplots(1, panels, squeeze=False)[0]
+        blue, orange = colours(2)
+        _line(axes[0], train, label="train", color=blue, linewidth=1)
+        _line(axes[0], dev.get("loss", []), label="dev", color=orange, marker="o", markersize=4)
+        plain(axes[0], title="loss", xlabel="step")
+        if panels == 2:
+            _line(axes[1], chosen, label="dev", color=orange, marker="o", markersize=4)
+            plain(axes[1], title=text[metric], xlabel="step")
+        value = dict(chosen).get(best)
+        for axis in axes:
+            if value is not None:
+                axis.axvline(best, color="0.5", linewidth=1, linestyle="--", zorder=1)
+            if axis is axes[-1] and value is not None:
+                said = f"best {value:.4g} at step {best}"
+                style = {"color": orange, "markeredgecolor": "black"}
+                axis.plot(best, value, "*", markersize=13, label=said, **style)
+            if axis.lines:
+                axis.legend(frameon=False)
+        figure.tight_layout()
+        save(figure, path)
 
 
-def _line(axes: Any, records: list[dict[str, Any]], name: str, **style: Any) -> None:
-    points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
+def _draw_others(dev: dict[str, Points], path: Path, metric: str) -> None:
+    """Panels by scale: shares, what classes have each, and all else."""
+    from matplotlib.figure import Figure
+
+    others = {name: p for name, p in dev.items() if p and name not in ("loss", metric)}
+    panels: dict[str, dict[str, Points]] = {}
+    for name, points in others.items():
+        small = all(-1 <= value <= 1 for _, value in points)
+        kind = "by class" if "/" in name else "metrics" if small else "other scales"
+        panels.setdefault(kind, {})[name] = points
+    text, fonts = _texts(dev)
+    colour = dict(zip(others, colours(len(others)), strict=True))
+    with fonts:
+        heights = [max(3.4, 0.19 * legend_rows(len(lines))) for lines in panels.values()]
+        figure = Figure(figsize=(8, sum(heights)))
+        rows = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for axes, (kind, lines) in zip(rows, panels.items(), strict=True):
+            for name, points in lines.items():
+                style = {"color": colour[name], "marker": "o", "markersize": 3}
+                _line(axes, points, label=text[name], **style)
+            plain(axes, title=f"dev: {kind}")
+            legend_outside(axes, len(lines))
+        rows[-1].set_xlabel("step")
+        figure.tight_layout()
+        save(figure, path)
+
+
+def _texts(names: Iterable[str]) -> tuple[dict[str, str], AbstractContextManager]:
+    """Metrics as a picture can show them, see `figures.written`, by their names."""
+    by_class = [name for name in names if "/" in name]
+    classes, fonts = written([name.partition("/")[2] for name in by_class])
+    texts = {name: name for name in names}
+    for name, text in zip(by_class, classes, strict=True):
+        texts[name] = f"{name.partition('/')[0]}/{text.strip()}"
+    return texts, fonts
+
+
+def _line(axes: Any, points: Points, **style: Any) -> None:
     if points:
         axes.plot(*zip(*points, strict=True), **style)

@@ -261,7 +261,7 @@ def _finish(run: _Run, state: Any) -> dict[str, float]:
             directory.export(job.export, params)
         job.report(params, directory.path, best or progress.step)
     if directory.writer:
-        curves.draw(read_records(directory.path / METRICS), directory.path / "curves.png")
+        curves.draw(read_records(directory.path / METRICS), directory.path, job.metric, best)
     wall_seconds = time.perf_counter() - run.began
     result = summary.of_run(progress, run.meter.clock, wall_seconds, job.peak_rate)
     directory.write_summary(result)

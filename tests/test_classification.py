@@ -263,6 +263,8 @@ def test_report_writes_predictions_and_the_next_line(job, tmp_path, caplog):
     with caplog.at_level("INFO", logger="jaxllm"):
         job.report(job.state.params, directory, 7)
     assert len(read_lines(directory / "predictions.jsonl")) == 37
+    for name in ("roc.png", "confusion.png"):
+        assert (directory / name).read_bytes().startswith(b"\x89PNG")
     report = (directory / "report.txt").read_text(encoding="utf-8")
     assert report.startswith(f"model {directory}/model, step 7 of {job.total_steps}, 20")
     assert "majority class " in report
@@ -335,6 +337,7 @@ def test_several_labels_and_regression(
     else:
         assert expected["mse"] == pytest.approx(expected["loss"], abs=1e-5)
         assert [line["label"] for line in lines[:5]] == [1, 1.5, 2, 2.5, 1]
+        assert not list(tmp_path.glob("*.png"))
         error = [(line["label"] - line["predicted"]) ** 2 for line in lines]
         assert expected["mse"] == pytest.approx(np.mean(error), abs=1e-5)
     saved = change(config, model={"path": str(tmp_path / "model"), "config": {}})

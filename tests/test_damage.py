@@ -26,7 +26,7 @@ DAMAGES = {
 
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch):
-    monkeypatch.setattr(curves, "draw", lambda records, path: None)
+    monkeypatch.setattr(curves, "draw", lambda *_, **__: None)
 
 
 def built_again(config):
@@ -38,7 +38,7 @@ def finished(tmp_path_factory) -> Path:
     """A run of 12 steps."""
     directory = tmp_path_factory.mktemp("damage") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(curves, "draw", lambda records, path: None)
+        patch.setattr(curves, "draw", lambda *_, **__: None)
         loop.run(build(make_config(directory, **STEPS)), make_config(directory, **STEPS))
     return directory
 

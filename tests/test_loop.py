@@ -26,7 +26,7 @@ draw = curves.draw
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch):
     """Drawing takes longer than the rest of such a run; one test does it."""
-    monkeypatch.setattr(curves, "draw", lambda records, path: None)
+    monkeypatch.setattr(curves, "draw", lambda *_, **__: None)
 
 
 def records(directory: Path, *keys: str) -> list[tuple]:

@@ -29,7 +29,7 @@ REPRODUCED = (
 
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch):
-    monkeypatch.setattr(curves, "draw", lambda records, path: None)
+    monkeypatch.setattr(curves, "draw", lambda *_, **__: None)
 
 
 def program(directory: Path, moment: str = "", **changes) -> subprocess.CompletedProcess:

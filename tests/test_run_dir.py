@@ -13,7 +13,7 @@ from jaxllm.run_log import read_records
 
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch):
-    monkeypatch.setattr(curves, "draw", lambda records, path: None)
+    monkeypatch.setattr(curves, "draw", lambda *_, **__: None)
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path, caplog):

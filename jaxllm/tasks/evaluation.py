@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxllm import metrics
+from jaxllm.classification_plots import draw
 from jaxllm.config_fields import DataConfig
 from jaxllm.data.corpus import Examples
 from jaxllm.data.loader import eval_batches
@@ -84,7 +85,8 @@ class Evaluator:
         return values | {"loss": loss}
 
     def write(self, params: Any, directory: Path) -> tuple[dict[str, float], str]:
-        """Writes `predictions.jsonl`; returns the metrics and the report's text.
+        """Writes `predictions.jsonl`, of classes also `roc.png` and `confusion.png`; returns the
+        metrics and the report's text.
 
         A prediction has the number of its row in the source, its label and the predicted one, the
         `probability` of the predicted label where there is one, and `probabilities`, those of all
@@ -96,7 +98,13 @@ class Evaluator:
         if jax.process_index() == 0:
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows(logits_NC))
             write_atomic(directory / "predictions.jsonl", "".join(lines))
+            self._draw(logits_NC, directory)
         return self._metrics(logits_NC, loss), text
+
+    def _draw(self, logits_NC: np.ndarray, directory: Path) -> None:
+        """Pictures of what was predicted, of classes."""
+        if self.problem_type != "regression":
+            draw(directory, self.problem_type, logits_NC, self._labels, self.label_names)
 
     def _rows(self, logits_NC: np.ndarray) -> list[dict[str, Any]]:
         labels, rows = self._labels, self.examples.rows.tolist()

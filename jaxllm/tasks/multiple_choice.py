@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,9 @@ class ChoiceEvaluator(Evaluator):
     def _metrics(self, logits_NC: np.ndarray, loss: float) -> dict[str, float]:
         values = super()._metrics(logits_NC, loss)
         return {name: values[name] for name in METRICS}
+
+    def _draw(self, logits_NC: np.ndarray, directory: Path) -> None:
+        """Nothing: places are no classes."""
 
 
 def _evaluator(config: Config, dev: Questions, apply: Apply, mesh: Mesh) -> Evaluator:
