@@ -254,6 +254,18 @@ def test_tags_follow_the_head(checkpoint, config_of, tokenizer, caplog):
     assert not [r for r in caplog.records if r.levelname == "WARNING" and "head" in r.message]
 
 
+def test_tags_of_an_evaluation_may_be_in_any_case_or_ids(checkpoint, config_of, tokenizer):
+    names = ["B-PER", "I-PER", "O", "I-Loc", "B-Loc"]
+    path, _ = checkpoint(names, "token-classification")
+    saved, model = hf.load_config(path), {"task": "token-classification"}
+    ids = "Ann 3\nLee 4\n\nin 0\nRio 1\n"
+    for content, labels in ((CONLL, None), (CONLL.replace("B-LOC", "B-loc"), TAGS), (ids, TAGS)):
+        config = config_of(path, content, name="conll", model=model, labels=labels)
+        task = tokens.prepare(config, tokenizer, saved=saved)
+        found = task.evaluator(None, make_mesh(devices=jax.devices()[:1])).examples.word_labels
+        assert [names[i] for i in found] == ["B-PER", "I-PER", "O", "B-Loc"]
+
+
 def test_other_tags_have_a_new_head(nli, checkpoint, config_of, tokenizer, caplog):
     for path, told in (
         (checkpoint(["O", "B-PER", "I-PER"], "token-classification")[0], "3 labels (O, B-PER"),

@@ -308,6 +308,48 @@ def test_a_label_that_cannot_be_saved_is_a_bad_row(load):
         load(rows)
 
 
+@pytest.fixture
+def hub(tmp_path, tiny_tokenizer_dir):
+    """Saves columns as the Hub gives them, and loads the labels of one of them."""
+    import datasets
+
+    tokenizer = load_tokenizer(tiny_tokenizer_dir)
+    names = datasets.ClassLabel(names=["pos", "neg"])
+    kinds = {"one": names, "several": datasets.List(names), "id": datasets.Value("int64")}
+    kinds |= {"flags": datasets.List(datasets.Value("float32")), "text": datasets.Value("string")}
+
+    def run(column, values, *, kind=SINGLE, **settings):
+        rows = {"text": ["good"] * len(values), column: values}
+        features = datasets.Features({name: kinds[name] for name in rows})
+        folder = tmp_path / column
+        part = datasets.Dataset.from_dict(rows, features=features)
+        part.to_parquet(str(folder / "train.parquet"))
+        data = DataConfig(
+            dataset=str(folder), label=column, cache_dir=str(tmp_path / "c"), **settings
+        )
+        return load_examples(data, "train", tokenizer, problem_type=kind, labels=None)
+
+    return run
+
+
+def test_class_ids_of_a_hub_data_set(hub):
+    examples, names = hub("one", [0, 1, -1, 1], on_bad_row="drop")
+    assert names == ["pos", "neg"]
+    assert examples.labels.tolist() == [0, 1, 1]
+    assert examples.report.dropped == {MISSING: 1}
+    examples, _ = hub("one", [0, 1], labels=["NEG", "POS"])  # another order: names, not ids, count
+    assert examples.labels.tolist() == [1, 0]
+    examples, _ = hub("several", [[0, 1], [1], [], [-1]], kind=MULTI, on_bad_row="drop")
+    assert examples.labels.tolist() == [[1, 1], [0, 1], [0, 0]]
+    assert examples.report.dropped == {MISSING: 1}
+    examples, _ = hub("id", [0, 1, -100], labels=["neg", "pos"], on_bad_row="drop")
+    assert examples.labels.tolist() == [0, 1]
+    examples, _ = hub("flags", [[0, 1, 0], [1, 1, 0]], kind=MULTI, labels=["a", "b", "c"])
+    assert examples.labels.tolist() == [[0, 1, 0], [1, 1, 0]]
+    with pytest.raises(InputError, match=r"1 × unknown label '7' \(.*row 2\)"):
+        hub("id", [0, 7], labels=["neg", "pos"])
+
+
 @pytest.mark.parametrize(
     ("data", "model", "message"),
     [

@@ -40,6 +40,7 @@ def load(tokenizer, tmp_path):
         config = DataConfig(train=[str(path)], dev=[str(path)], **fields)
         return load_sentences(config, split, tokenizer, names, wanted)
 
+    load.tokenizer = tokenizer
     return load
 
 
@@ -345,9 +346,26 @@ def test_numbers_are_the_tags_of_data_labels(load):
             load(json.dumps({"text": ["a"], "label": label}), names=TAGS, **fields)
 
 
+def test_masked_ids_of_a_hub_data_set_are_no_tags(load, tmp_path):
+    import datasets
+
+    names = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+    kinds = {"tokens": datasets.Value("string"), "tags": datasets.ClassLabel(names=names)}
+    rows = {"tokens": [["anna", "flew", "to", "rio"]] * 2, "tags": [[1, -1, 0, 3], [-100, 0, 0, 3]]}
+    features = datasets.Features({name: datasets.List(kind) for name, kind in kinds.items()})
+    part = datasets.Dataset.from_dict(rows, features=features)
+    part.to_parquet(str(tmp_path / "hub" / "train.parquet"))
+    columns = {"text": "tokens", "label": "tags"}
+    config = DataConfig(dataset=str(tmp_path / "hub"), cache_dir=str(tmp_path / "cache"), **columns)
+    sentences, found = load_sentences(config, "train", load.tokenizer, None, "auto")
+    assert found == names
+    assert sentences.word_labels.tolist() == [1, -1, 0, 3, -1, 0, 0, 3]
+    assert (sentences.labels >= 0).sum() == 6
+
+
 def test_words_without_a_tag_do_not_part_an_entity(load):
     """As run_ner has it, which leaves such words out: B-A, none, I-A is one entity."""
-    text = json.dumps({"text": ["new", "york", "city"], "label": ["B-A", None, "I-A"]})
+    text = json.dumps({"text": ["new", "york", "city"], "label": ["B-A", float("nan"), "I-A"]})
     sentences, names = load(text, file="a.jsonl")
     assert sentences.word_labels.tolist() == [names.index("B-A"), -1, names.index("I-A")]
 

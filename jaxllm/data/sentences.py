@@ -4,6 +4,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -16,7 +17,7 @@ from jaxllm.data import cache
 from jaxllm.data.bad_rows import BadRows
 from jaxllm.data.builder import text_fault
 from jaxllm.data.corpus import Examples, ReadReport, log_report, renumbered, sources_of
-from jaxllm.data.label_cells import MASKED
+from jaxllm.data.label_cells import MASKED, LabelNames
 from jaxllm.data.packing import Rows, fill_packed, ranges, starts_of
 from jaxllm.data.rows import CHUNK, FORM, Row, Source
 from jaxllm.data.tags import Scheme, scheme_of
@@ -26,7 +27,7 @@ from jaxllm.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_CACHE_VERSION = 3  # raise when the same input comes to give other arrays
+_CACHE_VERSION = 4  # raise when the same input comes to give other arrays
 _ILLEGAL, _UNKNOWN, _NUMBER = "illegal tag sequence", "unknown tag", "tag of type int"
 
 
@@ -202,9 +203,8 @@ class _Reader:
         wanted: str,
     ):
         self._data, self._split, self._learned = data, split, names is None
-        rows = [
-            (source, _named(row, data.labels or [])) for source in sources for row in source.rows()
-        ]
+        known = None if names is None else LabelNames(names, told=names == data.labels)
+        rows = [(source, _meant(row, known)) for source in sources for row in source.rows()]
         faults = [_fault(source, row) for source, row in rows]
         if names is None:
             good = [row for (_, row), fault in zip(rows, faults, strict=True) if fault is None]
@@ -331,13 +331,21 @@ class _Reader:
         self._bad.raise_if_stopped(self._counts["read"], known, self._counts["repaired"])
 
 
-def _named(row: Row, names: list[str]) -> Row:
-    """The row with the tags that whole numbers stand for; -1 and -100 stand for none."""
-    if not names or not isinstance(row.label, list):
+def _meant(row: Row, known: LabelNames | None) -> Row:
+    """The row with the tags that are meant, see `jaxllm.data.labels`; None where there is none, as
+    of NaN and, where tags are `known`, of -1 and -100. What has no name stays, to be told.
+    """
+    if not isinstance(row.label, list):
         return row
-    ids = dict(enumerate(names)) | dict.fromkeys(MASKED)
-    known = [ids.get(tag, tag) if type(tag) is int else tag for tag in row.label]
-    return row._replace(label=known)
+
+    def meant(tag: Any) -> Any:
+        if isinstance(tag, float) and not math.isfinite(tag):
+            return None
+        if known is None or isinstance(tag, bool) or not isinstance(tag, int | str):
+            return tag
+        return None if tag in MASKED else known.find(str(tag)) or tag
+
+    return row._replace(label=list(map(meant, row.label)))
 
 
 def _fault(source: Source, row: Row) -> _Fault | None:
