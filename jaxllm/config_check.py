@@ -43,6 +43,8 @@ def check(config: Config) -> None:
     once = len(set(run.trackers)) == len(run.trackers)
     _require("run.trackers", run.trackers, once, "each tracker once")
     if run.seeds is not None:
+        one = "null, as each of run.seeds leaves a model: `hf upload` takes the one you choose"
+        _require("run.push_to_hub", run.push_to_hub, run.push_to_hub is None, one)
         _require(
             "run.seeds",
             run.seeds,

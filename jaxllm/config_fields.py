@@ -303,6 +303,8 @@ class RunConfig:
         trackers: where else the numbers of metrics.jsonl go: TensorBoard's event files, wandb
             (pip install 'jaxllm[wandb]'; WANDB_MODE=offline needs no network)
         progress: show a progress bar
+        push_to_hub: name of a repository of the Hugging Face Hub, such as org/name, that gets what
+            is in model/ at the end; null = none
     """
 
     dir: str = "runs/jaxllm"
@@ -311,6 +313,7 @@ class RunConfig:
     log_every: int = 10
     trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=lambda: ["tensorboard"])
     progress: bool = True
+    push_to_hub: str | None = None
 
 
 @dataclass(frozen=True)

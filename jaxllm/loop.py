@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from jaxllm import processes, summary, trackers
+from jaxllm import hub_upload, processes, summary, trackers
 from jaxllm.checkpoint import Checkpoints, DamagedError
 from jaxllm.config import Config, to_yaml
 from jaxllm.errors import InputError
@@ -77,11 +77,25 @@ def _build(config: Config) -> Job:
 
 
 def _run(build: Callable[[Config], Job], config: Config, directory: RunDir) -> dict[str, float]:
-    done = directory.summary()
-    if done is not None:
-        logger.info("%s holds this run, finished; its summary.json is the result", directory.path)
-        return done
     began = time.perf_counter()
+    repo = config.run.push_to_hub
+    with processes.together():
+        if directory.writer and repo is not None:
+            hub_upload.prepare(repo)
+    result = directory.summary()
+    if result is None:
+        result = _train(build, config, directory, began)
+    else:
+        logger.info("%s holds this run, finished; its summary.json is the result", directory.path)
+    with processes.together():
+        if directory.writer and repo is not None:
+            hub_upload.upload(repo, directory.model)
+    return result
+
+
+def _train(
+    build: Callable[[Config], Job], config: Config, directory: RunDir, began: float
+) -> dict[str, float]:
     with processes.together():
         if directory.writer:
             trackers.check(config.run.trackers)

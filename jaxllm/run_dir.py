@@ -1,7 +1,8 @@
 """The directory of a run: who may write it, whose it is, what it holds.
 
-run.dir/  config.yaml  metrics.jsonl  tensorboard/  wandb/  checkpoints/  model/  report.txt
-          curves.png  profile/  summary.json (written last: a run is finished when it is there)
+run.dir/  config.yaml  metrics.jsonl  tensorboard/  wandb/  checkpoints/  model/
+          predictions.jsonl  report.txt  roc.png  confusion.png  curves.png  curves_all.png
+          profile/  summary.json (written last: a run is finished when it is there)
 """
 
 import contextlib
@@ -45,6 +46,7 @@ HARMLESS = (
     "run.trackers",
     "run.tensorboard",  # what run.trackers was called
     "run.progress",
+    "run.push_to_hub",
     "train.profile",
     "data.workers",
     "data.cache_dir",

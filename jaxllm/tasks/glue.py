@@ -15,6 +15,7 @@ from jaxllm.config_fields import Config, DataConfig
 from jaxllm.data.corpus import Examples, load_examples
 from jaxllm.data.glue import TASKS, check_tasks, test_rows, train_and_dev
 from jaxllm.data.tokenizer import load_tokenizer
+from jaxllm.errors import InputError
 from jaxllm.files import finite, write_atomic, write_json, writing
 from jaxllm.models import apply_fn
 from jaxllm.pretrained import hf
@@ -44,6 +45,8 @@ def run(config: Config, tasks: list[str]) -> Summary:
     Raises:
         InputError: unknown tasks, data that are not there, and all that `loop.train` raises.
     """
+    if config.run.push_to_hub is not None:
+        raise InputError("run.push_to_hub: expected null, as each task of GLUE leaves a model")
     check_tasks(tasks, config)
     parts = {
         name: [task_config(name, config, part) for _, part in TASKS[name].dev] for name in tasks
