@@ -8,7 +8,6 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import jax
-import numpy as np
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -74,6 +73,6 @@ class StopRequest:
             return self._signum
         if step % every:
             return None
-        from jax.experimental.multihost_utils import process_allgather
+        from jaxllm.processes import gather  # which knows `Interrupted`
 
-        return int(np.max(process_allgather(np.int32(self._signum or 0)))) or None
+        return int(gather(self._signum or 0).max()) or None

@@ -1,9 +1,11 @@
 """Several processes that train together: how they find each other, and how they agree."""
 
 import contextlib
+import logging
 import os
 import re
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
@@ -11,33 +13,74 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxllm import compile_cache, cpu_guard
+from jaxllm import compile_cache, cpu_guard, peers
 from jaxllm.errors import InputError
 from jaxllm.interrupt import Interrupted
+from jaxllm.peers import Peers
+
+logger = logging.getLogger("jaxllm.processes")
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _BY_HAND = f"{ADDRESS}=HOST:PORT of the first process, {COUNT} and {INDEX} (from 0)"
+PATIENCE = 60.0  # seconds that a process waits for the others at the start
 _LINGER = 10  # seconds
 
 
 @contextlib.contextmanager
 def joined(processes: int) -> Iterator[None]:
-    """`join`; and a process that fails inside ends, whatever the others wait for."""
-    join(processes)
-    compile_cache.enable()
-    cpu_guard.announce()  # not before: only now it is known which process is the first
+    """`join`; inside, a process that fails ends, and one that outlives another says so and ends."""
+    with _patience(processes):
+        join(processes)
+        compile_cache.enable()
+        cpu_guard.announce()  # not before: only now it is known which process is the first
+        watch = _watch() if jax.process_count() > 1 else None
+    if watch is None:
+        yield
+        return
     try:
         yield
+        watch.leave(failed=False)
     except Interrupted:  # all of them, after the same step
+        watch.leave(failed=False)
         raise
     except BaseException as error:
-        if jax.process_count() > 1:
-            # At exit JAX waits 300 s for all, who may be waiting for this one in a step.
-            status = 2 if isinstance(error, InputError) else 1
-            timer = threading.Timer(_LINGER, os._exit, [status])
-            timer.daemon = True
-            timer.start()
+        if isinstance(error, Exception) and not isinstance(error, InputError):
+            time.sleep(peers.GRACE)  # the watch ends this process, if another one is gone
+        watch.leave(failed=True)
+        _end_soon(2 if isinstance(error, InputError) else 1)
         raise
+    finally:
+        watch.close()
+
+
+def _watch() -> Peers:
+    from jax._src import distributed  # a host that JAX has found by itself has no public name
+
+    host = str(distributed.global_state.coordinator_address).rpartition(":")[0]
+    try:
+        return Peers(jax.process_index(), host, gather)
+    except Exception as error:
+        _end_soon(1)
+        raise InputError(
+            f"the processes lost each other at the start ({error}). See which of them has ended, "
+            "and what it says; then start all of them again"
+        ) from error
+
+
+def _end_soon(status: int) -> None:
+    """Ends this process in a while: at exit JAX waits 300 s for all others, who may wait for it."""
+    timer = threading.Timer(_LINGER, os._exit, [status])
+    timer.daemon = True
+    timer.start()
+
+
+def _patience(processes: int) -> contextlib.AbstractContextManager[None]:
+    if processes == 1 and ADDRESS not in os.environ:
+        return contextlib.nullcontext()
+    count = os.environ.get(COUNT, processes if processes > 0 else "all")
+    first = os.environ.get(ADDRESS)
+    what = f"{count} processes" + (f" (the first at {first})" if first else "")
+    return peers.patience(PATIENCE, what, lambda text: logger.warning("%s", text))
 
 
 def join(processes: int, environ: MutableMapping[str, str] = os.environ) -> None:
@@ -104,7 +147,7 @@ def together() -> Iterator[None]:
         yield
     except Exception as error:
         failure = error
-    failed = np.ravel(_gather(np.int32(failure is not None)))
+    failed = gather(failure is not None)
     if failure is not None:
         raise failure
     if failed.any():
@@ -115,7 +158,7 @@ def check_same(what: str, value: Callable[[], object]) -> None:
     """Raises InputError where processes have another `value`: they would compute nonsense."""
     if jax.process_count() == 1:
         return
-    sums = np.ravel(_gather(np.uint32(zlib.crc32(repr(value()).encode()))))
+    sums = gather(zlib.crc32(repr(value()).encode()))
     others = np.flatnonzero(sums != sums[0]).tolist()
     if others:
         raise InputError(
@@ -124,7 +167,20 @@ def check_same(what: str, value: Callable[[], object]) -> None:
         )
 
 
-def _gather(value: Any) -> np.ndarray:
+def gather(value: Any) -> np.ndarray:
+    """An array of each process, stacked in their order; of one shape and type in all of them.
+
+    As bytes: JAX makes 32 bits of 64 without a word (2**40 becomes 0).
+    """
     from jax.experimental.multihost_utils import process_allgather
 
-    return np.asarray(process_allgather(value))
+    own = np.ascontiguousarray(value)
+    found = np.asarray(process_allgather(np.frombuffer(own.tobytes(), np.uint8), tiled=True))
+    return found.view(own.dtype).reshape(-1, *np.shape(value))
+
+
+def whole(arrays: Any) -> Any:
+    """A tree of JAX arrays whose shards may be on several hosts, as NumPy arrays in each."""
+    from jax.experimental.multihost_utils import process_allgather
+
+    return process_allgather(arrays, tiled=True)

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
-from jaxllm import models
+from jaxllm import models, processes
 from jaxllm.config_fields import Config
 from jaxllm.data.corpus import Examples
 from jaxllm.data.loader import TrainExamples, TrainLoader
@@ -120,7 +119,7 @@ def build(config: Config) -> Job:
     def export(params: Any, directory: Path) -> None:
         params = complete(params)
         if jax.process_count() > 1:  # shards of other hosts; all of them take part
-            params = multihost_utils.process_allgather(params, tiled=True)
+            params = processes.whole(params)
         if jax.process_index() == 0:
             task.stored().save(directory, params, tokenizer)
             for place in {directory, directory / task.stored().answers}:
