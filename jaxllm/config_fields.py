@@ -81,7 +81,8 @@ class DataConfig:
         streaming: read rows as they arrive, and no further than max_*_examples need; training
             begins once these are tokenized. Documents are kept on disk, other rows in memory,
             5 bytes a token; not for token-classification
-        format: format of the files; auto = by their names
+        format: format of the files; auto = by their names; of tagged words, conll where the name
+            is not that of a csv or json file
         encoding: encoding of the files; auto = UTF-8, or what a byte order mark says, or UTF-16
             where every other byte is 0
         delimiter: what stands between the cells of csv and tsv files; auto = comma and tab, or as
@@ -95,7 +96,8 @@ class DataConfig:
         text_pair: column of a second text; of choices: of how each of them begins
         choices: columns of the choices to tell the right one from, or one column with a list
         label: column of the label, or of the tags of the words; of conll files whose columns have
-            no names, the last. Of several labels a row also a list of columns, one a label, that
+            no names, the last; those of CoNLL-U are id, form, lemma, upos, xpos, feats, head,
+            deprel, deps and misc. Of several labels a row also a list of columns, one a label, that
             hold 0 or 1
         text_negative: sentence-embedding: column of a text unlike the pair, to train on
         score: sentence-embedding: column of how alike a pair is; null = there is none
@@ -103,7 +105,7 @@ class DataConfig:
         columns: names of the columns, for files with no header row
         labels: label names in the order of their ids, also where the data have ids or 0/1 vectors
             in place of names; null = those of the Hub data set, else of the training part, sorted;
-            of tags O and then every tag of the scheme
+            of tags of entities O and then every tag of the scheme
         on_bad_row: stop at a row with a missing text or an unknown label, or drop and count it;
             repair = make an illegal sequence of tags legal, and stop at other bad rows
         max_length: tokens of a row; sentence-embedding: a row holds whole pairs, and each text gets

@@ -326,6 +326,12 @@ def test_advice_never_leaves_no_sentence(load):
     assert advice("new B-LOC\n\nx\n", on_bad_row="repair") == [drop]
     assert advice("zzzz O\nzzzz O\nzzzz B-A\n\nx\n", max_length=5, truncation="drop") == []
     assert advice('{"text": ["a"], "label": [1]}', file="a.jsonl") == []
+    for fields, way in (
+        ({"on_bad_row": "drop"}, repair),
+        ({"on_bad_row": "repair", "truncation": "drop", "max_length": 3}, "data.truncation: right"),
+    ):
+        with pytest.raises(InputError, match=f"no sentence is left.*{way}"):
+            load("new I-LOC\nzzzz I-LOC\n", **fields)
 
 
 def test_numbers_are_the_tags_of_data_labels(load):

@@ -341,7 +341,9 @@ def test_plain_tags_are_judged_word_by_word(saved, base_config, tmp_path):
     assert [None in line["predicted"] for line in lines] == [
         None in line["probability"] for line in lines
     ]
-    assert "which are wrong" in (tmp_path / "evaluate" / "report.txt").read_text(encoding="utf-8")
+    assert "which count as wrong" in (tmp_path / "evaluate" / "report.txt").read_text(
+        encoding="utf-8"
+    )
     assert "\t_\n" in (tmp_path / "evaluate" / "predictions.conll").read_text(encoding="utf-8")
 
 

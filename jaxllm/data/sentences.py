@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _CACHE_VERSION = 4  # raise when the same input comes to give other arrays
 _ILLEGAL, _UNKNOWN, _NUMBER = "illegal tag sequence", "unknown tag", "tag of type int"
+_LONG = "longer than data.max_length"
 
 
 @dataclass(frozen=True)
@@ -236,11 +237,12 @@ class _Reader:
         for start in range(0, len(self._rows), CHUNK):
             if self._counts["kept"] < limit:
                 self._take(self._rows[start : start + CHUNK], encoder, limit, parts)
-        self._raise_if_stopped()
+        self._bad.raise_if_stopped(self._counts["read"], self._known(), self._counts["repaired"])
         if not self._counts["kept"]:
             raise InputError(
-                f"data.{self._split}: no sentence is left: {str(self._bad) or 'found none'}; "
-                "expected at least one that can be used: correct the file, or give another"
+                f"data.{self._split}: no sentence is left: {str(self._bad) or 'found none'}"
+                f"{self._known()}; expected at least one that can be used: correct the file, or "
+                "give another"
             )
         for name, arrays in parts.items():
             array = np.concatenate(arrays)
@@ -267,7 +269,7 @@ class _Reader:
             if isinstance(row, _Fault):
                 self._bad.add(source, row.number, row.reason, note=row.note)
             elif encoded.lengths[at] == 0:
-                reason = f"longer than data.max_length={self._data.max_length}"
+                reason = f"{_LONG}={self._data.max_length}"
                 self._bad.add(source, row.number, reason, "truncation")
             else:
                 self._counts["kept"] += 1
@@ -316,19 +318,21 @@ class _Reader:
         legal = iter(self._scheme.retagged([tag for tag in tags if tag is not None]))
         return [None if tag is None else next(legal) for tag in tags]
 
-    def _raise_if_stopped(self) -> None:
-        reasons, known = self._bad.counts, ""
-        if any(reason.startswith((_UNKNOWN, _ILLEGAL)) for reason in reasons):
-            known = f"; the tags are {', '.join(self._names)}"
-        if self._learned and any(reason.startswith(_UNKNOWN) for reason in reasons):
-            known += "; with model.tags: plain, those of the words, whatever they are"
+    def _known(self) -> str:
+        """What there is to say to the reasons why sentences cannot be used."""
+        reasons, tags = " ".join(self._bad.counts), ", ".join(self._names)
+        known = f"; the tags are {tags}" if _UNKNOWN in reasons or _ILLEGAL in reasons else ""
+        if _UNKNOWN in reasons and self._learned:
+            known += "; with model.tags: plain any tag is one"
         if _ILLEGAL in reasons:
             known += (
-                "; with data.on_bad_row: repair such sequences are made legal, as IOB1 becomes IOB2"
+                "; with data.on_bad_row: repair such sequences become legal, as IOB1 becomes IOB2"
             )
         if _NUMBER in reasons:
             known += "; data.labels gives the tags in the order of such numbers"
-        self._bad.raise_if_stopped(self._counts["read"], known, self._counts["repaired"])
+        if self._data.truncation == "drop" and _LONG in reasons:
+            known += "; with data.truncation: right a sentence is cut"
+        return known
 
 
 def _meant(row: Row, known: LabelNames | None) -> Row:

@@ -218,7 +218,7 @@ class TagEvaluator:
         pair, plain, examples = self._judged(logits_WC), self.scheme.plain, self.examples
         tagged = examples.word_labels >= 0
         lost = (tagged & (examples.word_tokens < 0)).sum()
-        counted = "are wrong" if plain else f"count as predicted {OUTSIDE}"
+        counted = "count as wrong" if plain else f"count as predicted {OUTSIDE}"
         lines = [
             read_summary(examples),
             f"{tagged.sum()} words, of them {lost} without a token, which {counted}",
