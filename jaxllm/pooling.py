@@ -1,40 +1,101 @@
 """One vector for each text, from the vectors of its tokens."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-PoolingMode = Literal["mean", "cls", "max"]
+from jaxllm.layers import gelu
+
+PoolingMode = Literal["mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {  # by the names of torch's modules
+    "Identity": lambda x: x,
+    "Tanh": jnp.tanh,
+    "ReLU": jax.nn.relu,
+    "GELU": gelu,
+    "Sigmoid": jax.nn.sigmoid,
+    "SiLU": jax.nn.silu,
+}
+
+
+@dataclass(frozen=True)
+class DenseLayer:
+    """What a pooled vector goes through: activation(x @ kernel + bias).
+
+    kernel: float32 [I, O]. bias: float32 [O], or None. activation: a key of ACTIVATIONS.
+    """
+
+    kernel: np.ndarray
+    bias: np.ndarray | None
+    activation: str
+
+    def __call__(self, e_BPI: jax.Array) -> jax.Array:
+        precision = jax.lax.Precision.HIGHEST
+        e_BPO = jnp.einsum("BPI,IO->BPO", e_BPI, self.kernel, precision=precision)
+        if self.bias is not None:
+            e_BPO += self.bias[None, None]
+        return ACTIVATIONS[self.activation](e_BPO)
 
 
 @dataclass(frozen=True)
 class Pooling:
     """How the tokens of a text become its vector, as sentence-transformers does it.
 
-    mode: the mean or the maximum over all tokens of the text, special ones included, or its first.
+    mode: the mean or the maximum over all tokens of the text, special ones included; its first or
+        last; a mean with a weight that rises from 1 by 1; or the sum over the root of the count.
     normalize: whether the vector is scaled to length 1.
+    layers: what it goes through before that.
+    width: numbers of the vector that are kept, the first; None = all.
+    skip: tokens at the beginning of a text that are left out, those of a prompt.
     """
 
     mode: PoolingMode = "mean"
     normalize: bool = True
+    layers: tuple[DenseLayer, ...] = ()
+    width: int | None = None
+    skip: int = 0
 
     def __call__(
         self, x_BTD: jax.Array, segment_ids_BT: jax.Array, head_positions_BP: jax.Array
     ) -> jax.Array:
-        """float32 [B, P, D]: the vector of each segment.
+        """float32 [B, P, D]: the vector of each segment, with D of the last layer, or `width`.
 
-        `head_positions_BP`: the first token of segments 1 to P. A segment that is not there gives
-        zeros; with "cls" a vector of no meaning.
+        `head_positions_BP`: the first token of segments 1 to P. A segment that is not there gives a
+        vector of no meaning; zeros, of the mean and the maximum without layers.
         """
-        x_BTD = x_BTD.astype(jnp.float32)
+        e = self._pooled(x_BTD.astype(jnp.float32), segment_ids_BT, head_positions_BP)
+        for layer in self.layers:
+            e = layer(e)
+        return (unit(e) if self.normalize else e)[..., : self.width]
+
+    def _pooled(
+        self, x_BTD: jax.Array, segment_ids_BT: jax.Array, head_positions_BP: jax.Array
+    ) -> jax.Array:
+        numbers_P = jnp.arange(1, head_positions_BP.shape[1] + 1)
+        inside_BPT = segment_ids_BT[:, None, :] == numbers_P[None, :, None]
+        if self.mode == "lasttoken":
+            return _at(x_BTD, head_positions_BP + jnp.sum(inside_BPT, axis=-1) - 1)
         if self.mode == "cls":
-            e_BPD = jnp.take_along_axis(x_BTD, head_positions_BP[..., None], axis=1)
-        else:
-            pool = _mean if self.mode == "mean" else _max
-            e_BPD = pool(x_BTD, segment_ids_BT, head_positions_BP.shape[1])
-        return unit(e_BPD) if self.normalize else e_BPD
+            return _at(x_BTD, head_positions_BP + self.skip)
+        # The place of a token in its segment, from 0.
+        places_BPT = jnp.arange(x_BTD.shape[1])[None, None] - head_positions_BP[..., None]
+        inside_BPT &= places_BPT >= self.skip
+        if self.mode == "max":
+            return _max(x_BTD, inside_BPT)
+        weights_BPT = inside_BPT.astype(jnp.float32)
+        if self.mode == "weightedmean":
+            weights_BPT *= places_BPT + 1
+        # A product, which every device does for its own rows; a scatter might gather them all.
+        sums_BPD = jnp.einsum(
+            "BPT,BTD->BPD", weights_BPT, x_BTD, precision=jax.lax.Precision.HIGHEST
+        )
+        total_BP1 = jnp.maximum(jnp.sum(weights_BPT, axis=-1, keepdims=True), 1)
+        return sums_BPD / (
+            jnp.sqrt(total_BP1) if self.mode == "mean_sqrt_len_tokens" else total_BP1
+        )
 
 
 def unit(x: jax.Array) -> jax.Array:
@@ -42,21 +103,14 @@ def unit(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
 
 
-def _mean(x_BTD: jax.Array, segment_ids_BT: jax.Array, segments: int) -> jax.Array:
-    numbers_P = jnp.arange(1, segments + 1)
-    inside_BPT = segment_ids_BT[:, None, :] == numbers_P[None, :, None]
-    # A product, which every device does for its own rows; a scatter might gather them all.
-    sums_BPD = jnp.einsum(
-        "BPT,BTD->BPD", inside_BPT.astype(jnp.float32), x_BTD, precision=jax.lax.Precision.HIGHEST
-    )
-    return sums_BPD / jnp.maximum(jnp.sum(inside_BPT, axis=-1, keepdims=True), 1)
+def _at(x_BTD: jax.Array, positions_BP: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(x_BTD, positions_BP[..., None], axis=1, mode="clip")
 
 
-def _max(x_BTD: jax.Array, segment_ids_BT: jax.Array, segments: int) -> jax.Array:
+def _max(x_BTD: jax.Array, inside_BPT: jax.Array) -> jax.Array:
     @jax.checkpoint  # what the backward pass needs is [B, T, D] for each segment: not to be kept
-    def one(number: jax.Array) -> jax.Array:
-        inside_BT1 = (segment_ids_BT == number)[..., None]
-        e_BD = jnp.max(jnp.where(inside_BT1, x_BTD, -jnp.inf), axis=1)
-        return jnp.where(jnp.any(inside_BT1, axis=1), e_BD, 0.0)
+    def one(inside_BT: jax.Array) -> jax.Array:
+        e_BD = jnp.max(jnp.where(inside_BT[..., None], x_BTD, -jnp.inf), axis=1)
+        return jnp.where(jnp.any(inside_BT, axis=1)[:, None], e_BD, 0.0)
 
-    return jnp.moveaxis(jax.lax.map(one, jnp.arange(1, segments + 1)), 0, 1)
+    return jnp.moveaxis(jax.lax.map(one, jnp.moveaxis(inside_BPT, 1, 0)), 0, 1)

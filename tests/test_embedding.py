@@ -1,6 +1,7 @@
 """Sentence embeddings: pooling, pairs in rows, the contrastive loss, evaluation, prediction."""
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
+from transformers import BertTokenizer
 
 from jaxllm import AutoModel, loop, objectives
 from jaxllm.config import from_yaml, to_yaml
@@ -27,11 +30,20 @@ from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
 from jaxllm.pooling import Pooling
 from jaxllm.pretrained import hf, sentence_transformers
+from jaxllm.pretrained.sentence_transformers import Settings
 from jaxllm.sharding import batch_sharding, make_mesh
 from jaxllm.tasks import build, embedding
 from jaxllm.tasks.predict import predict
 
-MODES = {"mean": lambda x: x.mean(0), "max": lambda x: x.max(0), "cls": lambda x: x[0]}
+ST = "sentence_transformers.models"
+MODES = {
+    "mean": lambda x: x.mean(0),
+    "max": lambda x: x.max(0),
+    "cls": lambda x: x[0],
+    "lasttoken": lambda x: x[-1],
+    "mean_sqrt_len_tokens": lambda x: x.sum(0) / np.sqrt(len(x)),
+    "weightedmean": lambda x: np.average(x, axis=0, weights=1 + np.arange(len(x))),
+}
 HEADER = "anchor,positive,negative,score\n"
 ROWS = [  # row 3 has no positive, row 5 repeats the texts of row 1 in another pairing
     ("good movie", "great film", "bad phone", 5.0),
@@ -111,7 +123,7 @@ def test_a_segment_is_pooled_by_itself(mode, normalize, rng):
         if normalize:
             expected = expected / np.linalg.norm(expected)
         np.testing.assert_allclose(pooled[b, p], expected, rtol=1e-6, atol=1e-6)
-    if mode != "cls":
+    if mode not in ("cls", "lasttoken"):
         np.testing.assert_array_equal(pooled[0, 2], 0)
 
     def score(x_BTD):
@@ -370,28 +382,151 @@ def test_pooling_is_kept_beside_the_model(config, tiny_tokenizer_dir, tmp_path):
     np.testing.assert_allclose(short["embedding"], x_TD.max(0), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        ("modules.json", [{"type": "a.Dense", "path": "x"}], "the module Dense is not implemented"),
-        ("modules.json", [{"type": "a.Transformer"}], "found no Pooling"),
-        ("modules.json", {}, "expected a JSON list"),
-        ("1_Pooling/config.json", {"pooling_mode": "lasttoken"}, "by lasttoken is not implemented"),
-        ("1_Pooling/config.json", {"pooling_mode": ["cls", "mean"]}, "by cls, mean is not"),
-        ("1_Pooling/config.json", {"pooling_mode_mean_tokens": False}, "by nothing is not"),
-    ],
-)
+def modules(*kinds):
+    return [
+        {"type": f"{ST}.{kind}", "path": f"{i}_{kind}" if i else ""} for i, kind in enumerate(kinds)
+    ]
+
+
+TEXT, OPTIONS = "sentence_bert_config.json", "config_sentence_transformers.json"
+REFUSED = [
+    ("modules.json", [{"type": "a.Dense", "path": "x"}], r"the module a\.Dense is not impl"),
+    ("modules.json", [{"type": f"{ST}.Router", "path": "x"}], r"Router is not implemented, "),
+    ("modules.json", modules("Transformer"), "found no Pooling"),
+    ("modules.json", modules("Transformer", "Pooling", "Pooling"), "of the first two one each"),
+    ("modules.json", modules("Transformer", "Pooling", "Normalize", "Dense"), "in this order"),
+    ("modules.json", [{"type": f"{ST}.Pooling", "path": "../1_Pooling"}], "within the model's"),
+    ("modules.json", [{"type": f"{ST}.Transformer", "path": "0_BERT"}], r"the directory '0_BERT'"),
+    ("modules.json", [1], "the module None is not"),
+    ("modules.json", {}, "holds a JSON dict, not a list"),
+    ("1_Pooling/config.json", {"pooling_mode": "median"}, "by median is not implemented"),
+    ("1_Pooling/config.json", {"pooling_mode": ["cls", "mean"]}, "by cls, mean is not"),
+    ("1_Pooling/config.json", {"pooling_mode_mean_tokens": False}, "by nothing is not"),
+    ("1_Pooling/config.json", {"pooling_mode_mean_tokens": "no"}, "found 'no', expected bool"),
+    ("1_Pooling/config.json", {"pooling_mode": "cls", "scale": 2}, "found scale: 2, which is not"),
+    (TEXT, {"max_seq_length": "64"}, "max_seq_length: found '64', expected int"),
+    (TEXT, {"max_seq_length": 0}, "max_seq_length: found 0, expected at least 1"),
+    (TEXT, {"do_lower_case": "false"}, "do_lower_case: found 'false', expected bool"),
+    (TEXT, {"transformer_task": "fill-mask"}, "found transformer_task: 'fill-mask', which is not"),
+    (TEXT, {"tokenizer_args": {"do_lower_case": True}}, "found tokenizer_args: {'do_lower_case'"),
+    (TEXT, {"model_args": {"num_hidden_layers": 1}}, "model_args: found .*, expected none"),
+    (OPTIONS, {"prompts": ["query: "]}, "prompts: found .*, expected dict"),
+    (OPTIONS, {"prompts": {"query": 1}}, "prompts: found .*, expected texts by name"),
+    (OPTIONS, {"default_prompt_name": "find"}, "found 'find', expected one of .* query, document"),
+    (OPTIONS, {"truncate_dim": -1}, "truncate_dim: found -1, expected at least 1"),
+    (OPTIONS, {"model_type": "SparseEncoder"}, "found model_type: 'SparseEncoder', which is not"),
+]
+
+
+@pytest.mark.parametrize(("file", "content", "message"), REFUSED)
 def test_what_is_not_implemented_is_refused(file, content, message, tmp_path):
     sentence_transformers.write(tmp_path, Pooling(), width=32, max_length=7)
+    assert sentence_transformers.read(tmp_path) is not None
     (tmp_path / file).write_text(json.dumps(content))
     with pytest.raises(InputError, match=message):
-        sentence_transformers.read_pooling(tmp_path)
+        sentence_transformers.read(tmp_path)
+
+
+def test_what_changes_no_vector_is_read_past(tmp_path):
+    sentence_transformers.write(tmp_path, Pooling(), width=32, max_length=7)
+    plain = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+    text = {"unpad_inputs": True, "modality_config": plain, "query_length": 9, "tokenizer_args": {}}
+    (tmp_path / TEXT).write_text(json.dumps(text | {"model_args": {"add_pooling_layer": False}}))
+    options = {"similarity_fn_name": "dot", "__version__": {"pytorch": "2"}, "prompts": None}
+    (tmp_path / OPTIONS).write_text(json.dumps(options | {"model_type": "SentenceTransformer"}))
+    pooling, settings = sentence_transformers.read(tmp_path)
+    assert pooling == Pooling()
+    assert settings.prompts == {"query": "", "document": ""}
+    assert settings == Settings(prompts=settings.prompts, similarity="dot")
+
+
+def dense(directory, inputs=32, **changes):
+    """A Dense module as sentence-transformers writes it."""
+    directory.mkdir()
+    config = {"in_features": inputs, "out_features": 3, "bias": True, **changes}
+    (directory / "config.json").write_text(json.dumps(config))
+    weight = np.arange(3.0 * inputs, dtype=np.float32).reshape(3, inputs)
+    tensors = {"linear.weight": weight, "linear.bias": np.ones(3, np.float32)}
+    save_file(tensors, directory / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"activation_function": "torch.nn.Softmax"}, "found torch.nn.Softmax, expected one of"),
+        ({"activation_function": "mine.Tanh"}, "found mine.Tanh, expected one of"),
+        ({"use_residual": True}, "found use_residual: True, which is not implemented"),
+        ({"module_input_name": "token_embeddings"}, "found module_input_name: 'token_embeddings'"),
+        ({"out_features": 4}, r"expected \{'linear.weight': \(4, 32\)"),
+        ({"bias": False}, r"expected \{'linear.weight': \(3, 32\)\}"),
+    ],
+)
+def test_a_dense_module_of_another_kind_is_refused(changes, message, tmp_path):
+    sentence_transformers.write(tmp_path, Pooling("mean", False), width=32, max_length=7)
+    (tmp_path / "modules.json").write_text(json.dumps(modules("Transformer", "Pooling", "Dense")))
+    dense(tmp_path / "2_Dense", **changes)
+    with pytest.raises(InputError, match=message):
+        sentence_transformers.read(tmp_path)
+
+
+def test_texts_are_trained_on_as_they_are_predicted_and_the_files_written_again(
+    config, tiny_bert_dir, tmp_path
+):
+    """Lower-cased, with the prompt, which is left out of the pooling."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_bert_dir, model)
+    tokenizer = BertTokenizer(vocab=str(Path(config.model.tokenizer) / "vocab.txt"))
+    cased = BertTokenizer(vocab=tokenizer.get_vocab(), do_lower_case=False)
+    cased.save_pretrained(model)
+    prompts = {"query": "", "document": "", "find": "The Story "}
+    settings = Settings(True, prompts, "find", False, 16, "dot")
+    pooling = Pooling("mean", False, width=9)
+    sentence_transformers.write(model, pooling, width=32, max_length=16, settings=settings)
+    (tmp_path / "upper.csv").write_text(HEADER + "GOOD Movie,Great film,,5.0\n")
+    upper = change(
+        config,
+        model={"path": str(model), "config": {}, "tokenizer": None},
+        data={"train": [str(tmp_path / "upper.csv")], "dev": []},
+    )
+    task = embedding.prepare(upper, cased)
+    first, second = np.split(task.train.tokens, task.train.offsets[1:-1])
+    assert first.tolist() == tokenizer("the story good movie")["input_ids"]
+    assert second.tolist() == tokenizer("the story great film")["input_ids"]
+    task.save_extras(tmp_path)
+    again, settings_again = sentence_transformers.read(tmp_path)
+    assert (again, settings_again) == (pooling, settings)
+    assert cased.tokenize("GOOD") == ["[UNK]"]  # the tokenizer that is saved with it is as before
+
+    lines = ["GOOD Movie", "good movie"]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(text) + "\n" for text in lines))
+    predict(str(model), str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
+    for answer in read_lines(tmp_path / "out.jsonl"):
+        x_TD = np.asarray(AutoModel.from_pretrained(model)(first[None]).last_hidden_state[0])
+        # [CLS], the, story
+        np.testing.assert_allclose(answer["embedding"], x_TD[3:].mean(0)[:9], rtol=1e-5, atol=1e-5)
+
+    with pytest.raises(InputError, match=r"data\.truncation: found left, expected right"):
+        embedding.prepare(change(upper, data={"truncation": "left"}), cased)
+    with pytest.raises(InputError, match=r"leaves no room .* and those of the prompt"):
+        embedding.prepare(change(upper, data={"max_length": 8}), cased)
+
+    (model / "modules.json").write_text(json.dumps(modules("Transformer", "Pooling", "Dense")))
+    dense(model / "2_Dense")
+    with pytest.raises(InputError, match=r"has a Dense module .* cannot be trained"):
+        embedding.prepare(upper, cased)
+    saved = hf.load_config(model)
+    judged = change(upper, data={"dev": [str(tmp_path / "upper.csv")]})
+    assert embedding.prepare(judged, cased, saved=saved).evaluator is not None
+    shutil.rmtree(model / "2_Dense")
+    dense(model / "2_Dense", inputs=31)
+    with pytest.raises(InputError, match="a Dense of 31 inputs behind vectors of 32 numbers"):
+        embedding.prepare(judged, cased, saved=saved)
 
 
 def test_pooling_as_version_6_writes_it(tmp_path):
     sentence_transformers.write(tmp_path, Pooling("mean", False), width=32, max_length=7)
     (tmp_path / "1_Pooling/config.json").write_text('{"pooling_mode": "cls"}')
-    assert sentence_transformers.read_pooling(tmp_path) == Pooling("cls", False)
+    assert sentence_transformers.read(tmp_path)[0] == Pooling("cls", False)
 
 
 @pytest.mark.parametrize(

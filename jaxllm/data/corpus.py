@@ -134,20 +134,22 @@ def load_examples(
     *,
     problem_type: str | None,
     labels: list[str] | None,
+    prompt: str = "",
 ) -> tuple[Examples, list[str]]:
     """The examples of ``split`` "train" or "dev", and the label names in the order of their ids.
 
     Without `labels` the names are ``data.labels``, else those of the Hub data set, else those of
-    the training part, sorted. `problem_type` None reads text only. The arrays are cached on disk by
-    the content of files and tokenizer and the settings that matter, and memory-mapped. With
-    ``data.streaming`` nothing is cached, and reading stops at ``data.max_*_examples``.
+    the training part, sorted. `problem_type` None reads text only. `prompt`: what every text begins
+    with. The arrays are cached on disk by the content of files and tokenizer and the settings that
+    matter, and memory-mapped. With ``data.streaming`` nothing is cached, and reading stops at
+    ``data.max_*_examples``.
 
     Raises:
         InputError: a file, column, row or label is not as it should be, the Hub is out of reach, or
             the processes of a run do not read the same.
     """
     with processes.together():
-        examples, names = _load(data, split, tokenizer, problem_type, labels)
+        examples, names = _load(data, split, tokenizer, problem_type, labels, prompt)
     processes.check_same(f"the examples of data.{split}", lambda: (examples.fingerprint, names))
     return examples, names
 
@@ -158,10 +160,11 @@ def _load(
     tokenizer: "PreTrainedTokenizerFast",
     problem_type: str | None,
     labels: list[str] | None,
+    prompt: str,
 ) -> tuple[Examples, list[str]]:
     sources = sources_of(data, split, labelled=problem_type is not None)
     arrays, names, report = load_arrays(
-        data, split, sources, tokenizer, problem_type=problem_type, labels=labels
+        data, split, sources, tokenizer, problem_type=problem_type, labels=labels, prompt=prompt
     )
     return Examples(
         arrays["tokens"],
@@ -182,6 +185,7 @@ def load_arrays(
     problem_type: str | None,
     labels: list[str] | None,
     choices: int = 0,
+    prompt: str = "",
 ) -> tuple[dict[str, np.ndarray], list[str], ReadReport]:
     """What `load_examples` makes its examples of: arrays by name, label names, report.
 
@@ -202,6 +206,7 @@ def load_arrays(
         data.max_length // (choices or 1),
         data.truncation,
         pair=bool(choices) or data.text_pair is not None,
+        prompt=prompt,
     )
     builder = Builder(data, split, sources, encoder, reader, limit, choices)
     if data.streaming:

@@ -58,8 +58,10 @@ class _Group(NamedTuple):
     row: int
 
 
-def load_pairs(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizerFast") -> Pairs:
-    """The groups of ``split`` "train" or "dev".
+def load_pairs(
+    data: DataConfig, split: str, tokenizer: "PreTrainedTokenizerFast", prompt: str = ""
+) -> Pairs:
+    """The groups of ``split`` "train" or "dev"; all texts begin with `prompt`.
 
     Train: the texts in ``data.text``, ``data.text_pair`` and, if set, ``data.text_negative``, of
     the rows whose ``data.score`` is at least ``data.positive_from``, where that is set. Dev: anchor
@@ -80,7 +82,7 @@ def load_pairs(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizerFast
     # File by file, as the number of a row tells it from others in its file only.
     for part in [replace(data, train=[file], dev=[file]) for file in files] or [data]:
         found = [
-            _load_column(part, split, tokenizer, key, column, scored and key == "data.text")
+            _load_column(part, split, tokenizer, key, column, scored and key == "data.text", prompt)
             for key, column in columns.items()
         ]
         read += max(texts.report.read for texts in found)
@@ -114,7 +116,13 @@ def load_pairs(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizerFast
 
 
 def _load_column(
-    data: DataConfig, split: str, tokenizer: Any, key: str, column: str | None, scored: bool
+    data: DataConfig,
+    split: str,
+    tokenizer: Any,
+    key: str,
+    column: str | None,
+    scored: bool,
+    prompt: str,
 ) -> Examples:
     """One column's texts, each by itself; with the score as label if `scored`."""
     assert column is not None
@@ -124,7 +132,9 @@ def _load_column(
         assert data.score is not None
         single, problem = replace(single, label=data.score), "regression"
     try:
-        return load_examples(single, split, tokenizer, problem_type=problem, labels=None)[0]
+        return load_examples(
+            single, split, tokenizer, problem_type=problem, labels=None, prompt=prompt
+        )[0]
     except InputError as error:  # the names of the keys are those of a text with a label
         message = str(error).replace("(data.text)", f"({key})")
         raise InputError(message.replace("(data.label)", "(data.score)")) from None

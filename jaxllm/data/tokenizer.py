@@ -186,7 +186,8 @@ class Encoder:
     """Text, or two texts, to tokens with the special ones around them, at most `max_length`.
 
     `truncation` "right" or "left" cuts there, of two texts the longer one first; with "error" and
-    "drop" a text that is too long gives no tokens. Safe to use from several threads.
+    "drop" a text that is too long gives no tokens. `prompt`: what the first text begins with. Safe
+    to use from several threads.
 
     Raises:
         InputError: `max_length` leaves no room beside the special tokens.
@@ -200,24 +201,31 @@ class Encoder:
         *,
         pair: bool = False,
         words: bool = False,
+        prompt: str = "",
     ):
         # Cutting is done here, as the library's takes quadratic time and memory on long pairs.
         self._backend = Backend(tokenizer, words=words)
         self._max_length = max_length
         self._truncation = truncation
+        self._prompt = prompt
         specials = self._backend.specials(pair=pair)
+        if prompt:
+            specials += len(self._backend.encode_batch([prompt], specials=False)[0])
         if max_length < specials + 1 + pair:
             raise InputError(
                 f"data.max_length={max_length} leaves no room for text beside {specials} special "
-                f"tokens; expected at least {specials + 1 + pair}"
+                f"tokens{' and those of the prompt' if prompt else ''}; expected at least "
+                f"{specials + 1 + pair}"
             )
 
     def fingerprint(self) -> str:
         """See `Backend.fingerprint`."""
-        return self._backend.fingerprint()
+        return self._backend.fingerprint() + self._prompt
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Encoded:
         """Tokens of `texts`, or of each text with its pair."""
+        if self._prompt:
+            texts = [self._prompt + text for text in texts]
         inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
         return self._cut(self._backend.encode_batch_fast(inputs))[0]
 

@@ -70,7 +70,11 @@ def convert(source: str | Path, target: str | Path, weights: str) -> ConvertRepo
         }
         described = {**attributes, "model_type": config.model_type, "architectures": [architecture]}
         saving.write_json(temporary / "config.json", described)
-        beside = (*saving.TOKENIZER_FILES, saving.INPUT_FILE, *sentence_transformers.FILES)
+        beside = (
+            *saving.TOKENIZER_FILES,
+            saving.INPUT_FILE,
+            *sentence_transformers.files(directory),
+        )
         saving.copy_files(directory, temporary, beside)
         saving.write_weights(temporary, arrays, weights, saving.MAX_SHARD_BYTES)
         _verify_tensors(family, sources, temporary)

@@ -16,8 +16,11 @@ SMALL_FILES = [
     "special_tokens_map.json",
     "added_tokens.json",
     "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_*_config.json",
     "*_Pooling/config.json",
-    "sentence_bert_config.json",
+    "*_Normalize/config.json",
+    "*_Dense/*",
 ]
 # What to fetch, the first that is there: a repository often holds the same weights several times.
 WEIGHT_PATTERNS = [

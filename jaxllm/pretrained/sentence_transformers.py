@@ -1,100 +1,313 @@
-"""The files in which sentence-transformers keeps how a model's vectors are made, in and out."""
+"""The files in which sentence-transformers keeps how a model's vectors are made, in and out.
 
-import json
+What changes a vector there is applied here, or refused by name.
+"""
+
+import copy
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jaxllm.errors import InputError
-from jaxllm.files import write_json
-from jaxllm.pooling import Pooling
+from jaxllm.files import read_json, write_json
+from jaxllm.pooling import ACTIVATIONS, DenseLayer, Pooling
+from jaxllm.pretrained.formats import read_tensors
 
-MODULES, LENGTH_FILE, POOLING_DIRECTORY = "modules.json", "sentence_bert_config.json", "1_Pooling"
-FILES = (
-    MODULES,
-    LENGTH_FILE,
-    "config_sentence_transformers.json",
-    f"{POOLING_DIRECTORY}/config.json",
-)
-MODES = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens"}
+MODULES, OPTIONS, CONFIG = "modules.json", "config_sentence_transformers.json", "config.json"
+TEXT_FILE, POOLING_DIRECTORY = "sentence_bert_config.json", "1_Pooling"
+# Older versions named the file by the model's family.
+_FAMILIES = ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+TEXT_FILES = (TEXT_FILE, *(f"sentence_{family}_config.json" for family in _FAMILIES))
+_PACKAGE = "sentence_transformers"
+_KINDS = ("Transformer", "Pooling", "Dense", "Normalize")
+# Modes of pooling, and the flags that they were before version 6.
+MODES = {
+    "mean": "mean_tokens",
+    "cls": "cls_token",
+    "max": "max_tokens",
+    "mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "weightedmean": "weightedmean_tokens",
+    "lasttoken": "lasttoken",
+}
+_FLAG = "pooling_mode_"
+# Arguments with which a model is loaded there, that change no vector or its last digits.
+_LOADING = {"add_pooling_layer", "attn_implementation", "dtype", "torch_dtype"}
+_ACTIVATION = "torch.nn.modules.activation.Tanh"  # of a Dense that does not say
 
 
-def read_pooling(directory: Path) -> Pooling | None:
+@dataclass(frozen=True)
+class Settings:
+    """What is done to a text before it becomes tokens, and what the files say besides.
+
+    lower_case: it is lower-cased, whatever the tokenizer does.
+    prompts: texts to begin with, by name. default_prompt_name: of the one that is used.
+    include_prompt: whether the tokens of the prompt are pooled with the others.
+    max_length: tokens at most; None = the files do not say.
+    similarity: the function that the vectors are meant for.
+    """
+
+    lower_case: bool = False
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
+    include_prompt: bool = True
+    max_length: int | None = None
+    similarity: str | None = None
+
+    @property
+    def prompt(self) -> str:
+        """What every text begins with."""
+        return "" if self.default_prompt_name is None else self.prompts[self.default_prompt_name]
+
+    def prepared(self, tokenizer: Any) -> Any:
+        """The tokenizer, or a copy of it that lower-cases."""
+        if not self.lower_case:
+            return tokenizer
+        from tokenizers.normalizers import Lowercase, Sequence
+
+        tokenizer = copy.deepcopy(tokenizer)
+        backend = tokenizer.backend_tokenizer
+        old = [] if backend.normalizer is None else [backend.normalizer]
+        backend.normalizer = Sequence([Lowercase(), *old])
+        return tokenizer
+
+    def skipped(self, tokenizer: Any) -> int:
+        """Tokens at the beginning of a text that are not pooled: those of its prompt."""
+        if self.include_prompt or not self.prompt:
+            return 0
+        ids = tokenizer(self.prompt)["input_ids"]
+        return len(ids) - (ids[-1] in tokenizer.all_special_ids)
+
+
+def read(directory: Path) -> tuple[Pooling, Settings] | None:
     """What `modules.json` and the files it names say; None where there is no such file.
 
     Raises:
-        InputError: a file that cannot be read, or a module or mode that is not implemented.
+        InputError: a file that cannot be read, or something in it that is not implemented.
     """
     if not (directory / MODULES).is_file():
         return None
-    mode, normalize = None, False
-    for module in _read(directory / MODULES, list):
-        kind = str(module.get("type")).rpartition(".")[2]
-        if kind == "Pooling":
-            mode = _mode(directory / str(module.get("path")) / "config.json")
-        elif kind == "Normalize":
-            normalize = True
-        elif kind != "Transformer":
+    (_, pooling), *others = _modules(directory)[1:]
+    with _Object(directory / pooling / CONFIG) as config:
+        mode = _mode(config)
+        include = config.take("include_prompt", bool)
+        config.ignore("word_embedding_dimension", "embedding_dimension")
+    with _Object(directory / OPTIONS, optional=True) as options:
+        options.expect("model_type", "SentenceTransformer")
+        options.ignore("__version__", "requirements")
+        # Every model has these two.
+        prompts = {"query": "", "document": ""} | (options.take("prompts", dict) or {})
+        if not all(isinstance(prompt, str | None) for prompt in prompts.values()):
+            raise InputError(f"{options.file}: prompts: found {prompts}, expected texts by name")
+        name = options.take("default_prompt_name", str)
+        if name is not None and name not in prompts:
             raise InputError(
-                f"{directory / MODULES}: the module {kind} is not implemented, only Transformer, "
-                "Pooling and Normalize are; give a model without it"
+                f"{options.file}: default_prompt_name: found {name!r}, expected one of the prompts "
+                f"{', '.join(prompts)}"
             )
-    if mode is None:
-        raise InputError(f"{directory / MODULES}: found no Pooling, expected one module of it")
-    return Pooling(mode, normalize)
+        similarity, width = options.take("similarity_fn_name", str), options.size("truncate_dim")
+    found = (directory / file for file in TEXT_FILES if (directory / file).is_file())
+    with _Object(next(found, directory / TEXT_FILE), optional=True) as text:
+        lower, length = text.take("do_lower_case", bool), text.size("max_seq_length")
+        # Lengths of encode_query and encode_document, and how padding is saved.
+        text.ignore("query_length", "document_length", "unpad_inputs")
+        for key in ("model_args", "model_kwargs"):
+            loading = text.take(key, dict) or {}
+            if not loading.keys() <= _LOADING:
+                raise InputError(f"{text.file}: {key}: found {loading}, expected none")
+        text.expect("transformer_task", "feature-extraction")
+        text.expect("module_output_name", "token_embeddings")
+        plain = {"method": "forward", "method_output_name": "last_hidden_state"}
+        text.expect("modality_config", {"text": plain})
+    layers = tuple(_dense(directory / path) for kind, path in others if kind == "Dense")
+    for kind, path in others:
+        if kind == "Normalize":
+            with _Object(directory / path / CONFIG, optional=True) as normalize:
+                _expect_vector(normalize)
+    return (
+        Pooling(mode, ("Normalize" in dict(others)), layers, width),
+        Settings(
+            bool(lower),
+            {name: prompt or "" for name, prompt in prompts.items()},
+            name,
+            include is not False,
+            length,
+            similarity,
+        ),
+    )
 
 
-def _mode(path: Path) -> Any:
-    """The one mode of a Pooling's config.json: `pooling_mode`, before version 6 a flag for each."""
-    config = _read(path, dict)
-    found = config.get("pooling_mode")
-    if found is None:
-        prefix = "pooling_mode_"
-        found = [k.removeprefix(prefix) for k, on in config.items() if on and k.startswith(prefix)]
-    found = [found] if isinstance(found, str) else found
-    modes = [mode for mode, flag in MODES.items() if found in ([mode], [flag])]
-    if not modes:
+def _modules(directory: Path) -> list[tuple[str, str]]:
+    """(kind, directory) of each module: a Transformer, a Pooling, then Dense, then Normalize."""
+    file, found = directory / MODULES, []
+    for module in read_json(file, list, f"the modules of {_PACKAGE}"):
+        names = [module.get(key) if isinstance(module, dict) else None for key in ("type", "path")]
+        name, path = map(str, names)
+        package, kind = name.partition(".")[0], name.rpartition(".")[2]
+        if package != _PACKAGE or kind not in _KINDS:
+            raise InputError(
+                f"{file}: the module {name} is not implemented, only {', '.join(_KINDS)} of "
+                f"{_PACKAGE} are; give a model without it"
+            )
+        within = path not in ("", "..") and path == Path(path).name
+        if not (path == "" if kind == "Transformer" else within):
+            expected = "'', the model's" if kind == "Transformer" else "one within the model's"
+            raise InputError(f"{file}: found {kind} in the directory {path!r}, expected {expected}")
+        found.append((kind, path))
+    kinds = [kind for kind, _ in found]
+    if "Pooling" not in kinds:
+        raise InputError(f"{file}: found no Pooling, expected one module of it")
+    once = all(kinds.count(kind) == 1 for kind in _KINDS[:2])
+    if not once or kinds != sorted(kinds, key=_KINDS.index):
         raise InputError(
-            f"{path}: pooling by {', '.join(map(str, found)) or 'nothing'} is not implemented, "
-            f"expected one of {', '.join(MODES)}"
+            f"{file}: found the modules {', '.join(kinds)}, expected {', '.join(_KINDS)} in this "
+            "order, of the first two one each"
+        )
+    return found
+
+
+def _mode(config: "_Object") -> Any:
+    """The one mode: `pooling_mode`, before version 6 a flag for each."""
+    modes = config.take("pooling_mode", str | list)
+    flags = {mode: config.take(_FLAG + flag, bool) for mode, flag in MODES.items()}
+    if modes is None:
+        modes = [mode for mode, on in flags.items() if on]
+    modes = [modes] if isinstance(modes, str) else modes
+    if len(modes) != 1 or modes[0] not in MODES:
+        raise InputError(
+            f"{config.file}: pooling by {', '.join(map(str, modes)) or 'nothing'} is not "
+            f"implemented, expected one of {', '.join(MODES)}"
         )
     return modes[0]
 
 
-def read_max_length(directory: Path) -> int | None:
-    """The tokens to which texts are cut, where the model says so."""
-    path = directory / LENGTH_FILE
-    return _read(path, dict).get("max_seq_length") if path.is_file() else None
-
-
-def _read(path: Path, kind: type) -> Any:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}; is the copy complete?") from None
-    if not isinstance(content, kind):
+def _dense(directory: Path) -> DenseLayer:
+    with _Object(directory / CONFIG) as config:
+        shape = (config.size("out_features"), config.size("in_features"))
+        has_bias = config.take("bias", bool) is not False
+        name = config.take("activation_function", str) or _ACTIVATION
+        _expect_vector(config)
+    activation = name.rpartition(".")[2]
+    if not name.startswith("torch.nn.") or activation not in ACTIVATIONS:
         raise InputError(
-            f"{path}: expected a JSON {kind.__name__}, as sentence-transformers has it"
+            f"{config.file}: activation_function: found {name}, expected one of torch.nn: "
+            f"{', '.join(ACTIVATIONS)}"
         )
-    return content
+    tensors = read_tensors(directory)
+    expected = {"linear.weight": shape} | ({"linear.bias": shape[:1]} if has_bias else {})
+    found = {key: tensor.shape for key, tensor in tensors.items()}
+    if found != expected:
+        raise InputError(f"{directory}: found the tensors {found}, expected {expected}")
+    arrays = {key: tensor.read().astype("float32") for key, tensor in tensors.items()}
+    return DenseLayer(arrays["linear.weight"].T, arrays.get("linear.bias"), activation)
 
 
-def write(directory: Path, pooling: Pooling, *, width: int, max_length: int) -> None:
+def _expect_vector(config: "_Object") -> None:
+    """A module that reads the pooled vector and writes it."""
+    for key in ("module_input_name", "module_output_name"):
+        config.expect(key, "sentence_embedding")
+
+
+class _Object:
+    """An object of JSON in a file. At the end of `with`, a key that nobody asked for is refused,
+    unless its value says that there is nothing.
+    """
+
+    def __init__(self, file: Path, *, optional: bool = False):
+        self.file = file
+        self._content: dict[str, Any] = {}
+        if file.is_file() or not optional:
+            self._content = read_json(file, dict, f"what {_PACKAGE} writes")
+
+    def __enter__(self) -> "_Object":
+        return self
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        for key, value in self._content.items():
+            if kind is None and value not in (None, False, "", [], {}):
+                raise InputError(
+                    f"{self.file}: found {key}: {value!r}, which is not implemented; give a model "
+                    "without it"
+                )
+
+    def take(self, key: str, kind: Any) -> Any:
+        """The value, None where there is none; InputError where it is of another type."""
+        value = self._content.pop(key, None)
+        if value is not None and not isinstance(value, kind):
+            expected = getattr(kind, "__name__", kind)
+            raise InputError(f"{self.file}: {key}: found {value!r}, expected {expected}")
+        return value
+
+    def size(self, key: str) -> int | None:
+        """A number from 1 on, None where there is none."""
+        value = self.take(key, int)
+        if value is not None and (value is True or value < 1):
+            raise InputError(f"{self.file}: {key}: found {value!r}, expected at least 1")
+        return value
+
+    def expect(self, key: str, value: Any) -> None:
+        """Refuses another value."""
+        if self._content.get(key) == value:
+            del self._content[key]
+
+    def ignore(self, *keys: str) -> None:
+        """Takes keys that change no vector."""
+        for key in keys:
+            self._content.pop(key, None)
+
+
+def check_widths(directory: Path, pooling: Pooling, width: int) -> None:
+    """Refuses layers that do not fit each other, or hidden states of this `width`."""
+    for layer in pooling.layers:
+        if len(layer.kernel) != width:
+            raise InputError(
+                f"{directory}: found a Dense of {len(layer.kernel)} inputs behind vectors of "
+                f"{width} numbers; expected the module that belongs to the model"
+            )
+        width = layer.kernel.shape[1]
+
+
+def files(directory: Path) -> list[str]:
+    """The names of the files that a copy of the model needs; not all of them have to be there."""
+    modules = _modules(directory)[1:] if (directory / MODULES).is_file() else []
+    beside = (CONFIG, "model.safetensors", "pytorch_model.bin")
+    return [
+        *(MODULES, OPTIONS, *TEXT_FILES),
+        *(f"{path}/{file}" for _, path in modules for file in beside),
+    ]
+
+
+def write(
+    directory: Path,
+    pooling: Pooling,
+    *,
+    width: int,
+    max_length: int,
+    settings: Settings | None = None,
+) -> None:
     """Writes, beside a model, what sentence-transformers needs to make the same vectors of it.
 
-    width: of the vectors. max_length: tokens to which texts are cut.
+    pooling: without layers. width: of the model's hidden states. max_length: tokens to which texts
+    are cut, whatever `settings` say.
     """
-    package = "sentence_transformers.models"
+    settings = settings or Settings()
     modules = [("", "Transformer"), (POOLING_DIRECTORY, "Pooling")]
     if pooling.normalize:
         modules.append(("2_Normalize", "Normalize"))
     content = [
-        {"idx": i, "name": str(i), "path": path, "type": f"{package}.{kind}"}
+        {"idx": i, "name": str(i), "path": path, "type": f"{_PACKAGE}.models.{kind}"}
         for i, (path, kind) in enumerate(modules)
     ]
-    flags = {f"pooling_mode_{flag}": mode == pooling.mode for mode, flag in MODES.items()}
+    flags = {_FLAG + flag: mode == pooling.mode for mode, flag in MODES.items()}
+    flags["include_prompt"] = settings.include_prompt
     (directory / POOLING_DIRECTORY).mkdir(exist_ok=True)
-    write_json(
-        directory / POOLING_DIRECTORY / "config.json", {"word_embedding_dimension": width, **flags}
-    )
-    write_json(directory / LENGTH_FILE, {"max_seq_length": max_length, "do_lower_case": False})
+    write_json(directory / POOLING_DIRECTORY / CONFIG, {"word_embedding_dimension": width, **flags})
+    text = {"max_seq_length": max_length, "do_lower_case": settings.lower_case}
+    write_json(directory / TEXT_FILE, text)
+    options = {
+        "prompts": settings.prompts,
+        "default_prompt_name": settings.default_prompt_name,
+        "similarity_fn_name": settings.similarity,
+        "truncate_dim": pooling.width,
+    }
+    write_json(directory / OPTIONS, {k: v for k, v in options.items() if v is not None})
     write_json(directory / MODULES, content)

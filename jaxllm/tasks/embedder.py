@@ -1,5 +1,6 @@
 """Answers rows of text with their vectors: prediction of a sentence-embedding model."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from jaxllm.objectives import Apply
 from jaxllm.pooling import Pooling
 from jaxllm.pretrained import sentence_transformers
+from jaxllm.pretrained.sentence_transformers import Settings
 from jaxllm.tasks.batched import BatchSizes
 from jaxllm.tasks.classifier import short
 from jaxllm.tasks.model import SavedModel
@@ -16,10 +18,14 @@ from jaxllm.tasks.texts import TextPredictor
 
 
 def embedder(model: SavedModel, batch_sizes: BatchSizes) -> TextPredictor:
-    """`embedding`, a list of numbers; pooled as sentence-transformers' files beside the model say,
+    """`embedding`, a list of numbers; made as sentence-transformers' files beside the model say,
     without such files by the mean, scaled to length 1.
     """
-    pooling = sentence_transformers.read_pooling(model.directory) or Pooling()
+    found = sentence_transformers.read(model.directory)
+    pooling, settings = found or (Pooling(), Settings())
+    sentence_transformers.check_widths(model.directory, pooling, model.config.hidden_size)
+    tokenizer = settings.prepared(model.tokenizer)
+    pooling = replace(pooling, skip=settings.skipped(tokenizer))
 
     def embed(apply: Apply, rows: dict[str, jax.Array]) -> jax.Array:
         firsts_B1 = jnp.zeros((len(rows["input_ids"]), 1), jnp.int32)
@@ -28,4 +34,7 @@ def embedder(model: SavedModel, batch_sizes: BatchSizes) -> TextPredictor:
     def answer(e_D: np.ndarray, _: str) -> dict[str, Any]:
         return {"embedding": [short(x) for x in e_D]}
 
-    return TextPredictor.of(model, batch_sizes, model.compiled(embed), answer)
+    model = replace(model, tokenizer=tokenizer)
+    return TextPredictor.of(
+        model, batch_sizes, model.compiled(embed), answer, prompt=settings.prompt
+    )

@@ -18,6 +18,7 @@ from jaxllm.files import write_atomic
 from jaxllm.objectives import Apply, contrastive, embedded
 from jaxllm.pooling import Pooling
 from jaxllm.pretrained import hf, sentence_transformers
+from jaxllm.pretrained.sentence_transformers import Settings
 from jaxllm.tasks.evaluation import outputs_of, read_summary
 from jaxllm.tasks.inputs import InputFormat
 from jaxllm.tasks.model import HEADS, check_fit
@@ -34,9 +35,13 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     as_single = replace(config, data=single)
     model_config = saved or hf.load_config(config.model.path, **config.model.config)
     check_fit(model_config, tokenizer, single.max_length, pair=False)
-    pooling = pooling_of(config)
-    train = None if saved is not None else load_pairs(config.data, "train", tokenizer)
-    dev = load_pairs(config.data, "dev", tokenizer) if config.data.has_dev else None
+    settings = _described(config)[1]
+    tokenizer = settings.prepared(tokenizer)
+    pooling = replace(pooling_of(config), skip=settings.skipped(tokenizer))
+    _check(config, pooling, model_config, trained=saved is None)
+    prompt = settings.prompt
+    train = None if saved is not None else load_pairs(config.data, "train", tokenizer, prompt)
+    dev = load_pairs(config.data, "dev", tokenizer, prompt) if config.data.has_dev else None
     known = [] if dev is None else known_metrics(config.data)
     metric = config.train.metric or (known or ["loss"])[0]
     if known and metric not in known:
@@ -53,7 +58,11 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     def save_extras(directory: Path) -> None:
         InputFormat.of(as_single).save(directory)
         sentence_transformers.write(
-            directory, pooling, width=model_config.hidden_size, max_length=single.max_length
+            directory,
+            pooling,
+            width=model_config.hidden_size,
+            max_length=single.max_length,
+            settings=settings,
         )
 
     return Task(
@@ -69,15 +78,34 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
 
 def pooling_of(config: Config) -> Pooling:
     """What the configuration says; else what sentence-transformers' files beside the model say."""
-    path, model = config.model.path, config.model
-    found = None
-    if path is not None:
-        found = sentence_transformers.read_pooling(hf.resolve(path, weights=False))
-    found = found or Pooling()
-    return Pooling(
-        found.mode if model.pooling == "auto" else model.pooling,
-        found.normalize if model.normalize is None else model.normalize,
+    found, model = _described(config)[0], config.model
+    return replace(
+        found,
+        mode=found.mode if model.pooling == "auto" else model.pooling,
+        normalize=found.normalize if model.normalize is None else model.normalize,
     )
+
+
+def _described(config: Config) -> tuple[Pooling, Settings]:
+    """What sentence-transformers' files beside the model say, else the defaults."""
+    path = config.model.path
+    found = None if path is None else sentence_transformers.read(hf.resolve(path, weights=False))
+    return found or (Pooling(), Settings())
+
+
+def _check(config: Config, pooling: Pooling, model_config: Any, *, trained: bool) -> None:
+    path = Path(str(config.model.path))
+    sentence_transformers.check_widths(path, pooling, model_config.hidden_size)
+    if pooling.layers and trained:
+        raise InputError(
+            f"model.path: {path} has a Dense module behind the pooling, which cannot be trained "
+            "here; give a model without it, or the model without its modules.json"
+        )
+    if pooling.skip and config.data.truncation == "left":
+        raise InputError(
+            "data.truncation: found left, expected right: the model's prompt, which its texts "
+            "begin with, is not to be cut off, as it is left out of the pooling"
+        )
 
 
 def known_metrics(data: DataConfig) -> list[str]:

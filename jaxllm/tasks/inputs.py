@@ -97,9 +97,9 @@ class InputFormat:
         """
         path = directory / INPUT_FILE
         if not path.is_file():
-            if sentence_transformers.read_pooling(directory) is not None:
-                own = sentence_transformers.read_max_length(directory)
-                return cls("sentence-embedding", max_length=min(own or max_length, max_length))
+            if (found := sentence_transformers.read(directory)) is not None:
+                own = found[1].max_length or max_length
+                return cls("sentence-embedding", max_length=min(own, max_length))
             name = architectures[0] if architectures else ""
             form = next(form for ending, form in _ELSEWHERE.items() if name.endswith(ending))
             return cls(**form, max_length=max_length)

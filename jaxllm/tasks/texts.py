@@ -29,11 +29,15 @@ class TextPredictor(Predictor):
         batch_sizes: BatchSizes,
         forward: Callable[[dict[str, np.ndarray]], Any],
         tell: Callable[[Any, str], dict[str, Any]],
+        *,
+        prompt: str = "",
     ) -> "TextPredictor":
-        """For texts as the model was trained on."""
+        """For texts as the model was trained on. `prompt`: what all of them begin with."""
         form = model.form
         pair = form.text_pair is not None
-        encoder = Encoder(model.tokenizer, form.max_length, form.truncation, pair=pair)
+        encoder = Encoder(
+            model.tokenizer, form.max_length, form.truncation, pair=pair, prompt=prompt
+        )
         return cls(form, batch_sizes, forward, encoder, tell)
 
     def parse(self, line: bytes) -> tuple[str, str | None]:
