@@ -256,7 +256,9 @@ def test_convert_modernises_names_and_keeps_dtypes(tmp_path, tiny_tokenizer_dir)
     save_file(old, source / "model.safetensors")
     shutil.copy(tiny_tokenizer_dir / "vocab.txt", source)
     (source / "1_Pooling").mkdir()
-    beside = ["jaxllm.json", "modules.json", "1_Pooling/config.json"]
+    (source / "2_Dense").mkdir()
+    beside = ["jaxllm.json", "modules.json", "config_sentence_transformers.json"]
+    beside += ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"]
     for name in beside:
         (source / name).write_text(name)
     report = hf.convert(source, tmp_path / "new", "safetensors")

@@ -268,12 +268,9 @@ def check_widths(directory: Path, pooling: Pooling, width: int) -> None:
 
 def files(directory: Path) -> list[str]:
     """The names of the files that a copy of the model needs; not all of them have to be there."""
-    modules = _modules(directory)[1:] if (directory / MODULES).is_file() else []
     beside = (CONFIG, "model.safetensors", "pytorch_model.bin")
-    return [
-        *(MODULES, OPTIONS, *TEXT_FILES),
-        *(f"{path}/{file}" for _, path in modules for file in beside),
-    ]
+    parts = sorted(path.parent.name for path in directory.glob(f"[0-9]*_*/{CONFIG}"))
+    return [MODULES, OPTIONS, *TEXT_FILES, *(f"{part}/{name}" for part in parts for name in beside)]
 
 
 def write(
