@@ -4,10 +4,9 @@ import functools
 import hashlib
 import itertools
 import json
-import math
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -15,12 +14,10 @@ from jaxllm import processes
 from jaxllm.config_fields import DataConfig
 from jaxllm.data import cache
 from jaxllm.data.bad_rows import BadRows
-from jaxllm.data.builder import text_fault
 from jaxllm.data.corpus import Examples, ReadReport, log_report, renumbered, sources_of
-from jaxllm.data.label_cells import MASKED, LabelNames
 from jaxllm.data.packing import Rows, fill_packed, ranges, starts_of
-from jaxllm.data.rows import CHUNK, FORM, Row, Source
-from jaxllm.data.tags import Scheme, scheme_of
+from jaxllm.data.rows import CHUNK, FORM, Source
+from jaxllm.data.tagged_rows import TOO_LONG, Fault, Tagged, TaggedRows
 from jaxllm.data.tokenizer import WordEncoder, vocabulary_size
 from jaxllm.errors import InputError
 
@@ -28,8 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _CACHE_VERSION = 4  # raise when the same input comes to give other arrays
-_ILLEGAL, _UNKNOWN, _NUMBER = "illegal tag sequence", "unknown tag", "tag of type int"
-_LONG = "longer than data.max_length"
 
 
 @dataclass(frozen=True)
@@ -122,11 +117,13 @@ def _load(
     names = names or sources[0].label_names
     limit = data.max_train_examples if split == "train" else data.max_dev_examples
     entry = cache.directory(data.cache_dir) / _key(data, sources, encoder, names, wanted, limit)
-    arrays, about = cache.load(
-        entry,
-        lambda store: _Reader(data, split, sources, names, wanted).run(encoder, limit, store),
-        functools.partial(_array_fault, vocabulary_size(tokenizer)),
-    )
+
+    def read(store: cache.Store) -> dict[str, Any]:
+        rows = TaggedRows(data, split, sources, names, wanted)
+        return _Reader(data, split, rows, sources[0].unit).run(encoder, limit, store)
+
+    fault = functools.partial(_array_fault, vocabulary_size(tokenizer))
+    arrays, about = cache.load(entry, read, fault)
     report = ReadReport(**about["report"])
     log_report(split, sources, report)
     return Sentences(**arrays, report=report), about["names"]
@@ -179,49 +176,13 @@ def _key(data: DataConfig, sources: list[Source], encoder: WordEncoder, *setting
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-class _Fault(NamedTuple):
-    number: int
-    reason: str
-    note: str = ""
-
-
-class _Tagged(NamedTuple):
-    number: int
-    words: list[str]
-    tags: list[str | None]
-    repaired: bool
-
-
 class _Reader:
-    """Rows of `sources` to the arrays of `Sentences`."""
+    """Tagged rows to the arrays of `Sentences`."""
 
-    def __init__(
-        self,
-        data: DataConfig,
-        split: str,
-        sources: list[Source],
-        names: list[str] | None,
-        wanted: str,
-    ):
-        self._data, self._split, self._learned = data, split, names is None
-        known = None if names is None else LabelNames(names, told=names == data.labels)
-        rows = [(source, _meant(row, known)) for source in sources for row in source.rows()]
-        faults = [_fault(source, row) for source, row in rows]
-        if names is None:
-            good = [row for (_, row), fault in zip(rows, faults, strict=True) if fault is None]
-            names = list({tag for row in good for tag in row.label if tag is not None})
-        self._scheme = Scheme("plain")  # of no tags at all
-        if names:
-            given = "data.labels" if data.labels else f"{sources[0].name}: the labels"
-            where = f"data.{split}: the tags" if self._learned else given
-            self._scheme = scheme_of(names, wanted, where)
-        self._names = self._scheme.names(names) if self._learned else names
-        self._ids = {name: i for i, name in enumerate(self._names)}
-        self._rows = [
-            (source.name, fault or self._tagged(source, row))
-            for (source, row), fault in zip(rows, faults, strict=True)
-        ]
-        self._bad = BadRows(data, split, sources[0].unit)
+    def __init__(self, data: DataConfig, split: str, tagged: TaggedRows, unit: str):
+        self._data, self._split, self._tagged = data, split, tagged
+        self._ids = {name: i for i, name in enumerate(tagged.names)}
+        self._bad = BadRows(data, split, unit)
         self._counts = dict.fromkeys(("read", "kept", "truncated", "repaired"), 0)
 
     def run(self, encoder: WordEncoder, limit: int | None, store: cache.Store) -> dict[str, Any]:
@@ -230,46 +191,49 @@ class _Reader:
         Raises:
             InputError: a row that cannot be used where that stops the run, or none that can.
         """
-        limit = len(self._rows) if limit is None else limit
+        rows = self._tagged.rows
+        limit = len(rows) if limit is None else limit
         parts: dict[str, list[np.ndarray]] = {
             name: [np.zeros(1, np.int64)] for name in ("offsets", "word_offsets", "text_offsets")
         }
-        for start in range(0, len(self._rows), CHUNK):
+        for start in range(0, len(rows), CHUNK):
             if self._counts["kept"] < limit:
-                self._take(self._rows[start : start + CHUNK], encoder, limit, parts)
-        self._bad.raise_if_stopped(self._counts["read"], self._known(), self._counts["repaired"])
+                self._take(rows[start : start + CHUNK], encoder, limit, parts)
+        advice = self._tagged.advice(" ".join(self._bad.counts))
+        self._bad.raise_if_stopped(self._counts["read"], advice, self._counts["repaired"])
         if not self._counts["kept"]:
             raise InputError(
                 f"data.{self._split}: no sentence is left: {str(self._bad) or 'found none'}"
-                f"{self._known()}; expected at least one that can be used: correct the file, or "
+                f"{advice}; expected at least one that can be used: correct the file, or "
                 "give another"
             )
         for name, arrays in parts.items():
             array = np.concatenate(arrays)
             store.append(name, np.cumsum(array) if name.endswith("offsets") else array)
-        return {"names": self._names, "report": {**self._counts, "dropped": self._bad.counts}}
+        report = {**self._counts, "dropped": self._bad.counts}
+        return {"names": self._tagged.names, "report": report}
 
     def _take(
         self,
-        rows: list[tuple[str, _Fault | _Tagged]],
+        rows: list[tuple[str, Fault | Tagged]],
         encoder: WordEncoder,
         limit: int,
         parts: dict[str, list[np.ndarray]],
     ) -> None:
         encoded, numbers = encoder.encode_words(
-            [row.words for _, row in rows if isinstance(row, _Tagged)]
+            [row.words for _, row in rows if isinstance(row, Tagged)]
         )
         ends = np.cumsum(encoded.lengths)
         at = -1
         for source, row in rows:
-            at += isinstance(row, _Tagged)
+            at += isinstance(row, Tagged)
             if self._counts["kept"] == limit:
                 return
             self._counts["read"] += 1
-            if isinstance(row, _Fault):
+            if isinstance(row, Fault):
                 self._bad.add(source, row.number, row.reason, note=row.note)
             elif encoded.lengths[at] == 0:
-                reason = f"{_LONG}={self._data.max_length}"
+                reason = f"{TOO_LONG}={self._data.max_length}"
                 self._bad.add(source, row.number, reason, "truncation")
             else:
                 self._counts["kept"] += 1
@@ -281,7 +245,7 @@ class _Reader:
                 for name, array in arrays.items():
                     parts.setdefault(name, []).append(array)
 
-    def _aligned(self, row: _Tagged, numbers: np.ndarray) -> dict[str, np.ndarray]:
+    def _aligned(self, row: Tagged, numbers: np.ndarray) -> dict[str, np.ndarray]:
         """The arrays of a sentence whose tokens begin the words `numbers`, or none (-1)."""
         first = np.flatnonzero(numbers >= 0)
         word_labels = np.array(
@@ -302,74 +266,3 @@ class _Reader:
             "text": np.frombuffer(b"".join(text), np.uint8),
             "text_offsets": np.array([len(word) for word in text]),
         }
-
-    def _tagged(self, source: Source, row: Row) -> _Fault | _Tagged:
-        tags = self._legal(row.label)
-        repaired = tags != row.label
-        for i, (found, legal) in enumerate(zip(row.label, tags, strict=True)):
-            if found != legal and self._data.on_bad_row != "repair":
-                return _fault_at(source, row, i, _ILLEGAL, f"{found} where {legal} is expected")
-            if legal is not None and legal not in self._ids:
-                return _fault_at(source, row, i, f"{_UNKNOWN} {legal[:40]!r}")
-        return _Tagged(row.number, row.text, tags, repaired)
-
-    def _legal(self, tags: list[str | None]) -> list[str | None]:
-        """`Scheme.retagged` of the words that have a tag."""
-        legal = iter(self._scheme.retagged([tag for tag in tags if tag is not None]))
-        return [None if tag is None else next(legal) for tag in tags]
-
-    def _known(self) -> str:
-        """What there is to say to the reasons why sentences cannot be used."""
-        reasons, tags = " ".join(self._bad.counts), ", ".join(self._names)
-        known = f"; the tags are {tags}" if _UNKNOWN in reasons or _ILLEGAL in reasons else ""
-        if _UNKNOWN in reasons and self._learned:
-            known += "; with model.tags: plain any tag is one"
-        if _ILLEGAL in reasons:
-            known += (
-                "; with data.on_bad_row: repair such sequences become legal, as IOB1 becomes IOB2"
-            )
-        if _NUMBER in reasons:
-            known += "; data.labels gives the tags in the order of such numbers"
-        if self._data.truncation == "drop" and _LONG in reasons:
-            known += "; with data.truncation: right a sentence is cut"
-        return known
-
-
-def _meant(row: Row, known: LabelNames | None) -> Row:
-    """The row with the tags that are meant, see `jaxllm.data.labels`; None where there is none, as
-    of NaN and, where tags are `known`, of -1 and -100. What has no name stays, to be told.
-    """
-    if not isinstance(row.label, list):
-        return row
-
-    def meant(tag: Any) -> Any:
-        if isinstance(tag, float) and not math.isfinite(tag):
-            return None
-        if known is None or isinstance(tag, bool) or not isinstance(tag, int | str):
-            return tag
-        return None if tag in MASKED else known.find(str(tag)) or tag
-
-    return row._replace(label=list(map(meant, row.label)))
-
-
-def _fault(source: Source, row: Row) -> _Fault | None:
-    """Why a row is no sentence of tagged words; its tags may yet be unknown or out of order."""
-    words, tags = row.text, row.label
-    if row.fault is not None:
-        return _Fault(row.number, row.fault)
-    for column, values in (("words", words), ("tags", tags)):
-        if not isinstance(values, list) or not values:
-            return _Fault(row.number, f"no list of {column}")
-    if len(words) != len(tags):
-        return _Fault(row.number, "other than one tag a word", f"{len(words)}, {len(tags)}")
-    for i, (word, tag) in enumerate(zip(words, tags, strict=True)):
-        if fault := text_fault(word, "word") or (tag is not None and text_fault(tag, "tag")):
-            return _fault_at(source, row, i, fault)
-    return None if set(tags) != {None} else _Fault(row.number, "no word with a tag")
-
-
-def _fault_at(source: Source, row: Row, i: int, reason: str, note: str = "") -> _Fault:
-    """A fault of word i, which has a line of its own in a CoNLL file."""
-    if row.lines is not None:
-        return _Fault(row.lines[i], reason, note)
-    return _Fault(row.number, reason, f"word {i + 1}{note and f': {note}'}")

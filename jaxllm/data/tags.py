@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from jaxllm.data.label_cells import unnamed
 from jaxllm.errors import InputError
 
 OUTSIDE = "O"
@@ -14,7 +15,6 @@ ONE_TYPE = "entity"  # of entities whose tags name no type: B, I, O
 _MEANS = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
 _TYPED = re.compile(rf"([{''.join(_MEANS)}])([-_])(.+)", re.DOTALL)
 _TYPE_FIRST = re.compile(r".+[-_]B", re.DOTALL)
-_UNNAMED = re.compile(r"LABEL_[0-9]+")  # transformers' names for labels that have none
 _SHOWN = 20  # tags in a message
 _OTHERS = "take another column (data.label), or name all tags in data.labels"
 _ENTITIES = "model.tags: entities, where a run of one tag is an entity"
@@ -142,7 +142,8 @@ def scheme_of(tags: Iterable[str], wanted: str, where: str) -> Scheme:
     Raises:
         InputError: `tags` cannot be as wanted, or do not tell what they mean.
     """
-    tags = set(tags)
+    names = list(tags)
+    tags = set(names)
     marks = tags - {OUTSIDE}
     typed = [match for tag in marks if (match := _TYPED.fullmatch(tag))]
     bare = marks <= _MEANS.keys() and bool(marks & {"B", "I"})
@@ -158,7 +159,7 @@ def scheme_of(tags: Iterable[str], wanted: str, where: str) -> Scheme:
     if wanted == "plain" or (wanted == "auto" and not lettered and OUTSIDE not in tags):
         if len(tags) < 2:
             raise refusal(f"expected two tags or more; {_OTHERS}")
-        if wanted == "auto" and all(map(_UNNAMED.fullmatch, tags)):
+        if wanted == "auto" and unnamed(names):
             raise refusal("expected names: give them as data.labels, or as id2label in config.json")
         return Scheme("plain")
     if not marks:
