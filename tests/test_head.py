@@ -14,6 +14,7 @@ from jaxllm.models import module_parts
 from jaxllm.pretrained import hf
 from jaxllm.sharding import make_mesh, map_params
 from jaxllm.tasks import build, classification, tokens
+from jaxllm.tasks.head import fitted
 from jaxllm.tasks.model import initial_params, place
 from jaxllm.train import flatten
 
@@ -97,7 +98,7 @@ def test_labels_in_another_order_are_those_of_the_rows(case, nli, config_of, tok
     assert task.train.labels.tolist() == [2, 0, 1]
     assert task.evaluator.args[1].labels.tolist() == [2, 0, 1]
     assert task.evaluator.args[2] == NLI
-    assert "its head goes on; its labels: 3 labels (CONTRADICTION, NEUTRAL, ENT" in caplog.text
+    assert "its head goes on, for 3 labels (CONTRADICTION, NEUTRAL, ENT" in caplog.text
     for name, x in loaded(config, task).items():
         np.testing.assert_array_equal(x, before[name], err_msg=name)
 
@@ -147,6 +148,24 @@ def test_class_weights_follow_the_head(nli, config_of, tokenizer, caplog):
     assert weights("balanced") == "CONTRADICTION 1.333, NEUTRAL 1.333, ENTAILMENT 0.6667"
 
 
+def test_some_of_the_labels_have_a_new_head_and_the_way_out_works(
+    nli, config_of, tokenizer, caplog
+):
+    rows = {"entailment": "good", "neutral": "bad"}
+    task = classification.prepare(config_of(nli[0], rows), tokenizer)
+    assert names_of(task) == ["entailment", "neutral"]
+    assert "To go on with this head, give all its labels as data.labels" in caplog.text
+    task = classification.prepare(config_of(nli[0], rows, labels=NLI), tokenizer)
+    assert task.train.labels.tolist() == [2, 1]
+    assert not task.storage.new
+
+
+def test_choices_have_a_new_head_where_there_is_one_for_labels(nli, tiny_bert_dir, config_of):
+    for path, new in ((nli[0], {"classifier/bias", "classifier/kernel"}), (tiny_bert_dir, set())):
+        config = config_of(str(path), ROWS, model={"task": "multiple-choice"})
+        assert fitted(config, [], "multiple-choice").new == new
+
+
 OTHER = {  # what the data have
     "two labels": {"pos": "good", "neg": "bad"},
     "three others": {"pos": "good", "neg": "bad", "neutral": "so so"},
@@ -160,7 +179,7 @@ def test_other_labels_have_a_new_head(case, nli, config_of, tokenizer, caplog):
     config = config_of(path, OTHER[case])
     task = classification.prepare(config, tokenizer)
     assert names_of(task) == sorted(OTHER[case])
-    assert "is for 3 labels (CONTRADICTION, NEUTRAL, ENTAILMENT), but the data" in caplog.text
+    assert "is for 3 labels (CONTRADICTION, NEUTRAL, ENTAILMENT), but" in caplog.text
     assert "(classifier/bias, classifier/kernel)" in caplog.text
     after = loaded(config, task)
     assert not after["classifier/bias"].any()
@@ -177,9 +196,7 @@ def test_a_number_in_place_of_labels_has_a_new_head(nli, checkpoint, config_of, 
     rows = "text,label\ngood,1.5\nbad,0.5\n"
     config = config_of(nli[0], rows, model={"problem_type": "regression"})
     task = classification.prepare(config, tokenizer)
-    assert (
-        "is for 3 labels (CONTRADICTION, NEUTRAL, ENTAILMENT), but the data have n" in caplog.text
-    )
+    assert "NEUTRAL, ENTAILMENT), but numbers are asked for" in caplog.text
     assert loaded(config, task)["classifier/kernel"].shape == (32, 1)
     caplog.clear()
     path, before = checkpoint(["LABEL_0"], problem_type="regression")
@@ -202,7 +219,7 @@ def test_a_head_whose_labels_have_no_names(checkpoint, config_of, tokenizer, cap
 
     # Which of two words is LABEL_0 nobody knows; the user can tell, and numbers tell themselves.
     assert prepared(words) == (["neg", "pos"], [1, 0], True)
-    assert "give the data's labels as data.labels, in the order of 2 labels (LABEL_0" in caplog.text
+    assert "give the names of LABEL_0, LABEL_1 as data.labels, in this order" in caplog.text
     assert prepared(words, labels=["pos", "neg"]) == (["pos", "neg"], [0, 1], False)
     assert prepared(numbers) == (["0", "1"], [1, 0], False)
     assert prepared({"LABEL_1": "good", "LABEL_0": "bad"})[1:] == ([1, 0], False)

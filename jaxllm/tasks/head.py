@@ -24,7 +24,7 @@ from jaxllm.config_fields import Config
 from jaxllm.data.label_cells import LabelNames, unnamed, whole
 from jaxllm.errors import InputError
 from jaxllm.pretrained import FAMILIES, hf
-from jaxllm.tasks.model import head_config, label_names
+from jaxllm.tasks.model import label_names
 from jaxllm.train import flatten
 
 logger = logging.getLogger("jaxllm")
@@ -51,7 +51,8 @@ class Head:
 
 
 def fitted(config: Config, names: list[str], task: str) -> Head:
-    """The head to train for the data's labels `names`: that of the checkpoint, or a new one.
+    """The head to train for the data's labels `names`, none where it gives a number: that of the
+    checkpoint, or a new one.
 
     Raises:
         InputError: the checkpoint's head is for other labels, and model.new_head is error.
@@ -61,35 +62,37 @@ def fitted(config: Config, names: list[str], task: str) -> Head:
         return Head.of(names)
     directory = hf.resolve(path)
     saved = hf.load_config(directory)
-    layer = _label_layer(head_config(config, names), task)
+    layer = _label_layer(saved, task)
     outputs = hf.stored_outputs(directory, saved, layer)
     if not outputs:  # no such head: loading tells that it is new
         return Head.of(names)
-    classes = saved.architectures or [FAMILIES[saved.model_type].architecture(task)]
-    if outputs == {len(names) or 1} and FAMILIES[saved.model_type].architecture(task) in classes:
-        old = [saved.id2label.get(i, "") for i in range(saved.num_labels)] if names else []
+    old = [saved.id2label.get(i, "") for i in range(saved.num_labels)]
+    own = FAMILIES[saved.model_type].architecture(task)
+    classes = saved.architectures or [own]
+    if not names and outputs == {1}:
+        return Head.of(names)
+    if outputs == {len(names)} and own in classes:
         order = _rows(old, names, told=config.data.told_labels is not None)
         if order is not None:
             kept = names if unnamed(old) else old
-            logger.info("%s: its head goes on; its labels: %s", path, _listed(kept))
+            logger.info("%s: its head goes on, for %s", path, _listed(kept))
             return Head(kept, order)
-    old = [saved.id2label.get(i, "") for i in range(saved.num_labels)]
-    way_out = (
-        f"give the data's labels as data.labels, in the order of {_listed(old)}"
-        if unnamed(old) and len(old) == len(names)
-        else "give data whose labels have these names"
-    )
-    told = (
-        f"{path}: its head ({classes[0]}) is for {_listed(old)}, but the data have "
-        f"{_listed(names) if names else 'numbers'}"
-    )
+    found = LabelNames(old, told=False)
+    if unnamed(old) and len(old) == len(names):
+        way_out = f"give the names of {', '.join(old)} as data.labels, in this order"
+    elif names and None not in map(found.find, names):
+        way_out = "give all its labels as data.labels"
+    else:
+        way_out = "take data that have its labels"
+    wanted = _listed(names) if names else "numbers"
+    told = f"{path}: its head ({classes[0]}) is for {_listed(old)}, but {wanted} are asked for"
     if config.model.new_head == "error":
         raise InputError(
             f"{told}; {way_out}, or set model.new_head: warn to train a new head in place of it"
         )
     logger.warning(
         "%s: the head's last layer is dropped, and a new one trained (%s); everything below it is "
-        "kept. To go on with it, %s",
+        "kept. To go on with this head, %s",
         *(told, ", ".join(sorted(layer)), way_out),
     )
     return Head.of(names, layer)
@@ -126,7 +129,9 @@ def _rows(old: list[str], names: list[str], *, told: bool) -> np.ndarray | None:
 
 
 def _label_layer(model_config: Any, task: str) -> frozenset[str]:
-    """The paths of the parameters that have a row for each label."""
+    """The paths of the parameters that have a row for each label; of multiple choice, one row."""
+    if task == "multiple-choice":
+        return frozenset({"classifier/kernel", "classifier/bias"})
     wider = copy.copy(model_config)
     wider.num_labels = model_config.num_labels + 1
     shapes, others = (

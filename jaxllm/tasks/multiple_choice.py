@@ -20,8 +20,10 @@ from jaxllm.pretrained import hf
 from jaxllm.tasks.batched import BatchSizes, EncodedLine, Predictor
 from jaxllm.tasks.classifier import short
 from jaxllm.tasks.evaluation import Evaluator
+from jaxllm.tasks.head import fitted
 from jaxllm.tasks.inputs import InputFormat, RowError, column, parse_object
 from jaxllm.tasks.model import SINGLE, SavedModel, check_fit
+from jaxllm.tasks.storage import OneModel
 from jaxllm.tasks.task import Task
 from jaxllm.tasks.texts import no_tokens, rows_of
 from jaxllm.train import make_eval_step
@@ -36,6 +38,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     train = None if saved is not None else load_questions(data, "train", tokenizer)
     dev = load_questions(data, "dev", tokenizer) if data.has_dev else None
     model_config = saved or hf.load_config(config.model.path, **config.model.config)
+    new = fitted(config, [], HEAD).new if saved is None else frozenset()
     check_fit(model_config, tokenizer, config.data.max_length, pair=True)
     metric = config.train.metric or METRICS[0]
     if metric not in METRICS:
@@ -57,6 +60,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         evaluator=None if dev is None else partial(_evaluator, config, dev),
         metric=metric,
         save_extras=form.save,
+        storage=OneModel(HEAD, model_config, new=new),
     )
 
 
