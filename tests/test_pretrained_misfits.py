@@ -140,7 +140,7 @@ def test_truncated_safetensors_says_what_was_expected(checkpoint):
 def test_damaged_safetensors_header(checkpoint, content):
     file = checkpoint.path / "model.safetensors"
     file.write_bytes(content)
-    with pytest.raises(InputError, match=r"model\.safetensors .*damaged file"):
+    with pytest.raises(InputError, match=r"model\.safetensors.* (is damaged|damaged file)"):
         load(checkpoint.path, "base")
 
 
@@ -178,7 +178,7 @@ def test_truncated_msgpack(tmp_path, keep):
 def test_damaged_msgpack(tmp_path, content):
     shutil.copytree(GOLDEN / "flax_masked_lm", tmp_path, dirs_exist_ok=True)
     (tmp_path / "flax_model.msgpack").write_bytes(content)
-    with pytest.raises(InputError, match=r"flax_model\.msgpack .*damaged file"):
+    with pytest.raises(InputError, match=r"flax_model\.msgpack.* (is damaged|damaged file)"):
         load(tmp_path, "masked-lm")
 
 
@@ -186,7 +186,7 @@ def test_msgpack_leaf_that_is_no_array(tmp_path):
     shutil.copytree(GOLDEN / "flax_masked_lm", tmp_path, dirs_exist_ok=True)
     content = flax.serialization.msgpack_serialize({"bert": {"step": 3}})
     (tmp_path / "flax_model.msgpack").write_bytes(content)
-    with pytest.raises(InputError, match="bert/step holds 3; expected an array"):
+    with pytest.raises(InputError, match="bert/step holds 3; expected one array"):
         load(tmp_path, "masked-lm")
 
 

@@ -17,29 +17,25 @@ _NDARRAY, _COMPLEX, _SCALAR = 1, 2, 3
 def read_msgpack(file: Path) -> dict[str, Tensor]:
     """The arrays by their path in the tree, its parts joined by "/".
 
-    Raises InputError if the file is truncated, damaged, or holds anything but arrays.
+    Raises InputError if the file is truncated or holds anything but arrays, and whatever comes if
+    it is damaged otherwise.
     """
     size = file.stat().st_size
     with open(file, "rb") as f:
         scanner = Scanner(file, f, size)
-        try:
-            tree = scanner.value()
-        except InputError:
-            raise
-        except (KeyError, ValueError, TypeError, IndexError, RecursionError) as error:
-            raise damaged(file, "a msgpack file of flax.serialization") from error
-        if scanner.position != size or not isinstance(tree, dict):
-            raise damaged(file, "one msgpack map, as flax.serialization writes it")
+        tree = scanner.value()
+    if scanner.position != size or not isinstance(tree, dict):
+        raise damaged(file, "one msgpack map, as flax.serialization writes it")
     tensors: dict[str, Tensor] = {}
 
     def flatten(node: Any, path: str) -> None:
         if isinstance(node, dict):
             for key, child in node.items():
                 flatten(child, f"{path}/{key}" if path else str(key))
-        elif isinstance(node, Tensor):
+        elif isinstance(node, Tensor) and path not in tensors:
             tensors[path] = node
         else:
-            raise InputError(f"{file}: {path} holds {node!r:.40}; expected an array")
+            raise InputError(f"{file}: {path} holds {node!r:.40}; expected one array")
 
     flatten(tree, "")
     return tensors
@@ -130,6 +126,8 @@ class Scanner:
             return {_COMPLEX: "a complex number"}.get(kind, f"msgpack extension {kind}")
         shape, name, data = self.value()
         dtype = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+        if dtype.kind not in "biuf" and dtype != ml_dtypes.bfloat16:
+            raise damaged(self.file, f"numbers and not {dtype.name}")
         if self.position != end or data.size != math.prod(shape) * dtype.itemsize:
             raise damaged(self.file, f"an array of {dtype.name} and shape {tuple(shape)}")
         return in_file(self.file, tuple(shape), dtype, [data])

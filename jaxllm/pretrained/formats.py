@@ -9,9 +9,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from jaxllm import files
 from jaxllm.errors import InputError
 from jaxllm.pretrained.flax_msgpack import read_msgpack
-from jaxllm.pretrained.tensors import Span, Tensor, damaged, in_file
+from jaxllm.pretrained.tensors import Span, Tensor, damaged, in_file, refuse_pointer
+from jaxllm.pretrained.torch_pickle import EXPECTED, read_torch
+from jaxllm.pretrained.values import is_whole
 
 # In order of preference; of each, the single file before the sharded one.
 WEIGHT_FILES = {
@@ -19,6 +22,7 @@ WEIGHT_FILES = {
     "flax": ("flax_model.msgpack", "flax_model.msgpack.index.json"),
     "torch": ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 }
+MAX_HEADER = 100_000_000  # bytes of a safetensors header, as in the official library
 SAFETENSORS_DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -56,27 +60,37 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
     if found is None:
         raise InputError(f"{directory} has no weights; looked for {weight_files()}")
     kind, file = found
-    if file.suffix == ".json":
-        return _read_sharded(file, _READERS[kind])
-    return _READERS[kind](file)
+    return _read_sharded(file, kind) if file.suffix == ".json" else _read(file, kind)
 
 
-def _read_sharded(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = {name: index.parent / Path(file).name for name, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise damaged(index, 'a JSON object with a "weight_map"') from error
-    missing = sorted({file.name for file in files.values() if not file.is_file()})
+def _read(file: Path, kind: str) -> dict[str, Tensor]:
+    read, expected = _READERS[kind]
+    with files.reading(file, expected):
+        refuse_pointer(file)
+        return read(file)
+
+
+def _read_sharded(index: Path, kind: str) -> dict[str, Tensor]:
+    expected = 'a JSON object whose "weight_map" names a file for each tensor'
+    weight_map: Any = files.read_json(index, dict, expected).get("weight_map")
+    with files.reading(index, expected):
+        parts = {name: index.parent / Path(file).name for name, file in weight_map.items()}
+        missing = sorted({file.name for file in parts.values() if not file.is_file()})
     if missing:
         raise InputError(
-            f"{index} names files that are not beside it: {', '.join(missing)}; "
+            f"{index} names files that are not beside it: {', '.join(missing[:10])}; "
             "download them again, into the same directory"
         )
     tensors: dict[str, Tensor] = {}
-    for file in sorted(set(files.values())):
-        tensors |= read(file)
-    absent = sorted(name for name, file in files.items() if name not in tensors)
+    for file in sorted(set(parts.values())):
+        for name, tensor in _read(file, kind).items():
+            if name in tensors:
+                raise InputError(
+                    f"{index}: tensor {name} is in {tensors[name].file.name} and in {file.name}; "
+                    "expected each in one file; download the files again"
+                )
+            tensors[name] = tensor
+    absent = sorted(name for name in parts if name not in tensors)
     if absent:
         raise InputError(
             f"{index} promises tensors that its files do not hold: {', '.join(absent[:10])}"
@@ -93,73 +107,35 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
     size = file.stat().st_size
     with open(file, "rb") as f:
         length = int.from_bytes(f.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise damaged(file, "a safetensors header")
-        header = f.read(length)
-    start = 8 + length
-    tensors, end = {}, start
-    try:
-        entries = json.loads(header)
-        entries.pop("__metadata__", None)
-        for name, entry in entries.items():
-            begin, stop = entry["data_offsets"]
-            shape = tuple(entry["shape"])
-            if entry["dtype"] not in SAFETENSORS_DTYPES:
-                raise InputError(
-                    f"{file}: tensor {name} has dtype {entry['dtype']}; expected one of "
-                    f"{', '.join(SAFETENSORS_DTYPES)}"
-                )
-            dtype = np.dtype(SAFETENSORS_DTYPES[entry["dtype"]])
-            if begin < 0 or stop - begin != math.prod(shape) * dtype.itemsize:
-                raise damaged(file, f"{math.prod(shape) * dtype.itemsize} bytes for tensor {name}")
-            tensors[name] = in_file(file, shape, dtype, [Span(start + begin, stop - begin)])
-            end = max(end, start + stop)
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise damaged(file, "a safetensors header") from error
-    if end != size:
-        raise damaged(file, f"{end} bytes, as its header says")
+        if size < 8 or length > min(size - 8, MAX_HEADER):
+            raise damaged(file, f"a safetensors header of at most {MAX_HEADER} bytes")
+        entries = json.loads(f.read(length))
+    entries.pop("__metadata__", None)
+    start, end, tensors = 8 + length, 0, {}
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, stop = entry["data_offsets"]
+        shape = tuple(entry["shape"])
+        if entry["dtype"] not in SAFETENSORS_DTYPES:
+            raise InputError(
+                f"{file}: tensor {name} has dtype {entry['dtype']}; expected one of "
+                f"{', '.join(SAFETENSORS_DTYPES)}"
+            )
+        dtype = np.dtype(SAFETENSORS_DTYPES[entry["dtype"]])
+        if not all(is_whole(n) and n >= 0 for n in (begin, stop, *shape)):
+            raise damaged(file, f"sizes of tensor {name} that are whole numbers")
+        if stop - begin != math.prod(shape) * dtype.itemsize:
+            raise damaged(file, f"{math.prod(shape) * dtype.itemsize} bytes for tensor {name}")
+        if begin != end:  # as in the official library: no overlap, no gap
+            raise damaged(file, f"tensor {name} to begin at byte {end} and not at {begin}")
+        tensors[name] = in_file(file, shape, dtype, [Span(start + begin, stop - begin)])
+        end = stop
+    if start + end != size:
+        raise damaged(file, f"{start + end} bytes, as its header says")
     return tensors
 
 
-def _read_torch(file: Path) -> dict[str, Tensor]:
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError(
-            f"{file} is a PyTorch pickle and torch is not installed; `pip install torch`, or run, "
-            f"where it is, `jaxllm convert {file.parent} DST --weights safetensors`"
-        ) from error
-    import pickle
-    import zipfile
-
-    try:
-        # Files older than PyTorch 1.6 are no zip archives and cannot be mapped.
-        state = torch.load(
-            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
-        )
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        raise damaged(file, "a PyTorch state dict of tensors only") from error
-    if not isinstance(state, dict):
-        raise damaged(file, "a PyTorch state dict of tensors only")
-    return {name: _from_torch(file, name, value) for name, value in state.items()}
-
-
-def _from_torch(file: Path, name: str, value: Any) -> Tensor:
-    import torch
-
-    if not isinstance(value, torch.Tensor):
-        raise InputError(f"{file}: {name} holds a {type(value).__name__}; expected a tensor")
-    is_bfloat16 = value.dtype == torch.bfloat16
-    flat = value.detach().contiguous()  # numpy has no bfloat16 that torch knows of
-    array: np.ndarray = (flat.view(torch.int16) if is_bfloat16 else flat).numpy()
-    dtype = np.dtype(ml_dtypes.bfloat16) if is_bfloat16 else array.dtype
-
-    def fill(buffer: np.ndarray) -> None:
-        buffer[:] = array.reshape(-1).view(np.uint8)
-
-    return Tensor(file, tuple(value.shape), dtype, fill)
-
-
-_READERS = {"safetensors": _read_safetensors, "flax": read_msgpack, "torch": _read_torch}
+_READERS: dict[str, tuple[Callable[[Path], dict[str, Tensor]], str]] = {
+    "safetensors": (_read_safetensors, "a safetensors file"),
+    "flax": (read_msgpack, "a msgpack file of flax.serialization"),
+    "torch": (read_torch, EXPECTED),
+}

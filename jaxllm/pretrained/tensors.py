@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxllm import files
 from jaxllm.errors import InputError
 
 
@@ -53,7 +54,7 @@ class Span:
 def in_file(file: Path, shape: tuple[int, ...], dtype: np.dtype, spans: list[Span]) -> Tensor:
     def fill(buffer: np.ndarray) -> None:
         view = memoryview(buffer)  # type: ignore[arg-type]
-        with open(file, "rb", buffering=0) as f:
+        with files.reading(file, "the file as it was"), open(file, "rb", buffering=0) as f:
             for span in spans:
                 f.seek(span.offset)
                 part, view = view[: span.size], view[span.size :]
@@ -68,10 +69,17 @@ def in_file(file: Path, shape: tuple[int, ...], dtype: np.dtype, spans: list[Spa
 
 def damaged(file: Path, expected: str) -> InputError:
     """The error for a file that is not what it should be."""
-    with open(file, "rb") as f:
-        pointer = f.read(64).startswith(b"version https://git-lfs")
-    found = "a git-lfs pointer, not the file itself" if pointer else "a truncated or damaged file"
-    way_out = "run `git lfs pull` in its repository" if pointer else "download or copy it again"
     return InputError(
-        f"{file} ({file.stat().st_size} bytes) is {found}; expected {expected}; {way_out}"
+        f"{file} ({file.stat().st_size} bytes) is a truncated or damaged file; expected "
+        f"{expected}; download or copy it again"
     )
+
+
+def refuse_pointer(file: Path) -> None:
+    """Tells what git leaves in the place of a large file that was not fetched."""
+    with open(file, "rb") as f:
+        if f.read(64).startswith(b"version https://git-lfs"):
+            raise InputError(
+                f"{file} is a git-lfs pointer, not the file itself; run `git lfs pull` in its "
+                "repository"
+            )

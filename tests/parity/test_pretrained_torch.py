@@ -1,15 +1,20 @@
 """What PyTorch transformers writes is read, and what is written PyTorch reads: equal numbers."""
 
 import json
+import os
+import pickle
+import shutil
 
 import numpy as np
 import pytest
+from checkpoints import GOLDEN, outcomes
 
 torch = pytest.importorskip("torch", reason="needs the parity extra")
 transformers = pytest.importorskip("transformers")
 
 import jaxllm  # noqa: E402
-from jaxllm.pretrained import hf  # noqa: E402
+from jaxllm.errors import InputError  # noqa: E402
+from jaxllm.pretrained import formats, hf  # noqa: E402
 
 pytestmark = [
     pytest.mark.parity,
@@ -116,25 +121,6 @@ def test_pickles(zipped, dtype, tiny_bert_config, tmp_path, batch):
     load_torch(transformers.BertForMaskedLM, tmp_path / "out")
 
 
-def test_pickle_that_runs_code_or_is_damaged(tiny_bert_config, tmp_path):
-    import os
-
-    class Run:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "was_run"),)
-
-    tiny_bert_config.save_pretrained(tmp_path)
-    file = tmp_path / "pytorch_model.bin"
-    torch.save({"a": Run()}, file)
-    with pytest.raises(jaxllm.errors.InputError, match=r"pytorch_model\.bin .*tensors only"):
-        jaxllm.AutoModel.from_pretrained(tmp_path)
-    assert not (tmp_path / "was_run").exists()
-    torch.save({"a": torch.zeros(1000)}, file)
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(jaxllm.errors.InputError, match=r"pytorch_model\.bin \(1000 bytes\)"):
-        jaxllm.AutoModel.from_pretrained(tmp_path)
-
-
 @pytest.mark.parametrize(
     "name",
     ["BertForPreTraining", "BertForTokenClassification", "BertForQuestionAnswering", "BertModel"],
@@ -163,3 +149,80 @@ def test_real_model(batch):
         batch,
         ["last_hidden_state", "pooler_output"],
     )
+
+
+@pytest.fixture
+def state_dict():
+    return {
+        name: torch.from_numpy(tensor.read().copy())
+        for name, tensor in formats.read_tensors(GOLDEN / "torch_base").items()
+    }
+
+
+@pytest.fixture
+def pickled(tmp_path):
+    """Writes an object as the weights of a BERT, in PyTorch's format or that before 1.6."""
+
+    def write(content, zipped=True):
+        shutil.copy(GOLDEN / "torch_base" / "config.json", tmp_path)
+        file = tmp_path / "pytorch_model.bin"
+        torch.save(content, file, _use_new_zipfile_serialization=zipped)
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_spoilt_pickle_is_told(pickled, state_dict, zipped):
+    directory = pickled(state_dict, zipped)
+    found = outcomes(directory, "pytorch_model.bin", "base", range(60))
+    messages = [message for message in found.values() if message is not None]
+    assert len(messages) >= 30
+    assert all(str(directory) in message for message in messages)
+    assert not any("weights_only" in message for message in messages)
+
+
+class Harm:
+    """Whoever unpickles it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_a_pickle_with_code_is_refused_as_one(tmp_path, protocol):
+    content = {"bert.pooler.dense.bias": Harm(tmp_path / "ran")}
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(content, protocol))
+    with pytest.raises(InputError, match=r"refused because it holds code: .* posix\.mkdir; "):
+        formats.read_tensors(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_an_archive_with_code_is_refused_as_one(pickled, tmp_path, state_dict, zipped):
+    directory = pickled(state_dict | {"a": Harm(tmp_path / "ran")}, zipped)
+    with pytest.raises(InputError, match=r"refused because it holds code: .* posix\.mkdir; "):
+        formats.read_tensors(directory)
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(InputError, match=r"would call or make torch\.nn\.modules\.linear\.Linear"):
+        formats.read_tensors(pickled(torch.nn.Linear(2, 2), zipped))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (torch.zeros(2), "holds a Tensor; expected a PyTorch state dict"),
+        ({"state_dict": {}}, "'state_dict' holds a dict; .* save model.state_dict"),
+        ({3: torch.zeros(2)}, "3 holds a Tensor"),
+        ({"a": torch.zeros(1).expand(10**6, 10**6)}, "at least 4000000000000 bytes for a"),
+        ({"a": torch.zeros(2, device="meta")}, "tensor a is .*; expected numbers"),
+        ({"a": torch.eye(2).to_sparse()}, "tensor a is torch.sparse_coo"),
+        ({"a": torch.zeros(2, dtype=torch.float8_e4m3fn)}, "of torch.float8_e4m3fn"),
+    ],
+)
+def test_a_pickle_of_other_things_is_refused(pickled, content, message):
+    with pytest.raises(InputError, match=rf"pytorch_model\.bin.*{message}"):
+        formats.read_tensors(pickled(content))
