@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+from jaxllm import files
 from jaxllm.errors import InputError
 from jaxllm.pretrained.formats import find_weights, weight_files
 
@@ -53,7 +54,9 @@ def resolve(path: str | Path, *, weights: bool = True) -> Path:
         if not HUB_ID.fullmatch(text):
             raise InputError(f"{text} does not exist; expected a directory. {OFFLINE}")
         directory = _from_hub(text, weights=weights)
-    if not any(directory.iterdir()):
+    with files.reading(directory, "a directory that may be read"):
+        is_empty = not any(directory.iterdir())
+    if is_empty:
         raise InputError(f"{text} is empty; looked for config.json and {weight_files()}")
     return directory
 
