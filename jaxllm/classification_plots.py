@@ -85,6 +85,10 @@ def confusion(
         axes.tick_params(axis="x", rotation=90 if long else 0)
         axes.set(ylabel="label", xlabel="predicted" if columns is None else "")
         if counted:
+            for axis, n in ((axes.xaxis, C), (axes.yaxis, R)):
+                axis.set_ticks(np.arange(1, n) - 0.5, minor=True)
+            axes.grid(which="minor", color="white", linewidth=1.5)
+            axes.tick_params(which="minor", length=0)
             for (r, c), count in np.ndenumerate(counts):
                 if count:
                     ink = "white" if share[r, c] > 0.55 else "black"

@@ -1,13 +1,13 @@
 """Loss and metric curves of a run as pictures."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from jaxllm.figures import colours, legend_outside, legend_rows, plain, save, written
 
-Points = list[tuple[int, float]]  # (step, value)
+Points = Sequence[tuple[int, float]]  # (step, value)
 
 
 def draw(records: list[dict[str, Any]], directory: Path, metric: str, best_step: int) -> None:
@@ -58,25 +58,25 @@ def _draw_main(train: Points, dev: dict[str, Points], path: Path, metric: str, b
 
 
 def _draw_others(dev: dict[str, Points], path: Path, metric: str) -> None:
-    """Panels by scale: shares, what classes have each, and all else."""
+    """Panels by scale: shares, what classes have each, and all else. Equal curves are one line."""
     from matplotlib.figure import Figure
 
-    others = {name: p for name, p in dev.items() if p and name not in ("loss", metric)}
-    panels: dict[str, dict[str, Points]] = {}
-    for name, points in others.items():
-        small = all(-1 <= value <= 1 for _, value in points)
-        kind = "by class" if "/" in name else "metrics" if small else "other scales"
-        panels.setdefault(kind, {})[name] = points
     text, fonts = _texts(dev)
-    colour = dict(zip(others, colours(len(others)), strict=True))
+    panels: dict[str, dict[tuple, list[str]]] = {}  # kind -> points -> the metrics that have them
+    for name, points in dev.items():
+        if points and name not in ("loss", metric):
+            small = all(-1 <= value <= 1 for _, value in points)
+            kind = "by class" if "/" in name else "metrics" if small else "other scales"
+            panels.setdefault(kind, {}).setdefault(tuple(points), []).append(text[name])
+    heights = [max(3.4, 0.19 * legend_rows(len(lines))) for lines in panels.values()]
+    colour = iter(colours(sum(map(len, panels.values()))))
     with fonts:
-        heights = [max(3.4, 0.19 * legend_rows(len(lines))) for lines in panels.values()]
         figure = Figure(figsize=(8, sum(heights)))
         rows = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
         for axes, (kind, lines) in zip(rows, panels.items(), strict=True):
-            for name, points in lines.items():
-                style = {"color": colour[name], "marker": "o", "markersize": 3}
-                _line(axes, points, label=text[name], **style)
+            for points, names in lines.items():
+                label = " = ".join(names[:3]) + (" = …" if names[3:] else "")
+                _line(axes, points, label=label, color=next(colour), marker="o", markersize=3)
             plain(axes, title=f"dev: {kind}")
             legend_outside(axes, len(lines))
         rows[-1].set_xlabel("step")
