@@ -59,11 +59,16 @@ class Backend:
         """Special tokens around a text or a pair."""
         return self._library.num_special_tokens_to_add(is_pair=pair)
 
+    @property
+    def description(self) -> str:
+        """All of the tokenizer, as in a tokenizer.json."""
+        return self._library.to_str()
+
     def fingerprint(self) -> str:
         """Another string for every tokenizer that can give other tokens."""
         from tokenizers import __version__
 
-        return json.dumps([__version__, json.loads(self._library.to_str())], sort_keys=True)
+        return json.dumps([__version__, json.loads(self.description)], sort_keys=True)
 
 
 def _prefixed(description: str) -> str:

@@ -14,7 +14,7 @@ from jaxllm.config_fields import DataConfig
 from jaxllm.data.bad_rows import BadRows
 from jaxllm.data.cache import Store
 from jaxllm.data.labels import Labels
-from jaxllm.data.rows import CHUNK, Row, Source
+from jaxllm.data.rows import CHARACTERS, CHUNK, Row, Source
 from jaxllm.data.tokenizer import Encoded, Encoder
 from jaxllm.errors import InputError
 
@@ -126,13 +126,14 @@ class Builder:
     def _chunks(self) -> Iterator[_Chunk]:
         for source in self._sources:
             chunk = _Chunk(source, [])
-            empty = True
+            empty, size = True, 0
             for row in source.rows():
                 empty = False
                 chunk.rows.append(self._checked(row))
-                if len(chunk.rows) == CHUNK:
+                size += sum(len(text) for text in (row.text, row.pair) if isinstance(text, str))
+                if len(chunk.rows) == CHUNK or size >= CHARACTERS:
                     yield chunk
-                    chunk = _Chunk(source, [])
+                    chunk, size = _Chunk(source, []), 0
             if empty:
                 raise InputError(f"{source.name}: no rows; there is a header or blank lines only")
             if chunk.rows:

@@ -12,7 +12,8 @@ from jaxllm.errors import InputError
 
 # The fields of DataConfig that say how a file is read.
 FORM = ("format", "encoding", "delimiter", "quoting", "columns", "max_row_bytes")
-CHUNK = 1000  # rows read, and tokenized, at a time
+# Rows read, and tokenized, at a time; fewer where they have more characters than that.
+CHUNK, CHARACTERS = 1000, 1 << 22
 
 
 class Row(NamedTuple):
@@ -53,6 +54,16 @@ class Source:
     rows: Callable[[], Iterator[Row]]
     label_names: list[str] | None = None
     unit: str = "row"
+
+
+def chunk_of(texts: Iterator[str]) -> list[str]:
+    """The next of `texts` that are tokenized at a time; none at the end."""
+    chunk: list[str] = []
+    size = 0
+    while len(chunk) < CHUNK and size < CHARACTERS and (text := next(texts, None)) is not None:
+        chunk.append(text)
+        size += len(text)
+    return chunk
 
 
 def columns_of(

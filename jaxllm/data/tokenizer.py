@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxllm.data.backend import Backend
+from jaxllm.data.long_texts import Shortener
 from jaxllm.errors import InputError
 from jaxllm.files import read_json, reading
 
@@ -28,6 +29,7 @@ _SWITCHES = (
     "tokenize_chinese_chars",
     "trim_offsets",
 )
+_WORDS = 2  # of a part of a sentence, for each token that is needed of it
 _READABLE = "a tokenizer that transformers reads"
 _JAPANESE = "it divides text into words with MeCab or Sudachi, packages of Python code"
 
@@ -174,12 +176,20 @@ class Encoded:
         type_ids: uint8[total].
         lengths: int64[n], tokens kept; 0 for a text that was too long and not to be cut.
         full_lengths: int64[n], tokens before the cut.
+        whole: bool[n]; False: the text was so long that only a part was tokenized, and
+            `full_lengths` is one more than the most that are kept.
     """
 
     tokens: np.ndarray
     type_ids: np.ndarray
     lengths: np.ndarray
     full_lengths: np.ndarray
+    whole: np.ndarray
+
+    def count(self, i: int) -> str:
+        """How many tokens text i has, as far as is known."""
+        full = int(self.full_lengths[i])
+        return str(full) if self.whole[i] else f"more than {full - 1}"
 
 
 class Encoder:
@@ -208,6 +218,7 @@ class Encoder:
         self._max_length = max_length
         self._truncation = truncation
         self._prompt = prompt
+        self._shortened = Shortener(self._backend, max_length, left=truncation == "left")
         specials = self._backend.specials(pair=pair)
         if prompt:
             specials += len(self._backend.encode_batch([prompt], specials=False)[0])
@@ -226,10 +237,28 @@ class Encoder:
         """Tokens of `texts`, or of each text with its pair."""
         if self._prompt:
             texts = [self._prompt + text for text in texts]
-        inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-        return self._cut(self._backend.encode_batch_fast(inputs))[0]
+        inputs: list[Any] = list(texts)
+        parts: list[Any] = list(map(self._shortened, texts))
+        if pairs is not None:
+            inputs = list(zip(texts, pairs, strict=True))
+            parts = list(zip(parts, map(self._shortened, pairs), strict=True))
+        whole = [x == y for x, y in zip(inputs, parts, strict=True)]
+        encodings = self._backend.encode_batch_fast(parts)
+        for i, encoding in enumerate(encodings):
+            if pairs is not None and not whole[i] and self._needs_counts(encoding):
+                (encodings[i],) = self._backend.encode_batch_fast([inputs[i]])
+                whole[i] = True
+        return self._cut(encodings, whole)[0]
 
-    def _cut(self, encodings: list[Any]) -> tuple[Encoded, dict[int, np.ndarray]]:
+    def _needs_counts(self, pair: Any) -> bool:
+        """Whether it hangs on which text is the longer one how many tokens each keeps."""
+        part = pair.sequence_ids
+        room = self._max_length - part.count(None)
+        return room % 2 == 1 and min(part.count(0), part.count(1)) > room // 2
+
+    def _cut(
+        self, encodings: list[Any], whole: list[bool]
+    ) -> tuple[Encoded, dict[int, np.ndarray]]:
         """Their tokens, and which of its tokens each encoding keeps that was too long."""
         full = np.fromiter(map(len, encodings), np.int64, len(encodings))
         ids = [encoding.ids for encoding in encodings]
@@ -238,6 +267,7 @@ class Encoder:
         for i, keep in kept.items():
             ids[i] = list(itertools.compress(ids[i], keep))
             types[i] = list(itertools.compress(types[i], keep))
+        full[~np.array(whole, bool)] = self._max_length + 1
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         total = int(lengths.sum())
         chain = itertools.chain.from_iterable
@@ -246,6 +276,7 @@ class Encoder:
             np.fromiter(chain(types), np.uint8, total),
             lengths,
             full,
+            np.array(whole, bool),
         )
         return encoded, kept
 
@@ -277,14 +308,30 @@ class WordEncoder(Encoder):
         """Tokens of `texts`, and int64[total]: a word's number in its text at the word's first
         piece, -1 at other tokens.
         """
-        encodings = self._backend.encode_batch([list(words) for words in texts], words=True)
-        encoded, kept = self._cut(encodings)
+        parts = [self._part(words) for words in texts]
+        begins = [begin for begin, _ in parts]
+        encodings = self._backend.encode_batch([words for _, words in parts], words=True)
+        whole = [len(part) == len(words) for (_, part), words in zip(parts, texts, strict=True)]
+        encoded, kept = self._cut(encodings, whole)
         numbers = [np.zeros(0, np.int64)]
         for i, encoding in enumerate(encodings):
-            words = np.array([-1 if word is None else word for word in encoding.word_ids], np.int64)
+            found = [-1 if word is None else begins[i] + word for word in encoding.word_ids]
+            words = np.array(found, np.int64)
             words[1:][words[1:] == words[:-1]] = -1
             numbers.append(words[kept[i]] if i in kept else words)
         return encoded, np.concatenate(numbers)
+
+    def _part(self, words: Sequence[str]) -> tuple[int, list[str]]:
+        """The number of the first word of a part that has tokens enough, and the part's words."""
+        size = _WORDS * self._max_length
+        while 2 * size < len(words):
+            begin = len(words) - size if self._truncation == "left" else 0
+            part = list(words[begin : begin + size])
+            (encoding,) = self._backend.encode_batch([part], words=True, specials=False)
+            if len(encoding) > self._max_length:
+                return begin, part
+            size *= 4
+        return 0, list(words)
 
 
 def shares(

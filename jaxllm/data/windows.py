@@ -3,7 +3,6 @@
 A window is `[CLS] question [SEP] part of the context [SEP]`, or what the tokenizer makes of a pair.
 """
 
-import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,8 @@ import numpy as np
 from jaxllm.config_fields import QAConfig
 from jaxllm.data.backend import Backend
 from jaxllm.data.corpus import Examples, ReadReport
-from jaxllm.data.rows import CHUNK
+from jaxllm.data.long_texts import Shortener
+from jaxllm.data.rows import chunk_of
 from jaxllm.data.squad import Faults, Question, Questions, aligned
 from jaxllm.errors import InputError
 
@@ -82,6 +82,8 @@ class WindowEncoder:
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", max_length: int, qa: QAConfig):
         self._backend = Backend(tokenizer)
         self._qa = qa
+        # One token more than are kept: whether a question is cut is told.
+        self._shortened = Shortener(self._backend, qa.max_question_length + 1)
         self._frame = _Frame(self._backend.encode("a", "a"))
         self._room = max_length - self._frame.size  # for a question and its part of the context
         if self._room - qa.max_question_length <= qa.doc_stride:
@@ -105,7 +107,7 @@ class WindowEncoder:
         out = _Columns()
         kept: list[Question] = []
         cut: list[int] = []
-        texts = (question.question for question in read.questions)
+        texts = (self._shortened(question.question) for question in read.questions)
         for question, encoding in zip(read.questions, self._encode(texts), strict=True):
             ids, context = encoding.ids, contexts[question.context]
             if not ids or not len(context.ids):
@@ -132,7 +134,7 @@ class WindowEncoder:
 
     def _encode(self, texts: Iterable[str]) -> Iterable[Any]:
         texts = iter(texts)
-        while chunk := list(itertools.islice(texts, CHUNK)):
+        while chunk := chunk_of(texts):
             yield from self._backend.encode_batch(chunk, specials=False)
 
     def _cuts(self, question: int, context: int) -> Iterable[tuple[int, int]]:

@@ -134,7 +134,8 @@ class ChoicePredictor(Predictor):
         pairs = [second_text(start, choice) for choice in choices]
         encoded = self.encoder.encode([text] * len(pairs), pairs)
         if not encoded.lengths.all():
-            return no_tokens("a choice", encoded.full_lengths.max(), self.form)
+            longest = int(encoded.full_lengths.argmax())
+            return no_tokens("a choice", encoded, longest, self.form)
         truncated = bool((encoded.full_lengths > encoded.lengths).any())
         return EncodedLine(rows_of(encoded), truncated, choices)
 

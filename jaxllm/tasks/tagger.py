@@ -58,17 +58,14 @@ class Tagger(Predictor):
 
     def encode(self, asked: list["Words"]) -> list[EncodedLine | RowError]:
         encoded, numbers = self.encoder.encode_words([text.words for text in asked])
-        columns = (
-            asked,
-            rows_of(encoded),
-            np.split(numbers, np.cumsum(encoded.lengths)[:-1]),
-            encoded.full_lengths.tolist(),
-        )
+        numbers_of = np.split(numbers, np.cumsum(encoded.lengths)[:-1])
+        lengths = encoded.full_lengths.tolist()
+        columns = zip(asked, rows_of(encoded), numbers_of, strict=True)
         return [
-            EncodedLine([row], length > len(row.tokens), (text, numbers_T))
+            EncodedLine([row], lengths[i] > len(row.tokens), (text, numbers_T))
             if len(row.tokens)
-            else no_tokens("the text", length, self.form)
-            for text, row, numbers_T, length in zip(*columns, strict=True)
+            else no_tokens("the text", encoded, i, self.form)
+            for i, (text, row, numbers_T) in enumerate(columns)
         ]
 
     def answer(self, asked: tuple["Words", np.ndarray], outputs: list[Any]) -> dict[str, Any]:

@@ -54,11 +54,11 @@ class TextPredictor(Predictor):
             pairs = [pair for _, pair in asked if pair is not None]
             encoded = self.encoder.encode(texts, pairs if paired else None)
             lengths = encoded.full_lengths.tolist()
-            for i, row, length in zip(chosen, rows_of(encoded), lengths, strict=True):
+            for k, (i, row) in enumerate(zip(chosen, rows_of(encoded), strict=True)):
                 if len(row.tokens):
-                    result[i] = EncodedLine([row], length > len(row.tokens), asked[i][0])
+                    result[i] = EncodedLine([row], lengths[k] > len(row.tokens), asked[i][0])
                 else:
-                    result[i] = no_tokens("the text", length, self.form)
+                    result[i] = no_tokens("the text", encoded, k, self.form)
         return result
 
     def answer(self, asked: str, outputs: list[Any]) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def rows_of(encoded: Encoded) -> list[Row]:
     return [Row(*part) for part in parts]
 
 
-def no_tokens(what: str, count: int, form: InputFormat) -> RowError:
-    """Of a text that had no tokens, or had too many and was not to be cut."""
-    expected = f"at most {form.max_length}" if count else "at least one"
-    return RowError(f"{what} has {count} tokens, expected {expected}")
+def no_tokens(what: str, encoded: Encoded, i: int, form: InputFormat) -> RowError:
+    """Of text i, which had no tokens, or had too many and was not to be cut."""
+    expected = f"at most {form.max_length}" if encoded.full_lengths[i] else "at least one"
+    return RowError(f"{what} has {encoded.count(i)} tokens, expected {expected}")
