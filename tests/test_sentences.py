@@ -376,6 +376,13 @@ def test_words_without_a_tag_do_not_part_an_entity(load):
     assert sentences.word_labels.tolist() == [names.index("B-A"), -1, names.index("I-A")]
 
 
+def test_rows_that_hold_no_lists_are_told_what_holds_them(load):
+    with pytest.raises(InputError) as error:
+        load("text,label\nAnna saw,B-PER O\n", file="a.csv")
+    for part in ("no list of words", "two lists a line of JSON", "a word a line in CoNLL files"):
+        assert part in str(error.value)
+
+
 @pytest.mark.parametrize(
     "file", ["train.txt", "dev.tsv", "eng.testa", "a.char.bmes.gz", "a.conllu"]
 )

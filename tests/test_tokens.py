@@ -377,6 +377,8 @@ def test_plain_tags_are_chosen_by_accuracy_and_remembered(base_config, tmp_path)
     assert json.loads((tmp_path / "jaxllm.json").read_text())["tags"] == "plain"
     with pytest.raises(InputError, match=r"train.metric: found 'f1', expected one of accuracy"):
         tokens.prepare(change(base_config, data=files, train={"metric": "f1"}), tokenizer)
+    by_loss = change(base_config, train={"metric": "loss"})
+    assert tokens.prepare(by_loss, tokenizer).metric == "loss"
 
 
 def test_prediction_of_plain_tags_answers_for_each_word(saved, tmp_path):

@@ -85,16 +85,18 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
 
 def _metric(config: Config, names: list[str], scheme: Scheme) -> str:
     metric = config.train.metric or ("accuracy" if scheme.plain else "f1")
-    word = np.zeros(1, int)
-    tags = [[OUTSIDE]]
-    known = (
-        tag_metrics(word, word, names)
-        if scheme.plain
-        else entity_metrics(tags, tags, scheme, names)
-    )
+    one: Any = np.zeros(1, int) if scheme.plain else [[OUTSIDE]]
+    known = [*_values(scheme, names, one, one), "loss"]
     if metric not in known:
         raise InputError(f"train.metric: found {metric!r}, expected one of {', '.join(known)}")
     return metric
+
+
+def _values(scheme: Scheme, names: list[str], truth: Any, predicted: Any) -> dict[str, float]:
+    """The metrics of ids of plain tags, or of the tags of each sentence."""
+    if scheme.plain:
+        return tag_metrics(truth, predicted, names)
+    return entity_metrics(truth, predicted, scheme, names)
 
 
 @dataclass(frozen=True)
@@ -209,10 +211,8 @@ class TagEvaluator:
         return truth, answers
 
     def _metrics(self, logits_WC: np.ndarray, loss: float) -> dict[str, float]:
-        pair = self._judged(logits_WC)
-        if self.scheme.plain:
-            return tag_metrics(*pair, self.names) | {"loss": loss}
-        return entity_metrics(*pair, self.scheme, self.names) | {"loss": loss}
+        values = _values(self.scheme, self.names, *self._judged(logits_WC))
+        return values | {"loss": loss}
 
     def _report(self, logits_WC: np.ndarray, values: dict[str, float]) -> str:
         pair, plain, examples = self._judged(logits_WC), self.scheme.plain, self.examples
