@@ -54,8 +54,9 @@ def test_logits_are_those_recorded(classifier, batch, golden):
 
 
 def test_lists_and_positional_ids(classifier, batch, golden):
-    out = classifier(batch["input_ids"].tolist(), batch["attention_mask"].tolist())
-    assert out.logits.shape == golden["logits"].shape
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    out = classifier(*(batch[name].tolist() for name in names))
+    np.testing.assert_allclose(out.logits, golden["logits"], rtol=1e-5, atol=1e-5)
 
 
 def test_base_outputs(batch):

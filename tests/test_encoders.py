@@ -156,17 +156,38 @@ def test_unroll_and_remat_change_nothing(stepped):
     assert_close(stepped("electra", "masked-lm"), stepped("electra", "masked-lm", **options))
 
 
+def with_unit_head(config, task):
+    """Random parameters whose layers behind the blocks hand each feature on as it is."""
+
+    def unit(path, x):
+        if path.startswith(("embeddings", "blocks")):
+            return x
+        return np.eye(*x.shape, dtype=np.float32) if path.endswith("kernel") else np.zeros_like(x)
+
+    return sharding.map_params(unit, random_params(config, task))
+
+
+def assert_dropped(dropped, plain, share):
+    """Half of the features are 0 and the others double, or a `share` is left of two such layers."""
+    kept = dropped != 0
+    np.testing.assert_allclose(dropped[kept], np.broadcast_to(2 * plain, kept.shape)[kept], 1e-5)
+    assert abs(kept.mean() - share) < 0.1
+
+
 @pytest.mark.parametrize(
     ("family", "task"), [pair for pair in DISTINCT if pair[1] in SEQUENCE[::2]]
 )
 def test_heads_for_sequences_drop_out(family, task):
     rates = {"electra": "summary_last_dropout", "distilbert": "seq_classif_dropout"}
-    config = tiny_config(family, task, **{rates.get(family, "hidden_dropout_prob"): 0.5})
-    graphdef, _ = models.module_parts(config, task)
-    head = nnx.merge(graphdef, random_params(config, task))
-    x = jnp.ones((1, 2, 32))
-    np.testing.assert_array_equal(*head.scores(x, None)[0])
-    assert np.any(np.diff(head.scores(x, jax.random.key(0)), axis=1))
+    twice = (family, task) in [(f, SEQUENCE[0]) for f in ("roberta", "electra")]
+    rate = "hidden_dropout_prob" if twice else rates.get(family, "hidden_dropout_prob")
+    config = tiny_config(family, task, **{rate: 0.5})
+    head = nnx.merge(models.module_parts(config, task)[0], with_unit_head(config, task))
+    x = jnp.full((1, 200, 32), 0.5)
+    plain = head.scores(2 * x if twice else x, None)
+    assert np.all(plain > 0.2)
+    dropped = np.asarray(head.scores(x, jax.random.key(0)))
+    assert_dropped(dropped, plain, 0.25 if twice else 0.5)
 
 
 @pytest.mark.parametrize(
@@ -191,11 +212,12 @@ def test_heads_for_sequences_drop_out(family, task):
 def test_heads_for_tokens_drop_out(family, task, rates, texts):
     config = tiny_config(family, task, **rates)
     apply = jax.jit(models.apply_fn(models.module_parts(config, task)[0]))
-    params, batch = random_params(config, task), padded(texts)
-    (plain, *_), (dropped, *_) = (
-        outputs_of(apply(params, **batch, key=key)).values() for key in (None, jax.random.key(0))
+    params, batch = with_unit_head(config, task), padded(texts)
+    plain, dropped = (
+        np.stack(list(outputs_of(apply(params, **batch, key=key)).values()))
+        for key in (None, jax.random.key(0))
     )
-    assert not np.allclose(plain, dropped)
+    assert_dropped(dropped, plain, 0.5)
 
 
 def test_positions_restart_in_each_segment():
