@@ -127,6 +127,9 @@ def test_several_labels_follow_the_head(checkpoint, config_of, tokenizer):
         task = classification.prepare(config, tokenizer, saved=saved)
         assert names_of(task) == ["Insult", "toxic"]
         assert task.evaluator.args[1].labels.tolist() == [[0, 0], [0, 1], [1, 0]]
+    less = config_of(path, content, model=model, label=["toxic"])
+    with pytest.raises(InputError, match=r"data\.label: found \['toxic'\], but the model at"):
+        classification.prepare(less, tokenizer, saved=hf.load_config(path))
     assert loaded(config, task)["classifier/bias"].tolist() == before["classifier/bias"].tolist()
 
 
@@ -232,7 +235,8 @@ def test_a_head_whose_labels_have_no_names(checkpoint, config_of, tokenizer, cap
 
     assert judged(numbers) == ([1, 0], ["LABEL_0", "LABEL_1"])
     assert judged(words, labels=["pos", "neg"]) == ([0, 1], ["pos", "neg"])
-    with pytest.raises(InputError, match=r"unknown label 'pos'.*labels are LABEL_0, LABEL_1"):
+    told = r"unknown label 'pos'.*LABEL_0, LABEL_1, which are no names: give them in this order"
+    with pytest.raises(InputError, match=told):
         judged(words)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxllm.config_fields import DataConfig
 from jaxllm.data.bad_rows import BadRows
 from jaxllm.data.cache import Store
+from jaxllm.data.label_cells import unnamed
 from jaxllm.data.labels import Labels
 from jaxllm.data.rows import CHARACTERS, CHUNK, Row, Source
 from jaxllm.data.tokenizer import Encoded, Encoder
@@ -225,7 +226,10 @@ class Builder:
         return found
 
     def _raise_if_stopped(self) -> None:
-        known = f"; the labels are {', '.join(names)}" if (names := self._labels.given) else ""
+        names = self._labels.given or []
+        known = f"; the labels are {', '.join(names)}" if names else ""
+        if unnamed(names):
+            known += ", which are no names: give them in this order as data.labels"
         self._bad.raise_if_stopped(self._read, known)
 
     def _check_names(self, array: np.ndarray | None, names: list[str]) -> None:

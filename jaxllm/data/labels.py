@@ -8,7 +8,8 @@ What a cell means. First, an item, which is a cell of one label or one of severa
 - Where names are given, an item means the name that it equals; else the one that it equals but
   for case, or that is the same whole number (1, 1.0, 01), if there is one such name only.
 - Where the user has told the order of the names (``data.labels``, or several columns) and no name
-  is a whole number, a whole number is an id, from 0; -1 and -100 are "missing label".
+  is a whole number, a whole number is an id, from 0; -1 and -100 are "missing label". A model's
+  LABEL_0, LABEL_1, … are told by themselves.
 
 One label a row: a cell is an item. A list is refused, and so are several whole numbers ("8,20",
 "1 0 0") that are not a name in ``data.labels``: these are several labels.
