@@ -420,6 +420,9 @@ def test_evaluation_remembers_what_the_tags_mean(saved, base_config, tmp_path):
     plain = renamed(saved, tmp_path / "plain", NAMES, tags="plain")
     assert "f1_macro" in task_build.evaluate(change(config, model={"path": plain}))
     assert "f1" in task_build.evaluate(change(config, model={"path": plain, "tags": "entities"}))
+    other = renamed(saved, tmp_path / "other", NAMES, tags="some")
+    with pytest.raises(InputError, match=r"tags: found 'some', expected \['auto', 'entities'"):
+        task_build.evaluate(change(config, model={"path": other}))
 
 
 def test_bare_types_of_models_from_elsewhere_are_entities(saved, tmp_path):

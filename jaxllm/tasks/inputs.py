@@ -18,6 +18,7 @@ from jaxllm.pretrained.saving import INPUT_FILE
 _WAY_OUT = "export the model again, or remove the file to read the columns text and text_pair"
 _NAMES = {  # fields of which a configuration knows all values
     "task": get_type_hints(ModelConfig)["task"],
+    "tags": get_type_hints(ModelConfig)["tags"],
     "truncation": get_type_hints(DataConfig)["truncation"],
 }
 LONGEST_LINE = 1 << 24  # bytes of a line of JSON; a longer one is an error
@@ -47,7 +48,7 @@ class InputFormat:
     pair_optional: a row may lack its second text.
     max_length: tokens of a row, special tokens included.
     truncation: `right` or `left` cuts a longer row there; with `error` or `drop` it is an error.
-    tags: of token classification: entities or plain, see ModelConfig; null = as the labels say.
+    tags: of token classification: see ModelConfig.
     qa: of question answering: the fields of QAConfig, and `nullable`, whether a question may have
         no answer.
     """
@@ -60,7 +61,7 @@ class InputFormat:
     truncation: str = "right"
     qa: dict[str, Any] | None = None
     choices: list[str] | None = None
-    tags: str | None = None
+    tags: str = "auto"
 
     @classmethod
     def of(cls, config: Config) -> "InputFormat":

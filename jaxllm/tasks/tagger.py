@@ -46,7 +46,7 @@ class Tagger(Predictor):
     def of(cls, model: SavedModel, batch_sizes: BatchSizes) -> "Tagger":
         """The predictor of a saved model; InputError where its labels do not tell what they are."""
         form, names = model.form, label_names(model.config)
-        wanted = form.tags or ("entities" if OUTSIDE in names else "auto")
+        wanted = "entities" if form.tags == "auto" and OUTSIDE in names else form.tags
         scheme = scheme_of(names, wanted, "the model's labels (id2label)")
         encoder = WordEncoder(model.tokenizer, form.max_length, form.truncation)
         repaired = not (model.directory / INPUT_FILE).is_file()

@@ -50,8 +50,8 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         head = matched(config, saved)
         found = config.data.labels or head.names
         path, longest = hf.resolve(str(config.model.path)), config.data.max_length
-        form = InputFormat.load(path, max_length=longest)
-        wanted = form.tags if wanted == "auto" and form.tags else wanted
+        if wanted == "auto":
+            wanted = InputFormat.load(path, max_length=longest).tags
     names = head.names
     scheme = scheme_of(names, wanted, f"{config.model.path}: the labels")
     if config.data.has_dev:
