@@ -48,8 +48,9 @@ def embedded(apply: Apply, pooling: Pooling) -> Objective:
 
     def objective(params: Any, batch: Batch, key: jax.Array | None) -> tuple:
         inputs = {name: batch[name] for name in INPUTS}
-        x_BTD = apply(params, **inputs, key=key).last_hidden_state
-        e_BSD = pooling(x_BTD, batch["segment_ids"], batch["head_positions"])
+        pool, encoder = pooling.of(params)
+        x_BTD = apply(encoder, **inputs, key=key).last_hidden_state
+        e_BSD = pool(x_BTD, batch["segment_ids"], batch["head_positions"])
         return jnp.zeros(()), ({}, e_BSD)
 
     return objective

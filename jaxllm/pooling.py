@@ -1,8 +1,8 @@
 """One vector for each text, from the vectors of its tokens."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxllm.layers import gelu
 
+LAYERS = "dense"  # where their parameters are among the model's, by their numbers
 PoolingMode = Literal["mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {  # by the names of torch's modules
     "Identity": lambda x: x,
@@ -28,9 +29,15 @@ class DenseLayer:
     kernel: float32 [I, O]. bias: float32 [O], or None. activation: a key of ACTIVATIONS.
     """
 
-    kernel: np.ndarray
-    bias: np.ndarray | None
+    kernel: np.ndarray | jax.Array
+    bias: np.ndarray | jax.Array | None
     activation: str
+
+    @property
+    def params(self) -> dict[str, np.ndarray | jax.Array]:
+        """The arrays by name."""
+        arrays = {"kernel": self.kernel, "bias": self.bias}
+        return {name: array for name, array in arrays.items() if array is not None}
 
     def __call__(self, e_BPI: jax.Array) -> jax.Array:
         precision = jax.lax.Precision.HIGHEST
@@ -57,6 +64,15 @@ class Pooling:
     layers: tuple[DenseLayer, ...] = ()
     width: int | None = None
     skip: int = 0
+
+    def of(self, params: dict[str, Any]) -> tuple["Pooling", dict[str, Any]]:
+        """(the pooling with the layers in `params`, if they are there; the encoder's parameters)"""
+        encoder = {name: x for name, x in params.items() if name != LAYERS}
+        if LAYERS not in params:
+            return self, encoder
+        numbered = enumerate(self.layers)
+        layers = (replace(layer, **params[LAYERS][str(i)]) for i, layer in numbered)
+        return replace(self, layers=tuple(layers)), encoder
 
     def __call__(
         self, x_BTD: jax.Array, segment_ids_BT: jax.Array, head_positions_BP: jax.Array

@@ -61,6 +61,8 @@ PARAMETER_LETTERS = [
     ("head/dense/bias", "E"),
     ("head/norm/*", "D"),
     ("decoder/bias", "V"),
+    ("dense/*/kernel", "EE"),
+    ("dense/*/bias", "E"),
 ]
 
 # Letters not named here (L, H, T, C, E, …) are whole on every device.

@@ -445,7 +445,7 @@ def dense(directory, inputs=32, **changes):
     directory.mkdir()
     config = {"in_features": inputs, "out_features": 3, "bias": True, **changes}
     (directory / "config.json").write_text(json.dumps(config))
-    weight = np.arange(3.0 * inputs, dtype=np.float32).reshape(3, inputs)
+    weight = np.sin(np.arange(3.0 * inputs, dtype=np.float32)).reshape(3, inputs) / 4
     tensors = {"linear.weight": weight, "linear.bias": np.ones(3, np.float32)}
     save_file(tensors, directory / "model.safetensors")
 
@@ -510,17 +510,47 @@ def test_texts_are_trained_on_as_they_are_predicted_and_the_files_written_again(
     with pytest.raises(InputError, match=r"leaves no room .* and those of the prompt"):
         embedding.prepare(change(upper, data={"max_length": 8}), cased)
 
+
+def test_a_dense_module_is_trained_and_written_again(config, tiny_bert_dir, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_bert_dir, model)
+    sentence_transformers.write(model, Pooling("mean", True), width=32, max_length=16)
     (model / "modules.json").write_text(json.dumps(modules("Transformer", "Pooling", "Dense")))
-    dense(model / "2_Dense")
-    with pytest.raises(InputError, match=r"has a Dense module .* cannot be trained"):
-        embedding.prepare(upper, cased)
-    saved = hf.load_config(model)
-    judged = change(upper, data={"dev": [str(tmp_path / "upper.csv")]})
-    assert embedding.prepare(judged, cased, saved=saved).evaluator is not None
+    dense(model / "2_Dense", activation_function="torch.nn.modules.activation.Tanh")
+    started = change(
+        config,
+        model={"path": str(model), "config": {}, "tokenizer": None},
+        optimizer={"warmup": 0.0},
+        run={"dir": str(tmp_path / "run")},
+    )
+    job = build.build(started)
+    [before] = sentence_transformers.read(model)[0].layers
+    np.testing.assert_array_equal(job.state.params["dense"]["0"]["kernel"], before.kernel)
+    batch = next(job.loader.batches(LoaderState()))
+    state, _ = job.train_step(job.state, batch.arrays)
+    job.export(state.params, tmp_path / "new")
+    pooling, _ = sentence_transformers.read(tmp_path / "new")
+    [layer] = pooling.layers
+    assert (layer.activation, pooling.normalize) == ("Tanh", False)
+    for name, array in state.params["dense"]["0"].items():
+        assert np.abs(layer.params[name] - before.params[name]).max() > 1e-4
+        np.testing.assert_array_equal(layer.params[name], array)
+
+    (tmp_path / "in.jsonl").write_text('"good movie"\n')
+    predict(str(tmp_path / "new"), str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
+    ids = np.array([load_tokenizer(model)("good movie")["input_ids"]])
+    x_D = AutoModel.from_pretrained(tmp_path / "new")(ids).last_hidden_state[0].mean(0)
+    expected = np.tanh(np.asarray(x_D) @ layer.kernel + layer.bias)
+    [answer] = read_lines(tmp_path / "out.jsonl")
+    np.testing.assert_allclose(answer["embedding"], expected, rtol=1e-5, atol=1e-5)
+
+    values = job.evaluate(state.params)
+    again = change(started, model={"path": str(tmp_path / "new")})
+    assert build.evaluate(again) == pytest.approx(values, abs=1e-5)
     shutil.rmtree(model / "2_Dense")
     dense(model / "2_Dense", inputs=31)
     with pytest.raises(InputError, match="a Dense of 31 inputs behind vectors of 32 numbers"):
-        embedding.prepare(judged, cased, saved=saved)
+        build.build(started)
 
 
 def test_pooling_as_version_6_writes_it(tmp_path):

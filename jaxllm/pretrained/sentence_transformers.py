@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxllm.errors import InputError
 from jaxllm.files import read_json, write_json
 from jaxllm.pooling import ACTIVATIONS, DenseLayer, Pooling
+from jaxllm.pretrained import saving
 from jaxllm.pretrained.formats import read_tensors
 
 MODULES, OPTIONS, CONFIG = "modules.json", "config_sentence_transformers.json", "config.json"
@@ -273,6 +276,21 @@ def files(directory: Path) -> list[str]:
     return [MODULES, OPTIONS, *TEXT_FILES, *(f"{part}/{name}" for part in parts for name in beside)]
 
 
+def write_dense(directory: Path, number: int, params: dict[str, Any]) -> None:
+    """Writes the weights of a layer behind the pooling; see `pooling.DenseLayer.params`."""
+    arrays = {"linear.weight": np.asarray(params["kernel"]).T}
+    if "bias" in params:
+        arrays["linear.bias"] = np.asarray(params["bias"])
+    (directory / _dense_directory(number)).mkdir(exist_ok=True)
+    saving.write_weights(
+        directory / _dense_directory(number), arrays, "safetensors", saving.MAX_SHARD_BYTES
+    )
+
+
+def _dense_directory(number: int) -> str:
+    return f"{2 + number}_Dense"
+
+
 def write(
     directory: Path,
     pooling: Pooling,
@@ -283,13 +301,25 @@ def write(
 ) -> None:
     """Writes, beside a model, what sentence-transformers needs to make the same vectors of it.
 
-    pooling: without layers. width: of the model's hidden states. max_length: tokens to which texts
-    are cut, whatever `settings` say.
+    pooling: the weights of its layers are for `write_dense`. width: of the model's hidden states.
+    max_length: tokens to which texts are cut, whatever `settings` say.
     """
     settings = settings or Settings()
     modules = [("", "Transformer"), (POOLING_DIRECTORY, "Pooling")]
+    for i, layer in enumerate(pooling.layers):
+        modules.append((_dense_directory(i), "Dense"))
+        (directory / _dense_directory(i)).mkdir(exist_ok=True)
+        inputs, outputs = layer.kernel.shape
+        place = "linear" if layer.activation == "Identity" else "activation"
+        dense = {
+            "in_features": inputs,
+            "out_features": outputs,
+            "bias": layer.bias is not None,
+            "activation_function": f"torch.nn.modules.{place}.{layer.activation}",
+        }
+        write_json(directory / _dense_directory(i) / CONFIG, dense)
     if pooling.normalize:
-        modules.append(("2_Normalize", "Normalize"))
+        modules.append((f"{len(modules)}_Normalize", "Normalize"))
     content = [
         {"idx": i, "name": str(i), "path": path, "type": f"{_PACKAGE}.models.{kind}"}
         for i, (path, kind) in enumerate(modules)

@@ -22,6 +22,7 @@ from jaxllm.pretrained.sentence_transformers import Settings
 from jaxllm.tasks.evaluation import outputs_of, read_summary
 from jaxllm.tasks.inputs import InputFormat
 from jaxllm.tasks.model import HEADS, check_fit
+from jaxllm.tasks.storage import SentenceModel
 from jaxllm.tasks.task import Evaluator, Task
 from jaxllm.train import make_eval_step
 
@@ -38,7 +39,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     settings = _described(config)[1]
     tokenizer = settings.prepared(tokenizer)
     pooling = replace(pooling_of(config), skip=settings.skipped(tokenizer))
-    _check(config, pooling, model_config, trained=saved is None)
+    _check(config, pooling, model_config)
     prompt = settings.prompt
     train = None if saved is not None else load_pairs(config.data, "train", tokenizer, prompt)
     dev = load_pairs(config.data, "dev", tokenizer, prompt) if config.data.has_dev else None
@@ -65,14 +66,16 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
             settings=settings,
         )
 
+    head, layers = HEADS["sentence-embedding"], pooling.layers
     return Task(
-        head=HEADS["sentence-embedding"],
+        head=head,
         model_config=model_config,
         train=train,
         objective=lambda apply: contrastive(apply, pooling, config.train.temperature),
         evaluator=None if dev is None else evaluator,
         metric=metric,
         save_extras=save_extras,
+        storage=SentenceModel(head, model_config, layers=layers) if layers else None,
     )
 
 
@@ -93,14 +96,9 @@ def _described(config: Config) -> tuple[Pooling, Settings]:
     return found or (Pooling(), Settings())
 
 
-def _check(config: Config, pooling: Pooling, model_config: Any, *, trained: bool) -> None:
+def _check(config: Config, pooling: Pooling, model_config: Any) -> None:
     path = Path(str(config.model.path))
     sentence_transformers.check_widths(path, pooling, model_config.hidden_size)
-    if pooling.layers and trained:
-        raise InputError(
-            f"model.path: {path} has a Dense module behind the pooling, which cannot be trained "
-            "here; give a model without it, or the model without its modules.json"
-        )
     if pooling.skip and config.data.truncation == "left":
         raise InputError(
             "data.truncation: found left, expected right: the model's prompt, which its texts "

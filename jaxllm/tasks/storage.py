@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from jaxllm.errors import InputError
 from jaxllm.models import electra
-from jaxllm.pretrained import hf
-from jaxllm.sharding import map_params
+from jaxllm.pooling import LAYERS, DenseLayer
+from jaxllm.pretrained import hf, sentence_transformers
+from jaxllm.sharding import map_params, replicated
 
 Init = Callable[[str], Any]
 GENERATOR = "generator"  # its directory within the discriminator's, and its name in the parameters
@@ -46,6 +47,25 @@ class OneModel:
 
     def load(self, directory: Path, abstract: Any, init: Init) -> Any:
         return hf.load_params(directory, self.config, abstract, init=init, dropped=self.new)[0]
+
+
+@dataclass(frozen=True)
+class SentenceModel(OneModel):
+    """One model, and the layers behind its pooling in directories of their own."""
+
+    layers: tuple[DenseLayer, ...] = ()
+
+    def save(self, directory: Path, params: Any, tokenizer: Any) -> None:
+        model = {name: tree for name, tree in params.items() if name != LAYERS}
+        super().save(directory, model, tokenizer)
+        for i in range(len(self.layers)):
+            sentence_transformers.write_dense(directory, i, params[LAYERS][str(i)])
+
+    def load(self, directory: Path, abstract: Any, init: Init) -> Any:
+        params = super().load(directory, abstract, init)
+        mesh = jax.tree.leaves(abstract)[0].sharding.mesh
+        layers = {str(i): layer.params for i, layer in enumerate(self.layers)}
+        return params | {LAYERS: jax.device_put(layers, replicated(mesh))}
 
 
 @dataclass(frozen=True)

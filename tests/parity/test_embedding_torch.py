@@ -13,8 +13,9 @@ from transformers import BertTokenizer
 
 from jaxllm import AutoModel, losses
 from jaxllm.data.tokenizer import load_tokenizer
-from jaxllm.pooling import Pooling
+from jaxllm.pooling import DenseLayer, Pooling
 from jaxllm.pretrained import hf, sentence_transformers
+from jaxllm.pretrained.sentence_transformers import Settings
 from jaxllm.tasks.predict import predict
 
 TEXTS = [
@@ -41,8 +42,18 @@ def test_minilm_gives_the_vectors_of_sentence_transformers(tmp_path):
     np.testing.assert_allclose(ours(path, tmp_path), theirs, atol=1e-5)
 
 
+KERNEL = np.random.default_rng(0).normal(size=(32, 6)).astype(np.float32)
+LAYERS = (DenseLayer(KERNEL, KERNEL[0], "Tanh"), DenseLayer(KERNEL[:6], None, "Identity"))
+
+
 @pytest.mark.parametrize(
-    "pooling", [Pooling("cls", True), Pooling("max", True), Pooling("mean", False)]
+    "pooling",
+    [
+        Pooling("cls", True),
+        Pooling("max", True),
+        Pooling("mean", False),
+        Pooling("weightedmean", True, LAYERS, width=5),
+    ],
 )
 def test_a_saved_model_loads_there_with_its_pooling(
     pooling, tiny_bert_config, tiny_tokenizer_dir, tmp_path
@@ -52,7 +63,12 @@ def test_a_saved_model_loads_there_with_its_pooling(
     model = AutoModel.from_config(type(tiny_bert_config)(**values))
     tokenizer = load_tokenizer(tiny_tokenizer_dir)
     model.save_pretrained(tmp_path / "model", tokenizer=tokenizer)
-    sentence_transformers.write(tmp_path / "model", pooling, width=32, max_length=60)
+    settings = Settings(True, {"find": "we like "}, "find", pooling.mode != "mean")
+    sentence_transformers.write(
+        tmp_path / "model", pooling, width=32, max_length=60, settings=settings
+    )
+    for i, layer in enumerate(pooling.layers):
+        sentence_transformers.write_dense(tmp_path / "model", i, layer.params)
     theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(TEXTS)
     np.testing.assert_allclose(ours(tmp_path / "model", tmp_path), theirs, rtol=1e-5, atol=1e-5)
 
