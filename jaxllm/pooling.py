@@ -65,13 +65,13 @@ class Pooling:
     width: int | None = None
     skip: int = 0
 
-    def of(self, params: dict[str, Any]) -> tuple["Pooling", dict[str, Any]]:
-        """(the pooling with the layers in `params`, if they are there; the encoder's parameters)"""
-        encoder = {name: x for name, x in params.items() if name != LAYERS}
-        if LAYERS not in params:
-            return self, encoder
+    def of(self, params: Any) -> tuple["Pooling", Any]:
+        """(this with the layers in a model's parameters, the parameters of the encoder)"""
+        if not self.layers:
+            return self, params
         numbered = enumerate(self.layers)
         layers = (replace(layer, **params[LAYERS][str(i)]) for i, layer in numbered)
+        encoder = {name: tree for name, tree in params.items() if name != LAYERS}
         return replace(self, layers=tuple(layers)), encoder
 
     def __call__(
