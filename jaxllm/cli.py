@@ -7,16 +7,16 @@ Ctrl-C or SIGTERM.
 import argparse
 import contextlib
 import errno
+import io
 import json
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
-from jaxllm import __version__, cpu_guard, huge_pages, no_torch
-from jaxllm.errors import InputError
+from jaxllm import __version__, cpu_guard, huge_pages, no_torch, streams
+from jaxllm.errors import InputError, shortened
 
 if TYPE_CHECKING:
     from jaxllm.config import Config
@@ -85,6 +85,14 @@ def predict(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if options.batch_size < 1:
         raise InputError(f"--batch_size: found {options.batch_size}, expected at least 1")
+    for option, name, stream in (
+        ("--input", options.input, sys.stdin),
+        ("--output", options.output, sys.stdout),
+    ):
+        if name == "-" and stream is None:
+            raise InputError(f"{option} -: this stream is closed; give the name of a file")
+    if options.output == "-" and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # as JSON is, whatever the terminal has
     cpu_guard.announce()
     with _work_on(options.output):
         from jaxllm import compile_cache
@@ -151,24 +159,30 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line `argv` (default: the process's own); returns the exit status."""
     if argv is None:
         huge_pages.restart()
+        streams.secure()
     with _logging_to_stderr():
         try:
-            options = _top_parser().parse_args(argv)
-            if argv is None and not {"-h", "--help"} & set(options.arguments):
-                no_torch.hide()
-            return COMMANDS[options.command](options.arguments) or 0
+            with streams.flushed():
+                options = _top_parser().parse_args(argv)
+                if argv is None and not {"-h", "--help"} & set(options.arguments):
+                    no_torch.hide()
+                return COMMANDS[options.command](options.arguments) or 0
         except InputError as error:
             return _complain(str(error))
         except KeyboardInterrupt:
-            print("jaxllm: interrupted", file=sys.stderr)
+            _say("jaxllm: interrupted")
             return 130
         except BrokenPipeError:  # the reader of our output has left, as `| head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            streams.drop()
             return 1
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno is None or isinstance(error, ConnectionError | TimeoutError):
                 raise
-            return _complain(f"{error.filename}: the disk is full; free some space and run again")
+            streams.drop()
+            where = f"{error.filename}: " if error.filename else ""
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return _complain(f"{where}the disk is full; free some space and run again")
+            return _complain(f"{where}{error.strerror}; give a path that can be used")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -204,30 +218,42 @@ def _stoppable(options: "Config", run: Callable[[], object]) -> int | None:
         with processes.joined(options.mesh.processes):
             run()
     except loop.Interrupted as stop:  # saved; the message says how to go on
-        print(f"jaxllm: {stop}", file=sys.stderr)
+        _say(f"jaxllm: {stop}")
         return stop.exit_status
     return None
 
 
 def _complain(message: str) -> int:
-    print(f"jaxllm: error: {message}", file=sys.stderr)
+    _say(f"jaxllm: error: {shortened(message)}")
     return 2
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # whoever does not listen has the exit status
+        print(line, file=sys.stderr, flush=True)
+
+
+class _Formatter(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        text = super().formatMessage(record)
+        return shortened(text) if record.levelno >= logging.WARNING else text  # not a report
 
 
 @contextlib.contextmanager
 def _work_on(target: str) -> Iterator[None]:
-    """Names `target` in an OSError without a file, as a write to an open file raises it."""
+    """Names `target` in the system's error without a file, as a write to an open file raises it."""
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or target
+        if error.errno is not None:
+            error.filename = error.filename or target
         raise
 
 
 @contextlib.contextmanager
 def _logging_to_stderr() -> Iterator[None]:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("{asctime} {levelname} {message}", "%H:%M:%S", "{"))
+    handler.setFormatter(_Formatter("{asctime} {levelname} {message}", "%H:%M:%S", "{"))
     handler.addFilter(_from_first_process_or_warning)
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)

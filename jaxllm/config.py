@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from jaxllm import config_renamed, yaml_text
+from jaxllm import config_renamed, streams, yaml_text
 from jaxllm.config_check import check, nearest
 from jaxllm.config_fields import (
     Config,
@@ -74,10 +74,9 @@ def from_yaml(path: str | Path) -> Config:
     return config
 
 
-def to_yaml(config: Config) -> str:
+def to_yaml(config: Config, *, ascii: bool = False) -> str:
     """YAML with every field; `from_yaml` of it is equal to `config`."""
-    values = dataclasses.asdict(config)
-    return yaml_text.dump(values)
+    return yaml_text.dump(dataclasses.asdict(config), ascii=ascii)
 
 
 def load(argv: list[str], prog: str = "jaxllm train") -> Config:
@@ -119,7 +118,8 @@ def load(argv: list[str], prog: str = "jaxllm train") -> Config:
     config_renamed.tell(renamed)
     config = _build(values)
     if given["print_config"]:
-        print(to_yaml(config), end="")
+        text = to_yaml(config)
+        print(text if streams.can_print(text) else to_yaml(config, ascii=True), end="")
         raise SystemExit(0)
     _check(config, paths, overridden)
     return config

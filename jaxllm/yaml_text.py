@@ -46,9 +46,9 @@ def load(text: str) -> Any:
     return None if root is None else Loader("").construct_document(root)
 
 
-def dump(value: Any) -> str:
-    """`value` as YAML, its keys in their order."""
-    return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+def dump(value: Any, *, ascii: bool = False) -> str:
+    """`value` as YAML, its keys in their order; with `ascii`, other characters are escaped."""
+    return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=not ascii)
 
 
 def _size(node: yaml.Node, sizes: dict[int, int]) -> int:

@@ -1,17 +1,20 @@
 """The command line: what each command is given, what it prints, and how it leaves."""
 
 import errno
+import io
 import json
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import jaxllm
-from jaxllm import cli, cpu_guard, loop
+from jaxllm import cli, config, cpu_guard, loop
 from jaxllm.config import Config, DataConfig, ModelConfig, RunConfig
 from jaxllm.errors import InputError
 from jaxllm.pretrained import hf
@@ -23,6 +26,7 @@ TRAIN = Config(
 )
 PREDICT = ["predict", "--model", "m", "--input", "-", "--output", "out.jsonl"]
 
+LIBRARY = str(Path(jaxllm.__file__).parents[1])
 CONVERT = ["convert", "a", "b", "--weights", "flax"]
 
 
@@ -134,9 +138,108 @@ def test_full_disk_names_what_was_written(calls, file, capsys, code, name, named
 
 
 def test_our_own_faults_keep_their_traceback(calls, file):
-    calls.effect = raising(PermissionError(errno.EACCES, "denied"))
-    with pytest.raises(PermissionError):
-        cli.main(["train", "--config", file])
+    for error in (RuntimeError("ours"), ConnectionResetError(errno.ECONNRESET, "reset")):
+        calls.effect = raising(error)
+        with pytest.raises(type(error)):
+            cli.main(["train", "--config", file])
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENAMETOOLONG, errno.EIO])
+def test_what_the_system_refuses_is_one_message(calls, file, capsys, code):
+    calls.effect = raising(OSError(code, os.strerror(code), "x" * 5000))
+    assert cli.main(["train", "--config", file]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("jaxllm: error: xxx")
+    assert error.endswith(f"xxx: {os.strerror(code)}; give a path that can be used\n")
+    assert error.count("\n") == 1
+    assert len(error) < 2100
+
+
+def test_a_long_message_keeps_both_ends(calls, file, capsys):
+    calls.effect = raising(InputError("head, " + "x" * 10**6 + ", tail"))
+    assert cli.main(["train", "--config", file]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("jaxllm: error: head, xxx")
+    assert error.endswith("xxx, tail\n")
+    assert "xxx ... (998,052 more) ... xxx" in error
+    assert len(error) < 2100
+
+
+def test_a_long_warning_is_cut_but_a_report_is_not(calls, capsys):
+    calls.effect = lambda: (cli.logger.warning("w" * 10**5), cli.logger.info("r" * 10**5))
+    cli.main(CONVERT)
+    error = capsys.readouterr().err
+    assert 1000 < error.count("w") < 2000
+    assert error.count("r") >= 10**5
+
+
+ASCII = {"PYTHONIOENCODING": "ascii"}
+
+
+def as_process(*argv, redirect="", **environ):
+    """(status, output, errors) of a command line that a shell starts with `redirect`."""
+    command = shlex.join([sys.executable, "-m", "jaxllm", *argv])
+    done = subprocess.run(
+        ["sh", "-c", f"{command} {redirect}"],
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": LIBRARY, **environ},
+    )
+    return done.returncode, done.stdout, done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("argv", "redirect", "status", "says"),
+    [
+        (["train", "--nope"], ">&- <&-", 2, "jaxllm: error: unknown option --nope"),
+        (["train", "--nope"], "2>&- >&- <&-", 2, ""),
+        (["train", "--print_config"], ">/dev/full", 2, "the disk is full; free some space"),
+    ],
+)
+def test_closed_and_full_streams(argv, redirect, status, says):
+    found, _, errors = as_process(*argv, redirect=redirect)
+    assert found == status
+    assert says in errors
+    assert errors.count("\n") == bool(says)
+
+
+@pytest.mark.parametrize(("option", "stream"), [("--input", "stdin"), ("--output", "stdout")])
+def test_predict_with_a_closed_stream(calls, monkeypatch, capsys, option, stream):
+    argv = ["predict", "--model", "m", "--input", "a", "--output", "b"]
+    monkeypatch.setattr(sys, stream, None)
+    assert cli.main([*argv, option, "-"]) == 2
+    assert f"{option} -: this stream is closed" in capsys.readouterr().err
+    assert calls == []
+    assert cli.main(argv) == 0
+
+
+def test_a_closed_stream_is_not_the_next_file_that_is_opened(tmp_path):
+    program = (
+        "import os, sys; from jaxllm import streams; streams.secure(); "
+        "f = open(sys.argv[1], 'w'); os.write(1, b'x'); os.write(2, b'x'); f.close()"
+    )
+    command = f"{shlex.join([sys.executable, '-c', program, str(tmp_path / 'data')])} <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", command], cwd=LIBRARY).returncode == 0
+    assert (tmp_path / "data").read_text() == ""
+
+
+def test_an_ascii_terminal_gets_yaml_that_is_read_back(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(CONFIG.replace("a.csv", "电影.csv"), encoding="utf-8")
+    status, output, errors = as_process("train", "--config", str(file), "--print_config", **ASCII)
+    assert (status, errors) == (0, "")
+    printed = tmp_path / "printed.yaml"
+    printed.write_bytes(output)
+    assert output.isascii()
+    assert config.from_yaml(printed).data.train == ["电影.csv"]
+
+
+def test_predict_writes_utf_8_to_any_terminal(calls, monkeypatch):
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    calls.effect = lambda: (stdout.write("电影"), {"rows": 1, "errors": 0})[1]
+    assert cli.main([*PREDICT[:-1], "-"]) == 0
+    stdout.flush()
+    assert stdout.buffer.getvalue() == "电影".encode()
 
 
 def test_interrupts(calls, file, capsys):
