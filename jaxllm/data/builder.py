@@ -15,7 +15,7 @@ from jaxllm.data.bad_rows import BadRows
 from jaxllm.data.cache import Store
 from jaxllm.data.label_cells import unnamed
 from jaxllm.data.labels import Labels
-from jaxllm.data.rows import CHARACTERS, CHUNK, Row, Source
+from jaxllm.data.rows import CHARACTERS, CHUNK, Row, Source, text_hash
 from jaxllm.data.tokenizer import Encoded, Encoder
 from jaxllm.errors import InputError
 
@@ -27,6 +27,7 @@ class _Good(NamedTuple):
     texts: list[str]
     pairs: list[str]  # as many as there are texts; none: single texts
     label: Any
+    hash: int
 
 
 class _Bad(NamedTuple):
@@ -73,7 +74,7 @@ class Builder:
         self._learn_on = labels.learning and not data.streaming
 
     def run(self, store: Store) -> dict[str, Any]:
-        """Appends ``tokens``, ``type_ids``, ``offsets``, ``rows`` and ``labels`` to `store`.
+        """Appends the arrays of `Examples` to `store`.
 
         Gives ``names`` of the labels, the ``report`` of the rows, and ``remarks`` on what looks
         wrong about labels that were learned. In memory are the few chunks
@@ -153,9 +154,10 @@ class Builder:
             return _Bad(row.number, fault)
         if self._choices:
             pairs = [second_text(row.pair, choice) for choice in row.choices]
-            return _Good(row.number, [row.text] * self._choices, pairs, label)
+            content = text_hash(row.text, *pairs)
+            return _Good(row.number, [row.text] * self._choices, pairs, label, content)
         pairs = [] if self._data.text_pair is None else [row.pair]
-        return _Good(row.number, [row.text], pairs, label)
+        return _Good(row.number, [row.text], pairs, label, text_hash(row.text, *pairs))
 
     def _encode(self, rows: list[_Good]) -> Encoded:
         pairs = [pair for row in rows for pair in row.pairs]
@@ -170,6 +172,7 @@ class Builder:
             lengths = encoded.lengths.reshape(shape)
         kept: list[int] = []  # positions among the good rows
         numbers: list[int] = []
+        hashes: list[int] = []
         good = -1
         for row in chunk.rows:
             good += isinstance(row, _Good)
@@ -195,6 +198,7 @@ class Builder:
                 self._look(chunk.source.name, row)
                 kept.append(good)
                 numbers.append(row.number)
+                hashes.append(row.hash)
         if encoded is not None and kept:
             stays = np.zeros(lengths.shape, bool)
             stays[kept] = True
@@ -202,6 +206,7 @@ class Builder:
             store.append("tokens", encoded.tokens[stays_token])
             store.append("type_ids", encoded.type_ids[stays_token])
             store.append("rows", np.array(numbers, np.int64))
+            store.append("hashes", np.array(hashes, np.uint64))
             self._lengths.append(lengths[kept].ravel())
         if self._data.streaming:  # a stream may have no end to wait for
             self._raise_if_stopped()

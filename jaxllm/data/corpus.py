@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Examples", "ReadReport", "load_examples", "load_tokenizer"]
 
 _LOG = logging.getLogger(__name__)
-_CACHE_VERSION = 3  # raise when the same input comes to give other arrays
+_CACHE_VERSION = 4  # raise when the same input comes to give other arrays
 
 _SHOWN = 10  # labels in the log
 
@@ -61,6 +61,7 @@ class Examples:
         labels: int32[n] ids | float32[n] (regression) | float32[n, C] (several labels) | None.
         rows: int64[n], number of the row in its file: from 1, header not counted.
         report: what became of the rows that were read.
+        hashes: uint64[n], `text_hash` of the texts of the row; None = not known.
     """
 
     tokens: np.ndarray
@@ -69,6 +70,7 @@ class Examples:
     labels: np.ndarray | None
     rows: np.ndarray
     report: ReadReport
+    hashes: np.ndarray | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -173,6 +175,7 @@ def _load(
         arrays.get("labels"),
         arrays["rows"],
         report,
+        hashes=arrays["hashes"],
     ), names
 
 
@@ -267,7 +270,11 @@ def _fault(vocabulary: int, width: int, arrays: cache.Arrays, about: dict[str, A
             return "labels are not a number for each row"
         if about["names"]:
             within["labels"] = (0, 2 if labels.ndim == 2 else len(about["names"]))
-    if len(arrays["type_ids"]) != total or len(arrays["offsets"]) != count * width + 1:
+    if (
+        len(arrays["hashes"]) != count
+        or len(arrays["type_ids"]) != total
+        or len(arrays["offsets"]) != count * width + 1
+    ):
         return "arrays are not of one length"
     return cache.range_fault(arrays, within, {"offsets": total})
 

@@ -5,7 +5,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -86,7 +86,7 @@ class DocumentBuilder:
         return self._backend.fingerprint()
 
     def run(self, store: Store) -> dict[str, Any]:
-        """Appends ``tokens``, ``starts``, ``lines`` and ``documents`` to `store`; gives a report.
+        """Appends the arrays of a `Shard` to `store`; gives a report.
 
         In memory are the document that is read and the few calls that are under way.
 
@@ -208,6 +208,10 @@ class _Writer:
     empty: int = -1  # the end of what is before the first document counts as one
     _line_begin: int = 0
     _document_begin: int = 0
+    _hash: int = 0  # of the document that is being added
+    _ends: dict[str, list[int]] = field(
+        default_factory=lambda: {"lines": [], "documents": [], "hashes": []}
+    )
 
     def __post_init__(self) -> None:
         for name, dtype in (("tokens", np.int32), ("starts", bool)):
@@ -218,38 +222,38 @@ class _Writer:
     def add(
         self, pieces: list[Piece], tokens: np.ndarray, starts: np.ndarray, counts: np.ndarray
     ) -> None:
-        lines: list[int] = []
-        documents: list[int] = []
         for piece, count in zip(pieces, counts.tolist(), strict=True):
             if piece.begins != GOES_ON:
-                self._end(piece.begins == DOCUMENT, lines, documents)
+                self._end(piece.begins == DOCUMENT)
+            if piece.begins == DOCUMENT:
+                self._hash = piece.hash
             self.tokens += count
         self.store.append("tokens", tokens)
         self.store.append("starts", starts)
-        self._append(lines, documents)
+        self._flush()
 
     def close(self) -> None:
-        lines: list[int] = []
-        documents: list[int] = []
-        self._end(True, lines, documents)
-        self._append(lines, documents)
+        self._end(True)
+        self._flush()
 
-    def _end(self, document: bool, lines: list[int], documents: list[int]) -> None:
+    def _end(self, document: bool) -> None:
         """Ends the line, and the document, unless they have no token."""
         if self.tokens > self._line_begin:
             self._line_begin = self.tokens
             self.lines += 1
-            lines.append(self.tokens)
+            self._ends["lines"].append(self.tokens)
         if document and self.lines > self._document_begin:
             self._document_begin = self.lines
             self.documents += 1
-            documents.append(self.lines)
+            self._ends["documents"].append(self.lines)
+            self._ends["hashes"].append(self._hash)
         elif document:
             self.empty += 1
 
-    def _append(self, lines: list[int], documents: list[int]) -> None:
-        self.store.append("lines", np.array(lines, np.int64))
-        self.store.append("documents", np.array(documents, np.int64))
+    def _flush(self) -> None:
+        for name, values in self._ends.items():
+            self.store.append(name, np.array(values, np.uint64 if name == "hashes" else np.int64))
+            values.clear()
 
 
 def _blank(text: Any) -> bool:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _LOG = logging.getLogger(__name__)
-_CACHE_VERSION = 1  # raise when the same input comes to give other arrays
+_CACHE_VERSION = 2  # raise when the same input comes to give other arrays
 
 
 class Shard(NamedTuple):
@@ -36,6 +36,7 @@ class Shard(NamedTuple):
         starts: bool[total], tokens that begin a word.
         lines: int64[m + 1]; line j is ``tokens[lines[j]:lines[j + 1]]``, of at least one token.
         documents: int64[n + 1]; document i is lines ``documents[i]`` to ``documents[i + 1]``.
+        hashes: uint64[n], `text_hash` of each document.
         key: another string whenever the arrays are others.
     """
 
@@ -43,11 +44,16 @@ class Shard(NamedTuple):
     starts: np.ndarray
     lines: np.ndarray
     documents: np.ndarray
+    hashes: np.ndarray
     key: str
 
     def first(self, count: int) -> "Shard":
         """The first `count` documents."""
-        return self._replace(documents=self.documents[: count + 1], key=f"{self.key} {count}")
+        return self._replace(
+            documents=self.documents[: count + 1],
+            hashes=self.hashes[:count],
+            key=f"{self.key} {count}",
+        )
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,16 @@ class Documents:
             shard, local = self.shards[number], index[at] - self.begins[number]
             tokens[at], starts[at] = shard.tokens[local], shard.starts[local]
         return tokens, starts
+
+    @property
+    def hashes(self) -> np.ndarray:
+        """uint64[n], `text_hash` of each document of all shards."""
+        return np.concatenate([shard.hashes for shard in self.shards])
+
+    @property
+    def rows(self) -> range:
+        """The number of each document, from 1, over all shards."""
+        return range(1, len(self.hashes) + 1)
 
     @property
     def size(self) -> int:
@@ -154,7 +170,7 @@ def _shard(data: DataConfig, split: str, source: DocumentSource, builder: Docume
 def _fault(vocabulary: int, arrays: cache.Arrays, about: dict[str, Any]) -> str | None:
     """What is wrong with the arrays of a shard; see `cache.load`."""
     total, lines = len(arrays["tokens"]), len(arrays["lines"]) - 1
-    if len(arrays["starts"]) != total:
+    if len(arrays["starts"]) != total or len(arrays["hashes"]) != len(arrays["documents"]) - 1:
         return "arrays are not of one length"
     within = {"tokens": (0, vocabulary), "starts": (0, 2)}
     return cache.range_fault(arrays, within, {"lines": total, "documents": lines})

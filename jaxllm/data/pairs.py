@@ -13,6 +13,7 @@ from jaxllm.config_fields import DataConfig
 from jaxllm.data.corpus import Examples, ReadReport, load_examples
 from jaxllm.data.groups import Groups
 from jaxllm.data.packing import Rows
+from jaxllm.data.rows import text_hash
 from jaxllm.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class _Group(NamedTuple):
     texts: tuple[np.ndarray, ...]  # tokens of each
     score: float
     row: int
+    hash: int  # of anchor and positive
 
 
 def load_pairs(
@@ -107,6 +109,7 @@ def load_pairs(
         offsets=np.cumsum([0, *map(len, texts)], dtype=np.int64),
         labels=np.array([group.score for group in kept], np.float32) if scored else None,
         rows=np.array([group.row for group in kept], np.int64),
+        hashes=np.array([group.hash for group in kept], np.uint64),
         report=ReadReport(read, len(kept), {r: n for r, n in dropped.items() if n}, truncated),
         width=len(columns),
         text_ids=np.array(
@@ -144,10 +147,13 @@ def _joined(columns: list[Examples]) -> Iterator[_Group]:
     """The rows that all columns of one file have kept."""
     common = functools.reduce(np.intersect1d, [texts.rows for texts in columns])
     scores = columns[0].labels
+    contents = [texts.hashes for texts in columns[:2] if texts.hashes is not None]
     places = zip(*(np.searchsorted(texts.rows, common) for texts in columns), strict=True)
     for row, at in zip(common, places, strict=True):
         tokens = (
             texts.tokens[texts.offsets[i] : texts.offsets[i + 1]]
             for texts, i in zip(columns, at, strict=True)
         )
-        yield _Group(tuple(tokens), math.nan if scores is None else float(scores[at[0]]), int(row))
+        score = math.nan if scores is None else float(scores[at[0]])
+        hashes = [str(h[i]) for h, i in zip(contents, at, strict=False)]
+        yield _Group(tuple(tokens), score, int(row), text_hash(*hashes))

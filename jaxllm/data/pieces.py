@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxllm.data.rows import text_hash
 from jaxllm.errors import InputError
 
 # Characters of a piece. The library keeps tens of bytes for each character of a text, so a line of
@@ -22,11 +23,13 @@ class Piece(NamedTuple):
     Attributes:
         begins: a document, a line of one, or nothing.
         words: int64[characters], the number of each one's word.
+        hash: of the piece that begins a document, `text_hash` of all of it.
     """
 
     text: str
     begins: int
     words: np.ndarray | None
+    hash: int = 0
 
 
 def pieces_of(text: str, words: np.ndarray | None) -> Iterator[Piece]:
@@ -41,7 +44,9 @@ def pieces_of(text: str, words: np.ndarray | None) -> Iterator[Piece]:
             if end - begin > _LONGEST:
                 space = text.rfind(" ", begin + 1, begin + _LONGEST)
                 cut = begin + _LONGEST if space < 0 else space
-            yield Piece(text[begin:cut], begins, None if words is None else words[begin:cut])
+            content = text_hash(text) if begins == DOCUMENT else 0
+            part = None if words is None else words[begin:cut]
+            yield Piece(text[begin:cut], begins, part, content)
             begin, begins = cut, GOES_ON
         begin, begins = end + 1, max(begins, LINE)
 

@@ -81,7 +81,10 @@ def _load(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizerFast") ->
         choices=choices,
     )
     return Questions(
-        **{name: arrays[name] for name in ("tokens", "type_ids", "offsets", "labels", "rows")},
+        **{
+            name: arrays[name]
+            for name in ("tokens", "type_ids", "offsets", "labels", "rows", "hashes")
+        },
         report=report,
         width=choices,
     )

@@ -1,6 +1,7 @@
 """Rows of text and label, and where they come from."""
 
 import contextlib
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -54,6 +55,12 @@ class Source:
     rows: Callable[[], Iterator[Row]]
     label_names: list[str] | None = None
     unit: str = "row"
+
+
+def text_hash(*texts: str) -> int:
+    """64 bits that are the same for the same texts, but for spaces around each."""
+    joined = "\0".join(text.strip() for text in texts).encode()
+    return int.from_bytes(hashlib.blake2b(joined, digest_size=8).digest(), "little")
 
 
 def chunk_of(texts: Iterator[str]) -> list[str]:

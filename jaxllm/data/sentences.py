@@ -16,7 +16,7 @@ from jaxllm.data import cache
 from jaxllm.data.bad_rows import BadRows
 from jaxllm.data.corpus import Examples, ReadReport, log_report, renumbered, sources_of
 from jaxllm.data.packing import Rows, fill_packed, ranges, starts_of
-from jaxllm.data.rows import CHUNK, FORM, Source
+from jaxllm.data.rows import CHUNK, FORM, Source, text_hash
 from jaxllm.data.tagged_rows import TOO_LONG, Fault, Tagged, TaggedRows
 from jaxllm.data.tokenizer import WordEncoder, vocabulary_size
 from jaxllm.errors import InputError
@@ -145,7 +145,7 @@ def _sources(data: DataConfig, split: str) -> list[Source]:
 def _array_fault(vocabulary: int, arrays: cache.Arrays, about: dict[str, Any]) -> str | None:
     """What is wrong with the arrays of sentences; see `cache.load`."""
     total, count, words = (len(arrays[name]) for name in ("tokens", "rows", "word_labels"))
-    lengths = {"labels": total, "type_ids": total, "word_tokens": words}
+    lengths = {"hashes": count, "labels": total, "type_ids": total, "word_tokens": words}
     lengths |= {"offsets": count + 1, "word_offsets": count + 1, "text_offsets": words + 1}
     if any(len(arrays[name]) != length for name, length in lengths.items()):
         return "arrays are not of one length"
@@ -260,6 +260,7 @@ class _Reader:
             "labels": labels,
             "offsets": np.array([len(numbers)]),
             "rows": np.array([row.number]),
+            "hashes": np.array([text_hash(*row.words)], np.uint64),
             "word_labels": word_labels,
             "word_tokens": word_tokens,
             "word_offsets": np.array([len(row.words)]),

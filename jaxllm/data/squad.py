@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
+
 from jaxllm.config_fields import DataConfig
 from jaxllm.data.builder import text_fault
 from jaxllm.data.hub import load_split, records
 from jaxllm.data.lines import beyond, too_long
+from jaxllm.data.rows import text_hash
 from jaxllm.data.squad_records import Asked, asked_in, records_of
 from jaxllm.errors import InputError
 
@@ -55,6 +58,18 @@ class Questions(NamedTuple):
 
     questions: list[Question]
     contexts: list[str]
+
+    @property
+    def rows(self) -> list[str]:
+        """The id of each question."""
+        return [question.id for question in self.questions]
+
+    @property
+    def hashes(self) -> np.ndarray:
+        """uint64[n], `text_hash` of each question with its context."""
+        contexts = [str(text_hash(context)) for context in self.contexts]
+        pairs = ((question.question, contexts[question.context]) for question in self.questions)
+        return np.array([text_hash(*pair) for pair in pairs], np.uint64)
 
     @property
     def unanswerable(self) -> bool:

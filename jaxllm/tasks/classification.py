@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxllm import losses, metrics
 from jaxllm.config_fields import Config
 from jaxllm.data.corpus import Examples, load_examples
+from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.errors import InputError
 from jaxllm.objectives import Apply, labelled
 from jaxllm.tasks.evaluation import Evaluator
@@ -50,6 +51,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         found = told or head.names
     if config.data.has_dev:
         dev, _ = load_examples(config.data, "dev", tokenizer, problem_type=problem, labels=found)
+        warn_of_overlap(train, dev)
         dev = dev.reordered(head.order)
     names = head.names
     metric = check_metric(config, names)

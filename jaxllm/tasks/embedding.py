@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from jaxllm import metrics
 from jaxllm.config_fields import Config, DataConfig
+from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.data.pairs import Pairs, load_pairs, text_length
 from jaxllm.errors import InputError
 from jaxllm.files import write_atomic
@@ -43,6 +44,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     prompt = settings.prompt
     train = None if saved is not None else load_pairs(config.data, "train", tokenizer, prompt)
     dev = load_pairs(config.data, "dev", tokenizer, prompt) if config.data.has_dev else None
+    warn_of_overlap(train, dev)
     known = [] if dev is None else known_metrics(config.data)
     metric = config.train.metric or (known or ["loss"])[0]
     if known and metric not in known:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxllm import losses, metrics
 from jaxllm.config_fields import Config
 from jaxllm.data.builder import second_text
+from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.data.questions import Questions, load_questions
 from jaxllm.data.tokenizer import Encoder
 from jaxllm.errors import InputError
@@ -37,6 +38,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     data = config.data
     train = None if saved is not None else load_questions(data, "train", tokenizer)
     dev = load_questions(data, "dev", tokenizer) if data.has_dev else None
+    warn_of_overlap(train, dev)
     model_config = saved or hf.load_config(config.model.path, **config.model.config)
     new = fitted(config, [], HEAD).new if saved is None else frozenset()
     check_fit(model_config, tokenizer, config.data.max_length, pair=True)

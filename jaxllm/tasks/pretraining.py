@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 
 from jaxllm import pretraining_objectives
 from jaxllm.config_fields import Config
-from jaxllm.data.documents import load_documents
+from jaxllm.data.documents import Documents, load_documents
 from jaxllm.data.loader import EpochExamples, eval_batches
+from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.data.pretraining import PretrainingExamples, special_ids
 from jaxllm.errors import InputError
 from jaxllm.metrics import Sums
@@ -111,9 +112,9 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         known = ", ".join(kind.metrics)
         raise InputError(f"train.metric: found {metric!r}, expected one of {known}")
 
-    def examples(split: str, seed: int) -> PretrainingExamples:
+    def examples(split: str, documents: Documents, seed: int) -> PretrainingExamples:
         return PretrainingExamples(
-            load_documents(config.data, split, tokenizer),
+            documents,
             config.data if split == "train" else replace(config.data, weights=None),
             tokenizer,
             seed=seed,
@@ -122,8 +123,17 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
             random=kind.random,
         )
 
-    train = examples("train", config.train.seed) if saved is None else None
-    dev = examples("dev", _DEV_SEED).at(0) if config.data.has_dev else None
+    train = dev = None
+    read = {
+        split: load_documents(config.data, split, tokenizer)
+        for split, there in (("train", saved is None), ("dev", config.data.has_dev))
+        if there
+    }
+    warn_of_overlap(read.get("train"), read.get("dev"), "document")
+    if "train" in read:
+        train = examples("train", read["train"], config.train.seed)
+    if "dev" in read:
+        dev = examples("dev", read["dev"], _DEV_SEED).at(0)
 
     def evaluator(apply: Apply, mesh: Mesh) -> MaskedEvaluator:
         assert dev is not None

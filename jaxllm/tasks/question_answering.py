@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from jaxllm.answer_metrics import SCORINGS, answer_metrics
 from jaxllm.config_fields import Config
+from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.data.squad import Questions
 from jaxllm.data.window_cache import load_windows
 from jaxllm.data.windows import Windows
@@ -37,6 +38,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     data, qa = config.data, config.qa
     train = load_windows(data, qa, "train", tokenizer) if saved is None else None
     dev = load_windows(data, qa, "dev", tokenizer) if data.has_dev else None
+    warn_of_overlap(train and train[1], dev and dev[1], "question")
     nullable = any(part[1].unanswerable for part in (train, dev) if part is not None)
     model_config = saved
     if saved is None:

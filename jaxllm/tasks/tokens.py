@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from jaxllm import losses
 from jaxllm.config_fields import Config, DataConfig
+from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.data.sentences import Sentences, load_sentences
 from jaxllm.data.tags import OUTSIDE, Scheme, scheme_of
 from jaxllm.entities import entity_metrics, entity_report
@@ -56,6 +57,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     scheme = scheme_of(names, wanted, f"{config.model.path}: the labels")
     if config.data.has_dev:
         dev, _ = load_sentences(config.data, "dev", tokenizer, found, wanted)
+        warn_of_overlap(train, dev)
         dev = dev.reordered(head.order)
     logger.info("%d tags, %s", len(names), scheme.describe(names))
     tags = "plain" if scheme.plain else "entities"
