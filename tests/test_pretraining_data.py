@@ -27,7 +27,8 @@ def shard(documents, key="a"):
     lines = np.cumsum([0, *sizes])
     bounds = np.cumsum([0, *map(len, documents)])
     tokens = (np.arange(lines[-1]) % 80 + FIRST).astype(np.int32)
-    return Shard(tokens, np.ones(len(tokens), bool), lines, bounds, key)
+    hashes = np.arange(len(bounds) - 1, dtype=np.uint64)
+    return Shard(tokens, np.ones(len(tokens), bool), lines, bounds, hashes, key)
 
 
 def documents_of(*shards, corpora=None):
