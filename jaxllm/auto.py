@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 import jax
 
+from jaxllm import memory
 from jaxllm.arguments import check_inputs, check_keywords, dtype_name
 from jaxllm.models import ENCODERS, Params, apply_fn, init_params, max_tokens, module_parts
 from jaxllm.pretrained import configs, hf
@@ -64,7 +65,8 @@ class PretrainedModel:
         """
         dtype = dtype_name(dtype)
         configs.check_config(config, type(config).__name__)
-        graphdef, _ = module_parts(config, cls.task, dtype=dtype, attention=attention)
+        graphdef, abstract = module_parts(config, cls.task, dtype=dtype, attention=attention)
+        memory.check(memory.bytes_of(abstract), "the parameters", "give the config smaller sizes")
         return cls(config, init_params(config, cls.task, seed), graphdef)
 
     def __call__(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from jaxllm import memory
 from jaxllm.objectives import Batch, Metrics, Objective
 from jaxllm.optim import FlatParams, trainable
 from jaxllm.sharding import map_params, replicated, state_shardings
@@ -61,7 +62,17 @@ def init_state(
     def opt_init(params: Any) -> optax.OptState:
         return tx.init(split_frozen(params, frozen)[0])
 
-    shardings = state_shardings(mesh, jax.eval_shape(opt_init, params))
+    shapes = jax.eval_shape(opt_init, params)
+    shardings = state_shardings(mesh, shapes)
+    placed = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        *(shapes, shardings),
+    )
+    memory.check(
+        memory.bytes_of((params, placed)),
+        "parameters and optimizer state",
+        "use more devices with mesh.fsdp, a smaller model, or an optimizer that keeps less",
+    )
     whole = replicated(mesh)
     return TrainState(
         step=jax.device_put(jnp.zeros((), jnp.int32), whole),

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from jaxllm import files, no_torch
+import jax
+
+from jaxllm import files, memory, no_torch
 from jaxllm.errors import InputError
 from jaxllm.pretrained import FAMILIES
 from jaxllm.pretrained.values import are_names, problems
@@ -50,9 +52,6 @@ def make_config(attributes: dict[str, Any], where: str, **overrides: Any) -> Any
     `where`: what messages say they are from. Labels given by an override replace those there
     are. Raises InputError for what is not implemented, unknown, or of the wrong type.
     """
-    with no_torch.deferred():
-        from transformers import CONFIG_MAPPING
-
     attributes = {**attributes}
     if "model_type" not in attributes:  # configs of 2019 do not say
         attributes |= _model_type(attributes.get("architectures"))
@@ -61,17 +60,50 @@ def make_config(attributes: dict[str, Any], where: str, **overrides: Any) -> Any
     # transformers turns a dtype into torch's, importing torch for it; here parameters are float32.
     for name in ("dtype", "torch_dtype"):
         attributes.pop(name, None)
+    config_class = _class_of(attributes["model_type"])
+    _check_sizes(attributes, config_class, where)
     if names := attributes.pop("id2label", None):  # an empty one says nothing
         attributes["id2label"] = {int(i): str(name) for i, name in names.items()}
     try:
-        with no_torch.deferred():  # the class is imported here
-            config = CONFIG_MAPPING[attributes["model_type"]].from_dict(attributes)
+        config = config_class.from_dict(attributes)
     except Exception as error:  # of the checks of transformers, and of code that has none
         raise InputError(
             f"{where}: not a {attributes['model_type']} config: {' '.join(str(error).split())}"
         ) from error
     check_config(config, where)
     return config
+
+
+def _class_of(model_type: str) -> Any:
+    with no_torch.deferred():
+        from transformers import CONFIG_MAPPING
+
+        return CONFIG_MAPPING[model_type]  # which imports it
+
+
+def _check_sizes(attributes: dict[str, Any], config_class: Any, where: str) -> None:
+    """Refuses a model that all devices together could not hold.
+
+    The estimate is from the names of the sizes, as some models take minutes to describe: a list has
+    an entry for each layer or label.
+    """
+
+    def size(*names: str) -> int:
+        """The first that is said, else the default of the first that there is."""
+        said = (attributes.get(name) for name in names)
+        defaults = (getattr(config_class, name, None) for name in names)
+        return next((x for x in (*said, *defaults) if isinstance(x, int)), 1)
+
+    width, layers = size("hidden_size", "dim"), size("num_hidden_layers", "n_layers")
+    tables = size("vocab_size") * size("embedding_size", "hidden_size", "dim")
+    labels = size("num_labels") * width
+    inner = size("intermediate_size", "hidden_dim")
+    numbers = tables + labels + layers * (4 * width * width + 2 * width * inner)
+    memory.check(
+        4 * numbers // jax.device_count(),
+        f"{where}: the parameters of {layers} layers with hidden_size {width}",
+        "give smaller sizes, or more devices",
+    )
 
 
 def _merge(attributes: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

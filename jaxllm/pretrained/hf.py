@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxllm import memory
 from jaxllm.errors import InputError
 from jaxllm.models import module_parts
 from jaxllm.pretrained import FAMILIES, configs, loading, saving
@@ -61,6 +62,7 @@ def load_params(
     tensor at a time is on the host beside what is already placed. Raises InputError with every
     missing, surplus or wrongly shaped tensor, before any is placed.
     """
+    memory.check(memory.bytes_of(abstract), f"{directory}: the parameters", "use more devices")
     tensors = read_tensors(directory)
     family = FAMILIES[config.model_type]
     params, report = loading.load(family, tensors, abstract, directory, init, dropped)

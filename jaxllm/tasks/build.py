@@ -37,7 +37,14 @@ from jaxllm.tasks import (
     question_answering,
     tokens,
 )
-from jaxllm.tasks.model import check_head, computation, initial_params, load_saved, place
+from jaxllm.tasks.model import (
+    check_batch,
+    check_head,
+    computation,
+    initial_params,
+    load_saved,
+    place,
+)
 from jaxllm.tasks.task import SMALLER_IS_BETTER, Prepare
 from jaxllm.throughput import tokens_per_second_at_peak
 from jaxllm.train import flatten, init_state, make_train_step, state_shapes
@@ -91,6 +98,15 @@ def build(config: Config) -> Job:
         shards=batch_shards(mesh) * config.train.accumulation,
         sharding=batch_sharding(mesh),
     )
+    check_batch(
+        "train.batch_size",
+        loader.rows_per_batch,
+        config.data.max_length if config.data.packing else _shortest_row(config),
+        task.model_config,
+        mesh,
+        parts=config.train.accumulation,
+    )
+    _check_eval_batch(config, task.model_config, mesh)
     total_steps = _total_steps(config, loader)
     schedule = learning_rate_schedule(config.optimizer, total_steps)
     tx = make_optimizer(config.optimizer, total_steps)
@@ -183,6 +199,7 @@ def evaluate(config: Config) -> dict[str, float]:
     task = TASKS[config.model.task](config, tokenizer, saved=saved)
     if task.evaluator is None:
         raise InputError("data.dev: found no files, expected the part to evaluate on")
+    _check_eval_batch(config, saved, mesh)
     _, graphdef, params = load_saved(
         config.model.path,
         task.head,
@@ -216,6 +233,17 @@ def _tokenizer_path(config: Config) -> str:
     if path is None:
         raise InputError("model.tokenizer: found null and no model.path; expected its directory")
     return path
+
+
+def _check_eval_batch(config: Config, model_config: Any, mesh: Any) -> None:
+    """Of examples of a few tokens, where they are packed: how many make a row is not known."""
+    length = 3 if config.data.packing else _shortest_row(config)
+    size = config.train.eval_batch_size
+    check_batch("train.eval_batch_size", size, length, model_config, mesh)
+
+
+def _shortest_row(config: Config) -> int:
+    return min(config.data.buckets[0], config.data.max_length)
 
 
 def _total_steps(config: Config, loader: TrainLoader) -> int:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxllm import models
+from jaxllm import memory, models
 from jaxllm.attention_backends import ATTENDS
 from jaxllm.config_fields import Config, ModelConfig
 from jaxllm.data.tokenizer import load_tokenizer, vocabulary_size
@@ -19,7 +19,7 @@ from jaxllm.errors import InputError
 from jaxllm.objectives import Apply
 from jaxllm.pretrained import FAMILIES, hf
 from jaxllm.pretrained.saving import INPUT_FILE
-from jaxllm.sharding import batch_sharding, map_params, parameter_sharding
+from jaxllm.sharding import batch_sharding, batch_shards, map_params, parameter_sharding
 from jaxllm.tasks.inputs import InputFormat
 from jaxllm.tasks.storage import OneModel, Storage
 from jaxllm.tasks.task import Task
@@ -64,6 +64,8 @@ def initial_params(config: Config, task: Task, abstract: Any) -> Any:
         return models.init_params(task.model_config, task.head, config.train.seed)
 
     if config.model.path is None:
+        way_out = "give model.config smaller sizes, or use more devices with mesh.fsdp"
+        memory.check(memory.bytes_of(abstract), "model.config: the parameters", way_out)
         return jax.jit(random, out_shardings=map_params(lambda _, x: x.sharding, abstract))()
 
     def new(path: str) -> jax.Array:
@@ -71,6 +73,24 @@ def initial_params(config: Config, task: Task, abstract: Any) -> Any:
         return jax.jit(lambda: flatten(random())[path])()
 
     return task.stored().load(hf.resolve(config.model.path), abstract, new)
+
+
+def check_batch(
+    key: str, rows: int, length: int, model_config: Any, mesh: Mesh, *, parts: int = 1
+) -> None:
+    """Refuses a batch that no device could hold its part of, before it is made.
+
+    Counted are three int32 arrays of ids, and one hidden state, in float32 or two in bfloat16.
+
+    key: what `rows` is called in a message. length: tokens of a row, at least. parts: of the batch,
+    which are computed one after the other.
+    """
+    tokens = rows * length // batch_shards(mesh)
+    memory.check(
+        tokens * 12 + tokens // parts * 4 * model_config.hidden_size,
+        f"{key}: a batch of {rows} rows",
+        "choose a smaller one",
+    )
 
 
 def computation(model: ModelConfig, mesh: Mesh) -> dict[str, Any]:

@@ -142,11 +142,11 @@ def load_predictor(model: str, batch_size: int) -> "Predictor":
 
     from jaxllm.sharding import batch_shards, make_mesh
     from jaxllm.tasks.answerer import Answerer
-    from jaxllm.tasks.batched import BatchSizes
+    from jaxllm.tasks.batched import SHORTEST_ROW, BatchSizes
     from jaxllm.tasks.classifier import classifier
     from jaxllm.tasks.embedder import embedder
     from jaxllm.tasks.filler import filler
-    from jaxllm.tasks.model import SavedModel
+    from jaxllm.tasks.model import SavedModel, check_batch
     from jaxllm.tasks.multiple_choice import ChoicePredictor
     from jaxllm.tasks.tagger import Tagger
 
@@ -162,4 +162,6 @@ def load_predictor(model: str, batch_size: int) -> "Predictor":
     mesh = make_mesh(devices=jax.local_devices())
     shards = batch_shards(mesh)
     saved = SavedModel.load(model, mesh)
+    length = min(SHORTEST_ROW, saved.form.max_length)
+    check_batch("--batch_size", batch_size, length, saved.config, mesh)
     return predictors[saved.form.task](saved, (shards, -(-batch_size // shards) * shards))
