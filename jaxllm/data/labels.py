@@ -63,7 +63,9 @@ _SEVERAL = (
     "several labels where one is expected (set model.problem_type: multi_label_classification; a "
     "name that looks so has to be in data.labels)"
 )
-_UNREADABLE = "list of labels that neither JSON nor Python reads"
+_UNREADABLE = (
+    "list of labels that neither JSON nor Python reads (put | between names, or commas in the list)"
+)
 _NUMBERS = (
     "several numbers (ids or a 0/1 vector: list the names in the order of ids in data.labels)"
 )
