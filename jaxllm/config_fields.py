@@ -303,7 +303,7 @@ class RunConfig:
         keep: newest checkpoints that are kept beside the best
         log_every: steps between lines of metrics.jsonl
         trackers: where else the numbers of metrics.jsonl go: TensorBoard's event files, wandb
-            (pip install 'jaxllm[wandb]'; WANDB_MODE=offline needs no network)
+            (pip install 'wandb>=0.31'; WANDB_MODE=offline needs no network)
         progress: show a progress bar
         push_to_hub: name of a repository of the Hugging Face Hub, such as org/name, that gets what
             is in model/ at the end; null = none

@@ -27,13 +27,14 @@ def check(names: Sequence[str]) -> None:
         with no_torch.hidden():
             # By names: where it is not installed, a directory wandb/ that it left imports as well.
             from wandb import login, setup
-    except ImportError as error:
+        # Without a key wandb.init would ask for one at the terminal.
+        ready = setup().settings.mode != "online" or login(prompt=False)
+    except (ImportError, AttributeError, TypeError) as error:  # the latter of an older version
         raise InputError(
-            f"run.trackers: found wandb, which cannot be imported ({error}); install it with pip "
-            "install 'jaxllm[wandb]', or take it out of run.trackers"
+            f"run.trackers: found wandb, which cannot be used ({error}); install it with pip "
+            "install 'wandb>=0.31', or take it out of run.trackers"
         ) from None
-    # Without a key wandb.init would ask for one at the terminal.
-    if setup().settings.mode == "online" and not login(prompt=False):
+    if not ready:
         raise InputError(
             "run.trackers: found wandb, but there is no login; run `wandb login`, or set "
             "WANDB_MODE=offline to keep the numbers here"

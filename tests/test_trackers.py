@@ -105,7 +105,7 @@ def never(config):
 def test_wandb_not_installed_is_told_before_anything_is_built(tmp_path, monkeypatch):
     one = make_config(tmp_path / "run", **{"run.trackers": ["wandb"]})
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(InputError, match=r"run\.trackers.*pip install 'jaxllm\[wandb\]'"):
+    with pytest.raises(InputError, match=r"run\.trackers.*pip install 'wandb>=0\.31'"):
         loop.train(one, never)
     # The directory that a run of wandb leaves imports, too, and has nothing in it.
     monkeypatch.delitem(sys.modules, "wandb")
@@ -122,6 +122,10 @@ def test_wandb_without_login_or_server_is_told(wandb, tmp_path):
         loop.train(one, never)
     wandb.has_login = True
     trackers.check(["wandb"])
+    wandb.login = lambda: True  # of an older version
+    with pytest.raises(InputError, match=r"wandb, which cannot be used .*pip install"):
+        loop.train(one, never)
+    wandb.login = lambda prompt: True
     wandb.choose("unreachable")
     with pytest.raises(InputError, match=r"timed out.*WANDB_MODE=offline"):
         loop.run(build(one), one)
