@@ -6,6 +6,13 @@ from jaxllm import models
 from jaxllm.sharding import map_params
 
 PAIRS = [(family, task) for family in models.ENCODERS for task in models.FAMILIES[family]]
+# One pair for each class of head, and the bare model of each family: for what a head and an encoder
+# do, whatever the other of the two is.
+KINDS = [
+    *{models.ENCODERS[family].HEADS[task]: (family, task) for family, task in PAIRS[::-1]}.values(),
+    *((family, "base") for family in models.ENCODERS),
+]
+KINDS = [pair for pair in PAIRS if pair in KINDS]
 LONGEST = 24  # tokens of a row
 # An activation that no head has, so that a head which takes the wrong one shows.
 SIZES = {

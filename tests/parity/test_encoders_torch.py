@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from encoders import (
+    KINDS,
     LONGEST,
     PAIRS,
     cotangents,
@@ -84,14 +85,17 @@ def compare(ours, theirs, inputs, **options):
             np.testing.assert_allclose(a, b, **TOLERANCE, err_msg=name)
 
 
-@pytest.mark.parametrize(("family", "task"), PAIRS)
-def test_hidden_states_and_attentions(family, task, rng):
-    inputs = random_inputs(family, task, 17, rng)
+@pytest.mark.parametrize("length", [1, 17])
+@pytest.mark.parametrize(("family", "task"), KINDS)
+def test_hidden_states_and_attentions(family, task, length, rng):
+    inputs = random_inputs(family, task, length, rng)
     compare(*pair(family, task), inputs, output_hidden_states=True, output_attentions=True)
 
 
-@pytest.mark.parametrize("length", [1, LONGEST])
-@pytest.mark.parametrize(("family", "task"), PAIRS)
+@pytest.mark.parametrize(
+    ("family", "task", "length"),
+    [*((*pair, LONGEST) for pair in PAIRS), *((family, "base", 1) for family in models.ENCODERS)],
+)
 def test_outputs_and_gradients(family, task, length, rng, tmp_path):
     ours, theirs = pair(family, task)
     inputs = random_inputs(family, task, length, rng)
@@ -130,7 +134,12 @@ def test_pytorch_loads_what_is_written_here(family, task, rng, tmp_path):
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
     assert again.config.architectures == [type(theirs).__name__]
-    compare(ours, again.eval(), random_inputs(family, task, LONGEST, rng))
+    inputs = to_torch(random_inputs(family, task, LONGEST, rng))
+    with torch.no_grad():
+        before, after = (outputs_of(model(**inputs)) for model in (theirs, again.eval()))
+    assert before.keys() == after.keys()
+    for name, x in before.items():
+        torch.testing.assert_close(after[name], x, **TOLERANCE)
 
 
 @pytest.mark.parametrize(("family", "task"), [pair for pair in PAIRS if pair[1] in RATES])
