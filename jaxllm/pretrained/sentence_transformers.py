@@ -15,6 +15,7 @@ from jaxllm.files import read_json, write_json
 from jaxllm.pooling import ACTIVATIONS, DenseLayer, Pooling
 from jaxllm.pretrained import saving
 from jaxllm.pretrained.formats import read_tensors
+from jaxllm.pretrained.json_object import JsonObject
 
 MODULES, OPTIONS, CONFIG = "modules.json", "config_sentence_transformers.json", "config.json"
 TEXT_FILE, POOLING_DIRECTORY = "sentence_bert_config.json", "1_Pooling"
@@ -90,11 +91,11 @@ def read(directory: Path) -> tuple[Pooling, Settings] | None:
     if not (directory / MODULES).is_file():
         return None
     (_, pooling), *others = _modules(directory)[1:]
-    with _Object(directory / pooling / CONFIG) as config:
+    with JsonObject(directory / pooling / CONFIG) as config:
         mode = _mode(config)
         include = config.take("include_prompt", bool)
         config.ignore("word_embedding_dimension", "embedding_dimension")
-    with _Object(directory / OPTIONS, optional=True) as options:
+    with JsonObject(directory / OPTIONS, optional=True) as options:
         options.expect("model_type", "SentenceTransformer")
         options.ignore("__version__", "requirements")
         # Every model has these two.
@@ -109,7 +110,7 @@ def read(directory: Path) -> tuple[Pooling, Settings] | None:
             )
         similarity, width = options.take("similarity_fn_name", str), options.size("truncate_dim")
     found = (directory / file for file in TEXT_FILES if (directory / file).is_file())
-    with _Object(next(found, directory / TEXT_FILE), optional=True) as text:
+    with JsonObject(next(found, directory / TEXT_FILE), optional=True) as text:
         lower, length = text.take("do_lower_case", bool), text.size("max_seq_length")
         # Lengths of encode_query and encode_document, and how padding is saved.
         text.ignore("query_length", "document_length", "unpad_inputs")
@@ -124,7 +125,7 @@ def read(directory: Path) -> tuple[Pooling, Settings] | None:
     layers = tuple(_dense(directory / path) for kind, path in others if kind == "Dense")
     for kind, path in others:
         if kind == "Normalize":
-            with _Object(directory / path / CONFIG, optional=True) as normalize:
+            with JsonObject(directory / path / CONFIG, optional=True) as normalize:
                 _expect_vector(normalize)
     return (
         Pooling(mode, ("Normalize" in dict(others)), layers, width),
@@ -168,7 +169,7 @@ def _modules(directory: Path) -> list[tuple[str, str]]:
     return found
 
 
-def _mode(config: "_Object") -> Any:
+def _mode(config: JsonObject) -> Any:
     """The one mode: `pooling_mode`, before version 6 a flag for each."""
     modes = config.take("pooling_mode", str | list)
     flags = {mode: config.take(_FLAG + flag, bool) for mode, flag in MODES.items()}
@@ -184,7 +185,7 @@ def _mode(config: "_Object") -> Any:
 
 
 def _dense(directory: Path) -> DenseLayer:
-    with _Object(directory / CONFIG) as config:
+    with JsonObject(directory / CONFIG) as config:
         shape = (config.size("out_features"), config.size("in_features"))
         has_bias = config.take("bias", bool) is not False
         name = config.take("activation_function", str) or _ACTIVATION
@@ -204,58 +205,10 @@ def _dense(directory: Path) -> DenseLayer:
     return DenseLayer(arrays["linear.weight"].T, arrays.get("linear.bias"), activation)
 
 
-def _expect_vector(config: "_Object") -> None:
+def _expect_vector(config: JsonObject) -> None:
     """A module that reads the pooled vector and writes it."""
     for key in ("module_input_name", "module_output_name"):
         config.expect(key, "sentence_embedding")
-
-
-class _Object:
-    """An object of JSON in a file. At the end of `with`, a key that nobody asked for is refused,
-    unless its value says that there is nothing.
-    """
-
-    def __init__(self, file: Path, *, optional: bool = False):
-        self.file = file
-        self._content: dict[str, Any] = {}
-        if file.is_file() or not optional:
-            self._content = read_json(file, dict, f"what {_PACKAGE} writes")
-
-    def __enter__(self) -> "_Object":
-        return self
-
-    def __exit__(self, kind: Any, *_: object) -> None:
-        for key, value in self._content.items():
-            if kind is None and value not in (None, False, "", [], {}):
-                raise InputError(
-                    f"{self.file}: found {key}: {value!r}, which is not implemented; give a model "
-                    "without it"
-                )
-
-    def take(self, key: str, kind: Any) -> Any:
-        """The value, None where there is none; InputError where it is of another type."""
-        value = self._content.pop(key, None)
-        if value is not None and not isinstance(value, kind):
-            expected = getattr(kind, "__name__", kind)
-            raise InputError(f"{self.file}: {key}: found {value!r}, expected {expected}")
-        return value
-
-    def size(self, key: str) -> int | None:
-        """A number from 1 on, None where there is none."""
-        value = self.take(key, int)
-        if value is not None and (value is True or value < 1):
-            raise InputError(f"{self.file}: {key}: found {value!r}, expected at least 1")
-        return value
-
-    def expect(self, key: str, value: Any) -> None:
-        """Refuses another value."""
-        if self._content.get(key) == value:
-            del self._content[key]
-
-    def ignore(self, *keys: str) -> None:
-        """Takes keys that change no vector."""
-        for key in keys:
-            self._content.pop(key, None)
 
 
 def check_widths(directory: Path, pooling: Pooling, width: int) -> None:

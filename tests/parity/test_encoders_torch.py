@@ -195,3 +195,17 @@ def test_activations(activation):
     ACT2FN[activation](t).sum().backward()
     assert t.grad is not None
     np.testing.assert_allclose(slopes, t.grad.numpy(), atol=5e-6, rtol=1e-5)
+
+
+def test_of_one_token_type_all_tokens_are(tmp_path, rng):
+    """KLUE's RoBERTa comes with a tokenizer of two types; PyTorch runs it without them."""
+    task = "sequence-classification"
+    theirs = random_torch("roberta", task, type_vocab_size=1)
+    theirs.save_pretrained(tmp_path)
+    inputs = random_inputs("roberta", task, 12, rng)
+    types = jnp.asarray(inputs.pop("token_type_ids"))
+    assert types.max() == 1
+    with torch.no_grad():
+        expected = theirs(**{name: torch.tensor(x) for name, x in inputs.items()}).logits
+    logits = OURS[task].from_pretrained(tmp_path)(**inputs, token_type_ids=types).logits
+    np.testing.assert_allclose(logits, expected, **TOLERANCE)
