@@ -129,6 +129,7 @@ def _data(data: DataConfig, model: ModelConfig) -> None:
     _require("data.sampler", data.sampler, single or not balanced, expected)
     _at_least(1, {"data.pack_window": data.pack_window, "data.max_row_bytes": data.max_row_bytes})
     _at_least(0, {"data.workers": data.workers})
+    _dev_fraction(data)
     for key, limit in {
         "data.max_train_examples": data.max_train_examples,
         "data.max_dev_examples": data.max_dev_examples,
@@ -149,6 +150,25 @@ def _data(data: DataConfig, model: ModelConfig) -> None:
     if not data.packing:
         fits = data.buckets[-1] >= data.max_length
         _require("data.buckets", data.buckets, fits, f"one of data.max_length={data.max_length}")
+
+
+def _dev_fraction(data: DataConfig) -> None:
+    """Rows are held out where there is no other dev part; of a stream nobody knows how many."""
+    fraction = data.dev_fraction
+    _require("data.dev_fraction", fraction, 0 <= fraction < 1, "at least 0 and below 1")
+    _seed("data.dev_seed", data.dev_seed)
+    if not fraction:
+        return
+    split = "" if data.dataset is None else data.dev_split
+    for key, value, way_out in (
+        ("data.dev", data.dev, "remove one of the two"),
+        ("data.dev_split", split, 'set data.dev_split: "" if that split is not the dev part'),
+        ("data.streaming", data.streaming, "set data.streaming: false, as all rows are needed"),
+    ):
+        if value:
+            raise InputError(
+                f"data.dev_fraction: found {fraction} beside {key}={value}, expected 0; {way_out}"
+            )
 
 
 def _labels(data: DataConfig, model: ModelConfig) -> None:

@@ -78,6 +78,10 @@ class DataConfig:
         dataset_config: its configuration's name
         train_split: its training split
         dev_split: its dev split
+        dev_fraction: share of the training rows that is held out as the dev part, where there is no
+            other: of each class, and of each set of labels, the same share; rows of equal text,
+            questions on one context and pairs with one anchor are in one part; 0 = none
+        dev_seed: other rows are held out for another seed; train.seed changes nothing about it
         streaming: read rows as they arrive, and no further than max_*_examples need; training
             begins once these are tokenized. Documents are kept on disk, other rows in memory,
             5 bytes a token; not for token-classification
@@ -137,6 +141,8 @@ class DataConfig:
     dataset_config: str | None = None
     train_split: str = "train"
     dev_split: str = "validation"
+    dev_fraction: float = 0.0
+    dev_seed: int = 0
     streaming: bool = False
     format: Literal["auto", "csv", "tsv", "jsonl", "text", "conll"] = "auto"
     encoding: str = "auto"
@@ -183,7 +189,12 @@ class DataConfig:
     @property
     def has_dev(self) -> bool:
         """Whether there is a part to evaluate on."""
-        return bool(self.dev) or (self.dataset is not None and bool(self.dev_split))
+        own = bool(self.dev) or (self.dataset is not None and bool(self.dev_split))
+        return own or self.dev_fraction > 0
+
+    def files(self, split: str) -> list[str]:
+        """The files that have the rows of ``split`` "train" or "dev"."""
+        return self.train if split == "train" or self.dev_fraction else self.dev
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,16 @@ class _Bad(NamedTuple):
     reason: str
 
 
+class _Elsewhere(NamedTuple):
+    """A row of the other part."""
+
+    label: Any
+
+
 @dataclass
 class _Chunk:
     source: Source
-    rows: list[_Good | _Bad]
+    rows: list[_Good | _Bad | _Elsewhere]
     encoded: "Future[Encoded] | None" = None
 
 
@@ -141,7 +147,9 @@ class Builder:
             if chunk.rows:
                 yield chunk
 
-    def _checked(self, row: Row) -> _Good | _Bad:
+    def _checked(self, row: Row) -> _Good | _Bad | _Elsewhere:
+        if row.elsewhere:
+            return _Elsewhere(self._labels.read(row.label)[0] if self._learn_on else None)
         fault = row.fault or text_fault(row.text, "text")
         if fault is None and self._choices:
             fault = _choices_fault(row, self._choices)
@@ -176,6 +184,10 @@ class Builder:
         good = -1
         for row in chunk.rows:
             good += isinstance(row, _Good)
+            if isinstance(row, _Elsewhere):
+                if row.label is not None:  # the names are those of both parts
+                    self._labels.learn(row.label)
+                continue
             if self._full:
                 if self._learn_on and isinstance(row, _Good):
                     self._labels.learn(row.label)

@@ -15,6 +15,7 @@ from jaxllm import processes
 from jaxllm.config_fields import DataConfig
 from jaxllm.data import cache
 from jaxllm.data.builder import Builder
+from jaxllm.data.holdout import parts_of
 from jaxllm.data.hub import hub_source
 from jaxllm.data.labels import Labels
 from jaxllm.data.packing import Rows, fill_packed, slots
@@ -229,10 +230,15 @@ def load_arrays(
 
 
 def sources_of(data: DataConfig, split: str, *, labelled: bool) -> list[Source]:
-    """The files, or the part of a Hub data set, of a split."""
+    """The rows of a split: of files, or of a Hub data set."""
+    return parts_of(whole_sources(data, split, labelled=labelled), split, data, labelled=labelled)
+
+
+def whole_sources(data: DataConfig, split: str, *, labelled: bool) -> list[Source]:
+    """The files, or the part of a Hub data set, that have the rows of a split."""
     if data.dataset is not None:
         return [hub_source(data, split, labelled=labelled)]
-    files = data.train if split == "train" else data.dev
+    files = data.files(split)
     if not files:
         raise InputError(f"data.{split} is empty; expected at least one file, or data.dataset")
     return [file_source(Path(file), data, labelled=labelled) for file in files]

@@ -158,7 +158,7 @@ class DocumentBuilder:
     def _rows(self) -> Iterator[tuple[Row, Row | None]]:
         text, words = self._source
         if words is None:
-            yield from ((row, None) for row in text.rows())
+            yield from ((row, None) for row in text.rows() if not row.elsewhere)
             return
         for row, segmented in zip_longest(text.rows(), words.rows()):
             if row is None or segmented is None:
@@ -167,7 +167,8 @@ class DocumentBuilder:
                     f"{shorter.name}: ends before {longer.name} (row {(row or segmented).number}); "
                     "expected the same documents in both"
                 )
-            yield row, segmented
+            if not row.elsewhere:
+                yield row, segmented
 
     def _encode(self, pieces: list[Piece]) -> tuple[np.ndarray, ...]:
         """(tokens, whether they begin a word, tokens of each piece)."""

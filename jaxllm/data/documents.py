@@ -4,7 +4,6 @@ import glob
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,9 +15,10 @@ from jaxllm import processes
 from jaxllm.config_fields import DataConfig
 from jaxllm.data import cache
 from jaxllm.data.document_builder import DocumentBuilder, DocumentSource, word_starts
+from jaxllm.data.holdout import parts_of
 from jaxllm.data.hub import hub_source
 from jaxllm.data.readers import document_source, words_source
-from jaxllm.data.rows import FORM
+from jaxllm.data.rows import FORM, Source
 from jaxllm.errors import InputError
 
 if TYPE_CHECKING:
@@ -140,19 +140,26 @@ def _load(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizerFast") ->
     return Documents(shards, np.array(corpora), begins)
 
 
-def _sources(data: DataConfig, split: str) -> Iterator[tuple[int, DocumentSource]]:
+def _sources(data: DataConfig, split: str) -> list[tuple[int, DocumentSource]]:
+    corpora = [0]
+    words: list[Source | None] = [None]
     if data.dataset is not None:
-        yield 0, DocumentSource(hub_source(data, split, labelled=False))
-        return
-    entries = data.train if split == "train" else data.dev
-    if not entries:
-        raise InputError(f"data.{split} is empty; expected at least one file, or data.dataset")
-    for corpus, entry in enumerate(entries):
-        for file in [entry] if Path(entry).exists() else sorted(glob.glob(entry)) or [entry]:
-            words = None
-            if data.words is not None:
-                words = words_source(Path(file), data)
-            yield corpus, DocumentSource(document_source(Path(file), data), words)
+        texts = [hub_source(data, split, labelled=False)]
+    else:
+        entries = data.files(split)
+        if not entries:
+            raise InputError(f"data.{split} is empty; expected at least one file, or data.dataset")
+        files = [
+            (corpus, Path(file))
+            for corpus, entry in enumerate(entries)
+            for file in ([entry] if Path(entry).exists() else sorted(glob.glob(entry)) or [entry])
+        ]
+        corpora = [corpus for corpus, _ in files]
+        texts = [document_source(file, data) for _, file in files]
+        words = [None if data.words is None else words_source(file, data) for _, file in files]
+    parts = parts_of(texts, split, data, labelled=False)
+    found = zip(corpora, map(DocumentSource, parts, words), strict=True)
+    return [(corpus, source) for corpus, source in found if not source.text.empty]
 
 
 def _shard(data: DataConfig, split: str, source: DocumentSource, builder: DocumentBuilder) -> Shard:

@@ -66,7 +66,8 @@ def load_split(data: DataConfig, split: str) -> HubSplit:
     """
     from datasets import load_dataset, load_dataset_builder
 
-    part = data.train_split if split == "train" else data.dev_split
+    held_out = split == "train" or data.dev_fraction
+    part = data.train_split if held_out else data.dev_split
     where = f"data.dataset={data.dataset} (data.{split}_split={part})"
     dataset: Any
     try:

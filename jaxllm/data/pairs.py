@@ -5,15 +5,17 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from jaxllm.config_fields import DataConfig
-from jaxllm.data.corpus import Examples, ReadReport, load_examples
+from jaxllm.data.corpus import Examples, ReadReport, load_examples, whole_sources
 from jaxllm.data.groups import Groups
+from jaxllm.data.holdout import Holdout, Key, content_of, hold_out
 from jaxllm.data.packing import Rows
-from jaxllm.data.rows import text_hash
+from jaxllm.data.rows import Source, text_hash
 from jaxllm.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class _Group(NamedTuple):
     score: float
     row: int
     hash: int  # of anchor and positive
+    anchor: int  # hash of the anchor
 
 
 def load_pairs(
@@ -78,11 +81,23 @@ def load_pairs(
     columns = {"data.text": data.text, "data.text_pair": data.text_pair}
     if training and data.text_negative is not None:
         columns["data.text_negative"] = data.text_negative
-    files = data.train if training else data.dev
+    files = data.files(split)
+    held = None
+    whole = data
+    if data.dev_fraction:
+        held = _held_out(data)
+        # All rows are read, and those of the other part left out afterwards.
+        whole = replace(
+            data,
+            dev_fraction=0.0,
+            dev_split=data.train_split,
+            max_train_examples=None,
+            max_dev_examples=None,
+        )
     groups: list[_Group] = []
     read = truncated = 0
     # File by file, as the number of a row tells it from others in its file only.
-    for part in [replace(data, train=[file], dev=[file]) for file in files] or [data]:
+    for part in [replace(whole, train=[file], dev=[file]) for file in files] or [whole]:
         found = [
             _load_column(part, split, tokenizer, key, column, scored and key == "data.text", prompt)
             for key, column in columns.items()
@@ -90,6 +105,10 @@ def load_pairs(
         read += max(texts.report.read for texts in found)
         truncated += sum(texts.report.truncated for texts in found)
         groups += _joined(found)
+    if held is not None:
+        own = [group for group in groups if not held.is_elsewhere((group.anchor, 0), split)]
+        read -= len(groups) - len(own)
+        groups = own
     groups = groups[: data.max_train_examples if training else data.max_dev_examples]
     dropped = {"a text or the score cannot be used": read - len(groups)}
     kept = groups
@@ -156,4 +175,16 @@ def _joined(columns: list[Examples]) -> Iterator[_Group]:
         )
         score = math.nan if scores is None else float(scores[at[0]])
         hashes = [str(h[i]) for h, i in zip(contents, at, strict=False)]
-        yield _Group(tuple(tokens), score, int(row), text_hash(*hashes))
+        yield _Group(tuple(tokens), score, int(row), text_hash(*hashes), int(hashes[0]))
+
+
+def _held_out(data: DataConfig) -> Holdout:
+    """What is held out of the anchors."""
+    sources = whole_sources(replace(data, text_pair=None), "train", labelled=False)
+
+    def keys(source: Source) -> Iterator[Key | None]:
+        contents = map(content_of, source.rows())
+        return (None if content is None else (content, 0) for content in contents)
+
+    fingerprints = [source.fingerprint() for source in sources]
+    return hold_out([partial(keys, source) for source in sources], fingerprints, data)

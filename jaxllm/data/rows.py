@@ -27,6 +27,7 @@ class Row(NamedTuple):
         fault: why the row cannot be used, where its columns could not be told apart.
         choices: what ``data.choices`` hold, in a list, where there are such columns.
         lines: of a sentence in a CoNLL file, the number of each word's line.
+        elsewhere: the row is of the other part, see `holdout`; only its label may be learned.
     """
 
     number: int
@@ -36,6 +37,7 @@ class Row(NamedTuple):
     fault: str | None = None
     choices: Any = None
     lines: list[int] | None = None
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Source:
         rows: gives the rows; InputError where they cannot be read.
         label_names: in the order of their ids, where the data set itself says so.
         unit: what the numbers of its rows count.
+        empty: with data.dev_fraction: no row of it is of the part.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Source:
     rows: Callable[[], Iterator[Row]]
     label_names: list[str] | None = None
     unit: str = "row"
+    empty: bool = False
 
 
 def text_hash(*texts: str) -> int:

@@ -14,7 +14,15 @@ from jaxllm import processes
 from jaxllm.config_fields import DataConfig
 from jaxllm.data import cache
 from jaxllm.data.bad_rows import BadRows
-from jaxllm.data.corpus import Examples, ReadReport, log_report, renumbered, sources_of
+from jaxllm.data.corpus import (
+    Examples,
+    ReadReport,
+    log_report,
+    renumbered,
+    sources_of,
+    whole_sources,
+)
+from jaxllm.data.holdout import parts_of
 from jaxllm.data.packing import Rows, fill_packed, ranges, starts_of
 from jaxllm.data.rows import CHUNK, FORM, Source, text_hash
 from jaxllm.data.tagged_rows import TOO_LONG, Fault, Tagged, TaggedRows
@@ -131,7 +139,7 @@ def _load(
 
 def _sources(data: DataConfig, split: str) -> list[Source]:
     """The sources of a part; a file whose name does not tell another format is a CoNLL file."""
-    files = data.train if split == "train" else data.dev
+    files = data.files(split)
     if not files or data.format != "auto":
         return sources_of(data, split, labelled=True)
     lists = re.compile(r".*\.(csv|jsonl?)(\.gz)?")
@@ -139,7 +147,8 @@ def _sources(data: DataConfig, split: str) -> list[Source]:
         replace(data, train=[file], dev=[file], format="auto" if lists.fullmatch(file) else "conll")
         for file in files
     ]
-    return [source for part in parts for source in sources_of(part, split, labelled=True)]
+    sources = [source for part in parts for source in whole_sources(part, split, labelled=True)]
+    return parts_of(sources, split, data, labelled=True)
 
 
 def _array_fault(vocabulary: int, arrays: cache.Arrays, about: dict[str, Any]) -> str | None:

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxllm.config_fields import DataConfig
 from jaxllm.data.builder import text_fault
+from jaxllm.data.holdout import Key, hold_out
 from jaxllm.data.hub import load_split, records
 from jaxllm.data.lines import beyond, too_long
 from jaxllm.data.rows import text_hash
@@ -27,11 +28,12 @@ class Source(NamedTuple):
 
     name: in messages.
     fingerprint: gives a string that is another one whenever the content is.
+    questions: gives the questions; None: one of the other part, see `holdout`.
     """
 
     name: str
     fingerprint: Callable[[], str]
-    questions: Iterable[Asked]
+    questions: Callable[[], Iterator[Asked | None]]
 
 
 @dataclass(frozen=True)
@@ -146,10 +148,12 @@ def read_squad(
     seen: set[str] = set()
     number = 0
     for source in sources:
-        for asked in source.questions:
+        for asked in source.questions():
             if limit is not None and len(questions) >= limit:
                 return Questions(questions, contexts)
             number += 1
+            if asked is None:
+                continue
             if not contexts or contexts[-1] != asked.context:
                 contexts.append(asked.context)
             question = Question(
@@ -177,13 +181,49 @@ def squad_sources(data: DataConfig, split: str) -> list[Source]:
     """The files of a split, each also .gz, or its part of a data set of the Hub."""
     if data.dataset is not None:
         where, dataset, fingerprint = load_split(data, split)
-        rows = ((f"{where}, row {number}", row) for number, row in records(where, dataset))
-        return [Source(where, lambda: fingerprint, asked_in(rows))]
-    files = data.train if split == "train" else data.dev
-    if not files:
-        raise InputError(f"data.{split}: found no files, expected SQuAD's JSON, or data.dataset")
+
+        def asked() -> Iterator[Asked]:
+            rows = records(where, dataset)
+            return asked_in((f"{where}, row {number}", row) for number, row in rows)
+
+        sources = [Source(where, lambda: fingerprint, asked)]
+    else:
+        files = data.files(split)
+        if not files:
+            raise InputError(
+                f"data.{split}: found no files, expected SQuAD's JSON, or data.dataset"
+            )
+        sources = [
+            Source(file, partial(_sha256, file), partial(_asked, file, data)) for file in files
+        ]
+    return _parts_of(sources, split, data) if data.dev_fraction else sources
+
+
+def _asked(file: str, data: DataConfig) -> Iterator[Asked]:
+    return asked_in(records_of(file, data))
+
+
+def _parts_of(sources: list[Source], split: str, data: DataConfig) -> list[Source]:
+    """The sources of data.train as those of `split`: all questions on a context are in one part."""
+
+    def key(asked: Asked | None) -> Key | None:
+        if asked is None or text_fault(asked.context, "context"):
+            return None
+        return text_hash(asked.context), 0
+
+    def keys(source: Source) -> Iterator[Key | None]:
+        return map(key, source.questions())
+
+    fingerprints = [source.fingerprint() for source in sources]
+    held = hold_out([partial(keys, source) for source in sources], fingerprints, data)
+
+    def part(source: Source) -> Iterator[Asked | None]:
+        for asked in source.questions():
+            yield None if held.is_elsewhere(key(asked), split) else asked
+
     return [
-        Source(file, partial(_sha256, file), asked_in(records_of(file, data))) for file in files
+        Source(source.name, partial(held.fingerprint, own, split), partial(part, source))
+        for source, own in zip(sources, fingerprints, strict=True)
     ]
 
 

@@ -71,6 +71,7 @@ class TaggedRows:
         self.rows = [
             (source.name, fault or self._tagged(row, taken))
             for (source, row), fault in zip(rows, faults, strict=True)
+            if not row.elsewhere
         ]
 
     def _tagged(self, row: Row, names: set[str]) -> Fault | Tagged:
