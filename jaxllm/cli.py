@@ -85,12 +85,6 @@ def predict(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if options.batch_size < 1:
         raise InputError(f"--batch_size: found {options.batch_size}, expected at least 1")
-    for option, name, stream in (
-        ("--input", options.input, sys.stdin),
-        ("--output", options.output, sys.stdout),
-    ):
-        if name == "-" and stream is None:
-            raise InputError(f"{option} -: this stream is closed; give the name of a file")
     if options.output == "-" and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # as JSON is, whatever the terminal has
     cpu_guard.announce()
