@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _VOCABULARIES = r"tokenizer\.json|vocab\.(txt|json)|.*\.model"
 _DESCRIPTION, _ADDED = "tokenizer_config.json", "added_tokens.json"
-# Keys of the description that are true or false: transformers takes the text "false" for true.
+# Keys of the description that are true or false; the library's own error does not name them.
 _SWITCHES = (
     "add_prefix_space",
     "do_basic_tokenize",
