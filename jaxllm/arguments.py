@@ -31,21 +31,24 @@ _FLAGS = ("attention_mask", "segment_ids")  # may be booleans
 _POSITIONS = ("head_positions", "pooled_positions")
 
 
-def check_keywords(given: Collection[str], arguments: Collection[str]) -> None:
-    """InputError for the first keyword that is not one of `arguments` or an attribute of a config.
+def check_keywords(
+    given: Collection[str], arguments: Collection[str], *, attributes: bool = True
+) -> None:
+    """InputError for the first keyword that is not one of `arguments`.
 
-    An attribute without an effect is none: a length to generate, how PyTorch computes.
+    attributes: whether those of a config are keywords, too; but not those without an effect, such
+    as a length to generate.
     """
-    effective = set().union(*(family.attributes.effective for family in FAMILIES.values()))
-    known = (effective | BOOKKEEPING | set(arguments)) - _INSTEAD.keys()
+    known, expected = set(arguments), ", ".join(arguments)
+    if attributes:
+        known |= BOOKKEEPING.union(*(family.attributes.effective for family in FAMILIES.values()))
+        known -= _INSTEAD.keys()
+        expected += " or an attribute of the model's config"
     for name in given:
         if name in _INSTEAD:
             raise InputError(f"{name}=: a keyword of transformers, not of jaxllm; {_INSTEAD[name]}")
         if name not in known:
-            raise InputError(
-                f"{name}=: expected {', '.join(arguments)} or an attribute of the model's config"
-                f"{nearest(name, known)}"
-            )
+            raise InputError(f"{name}=: expected {expected}{nearest(name, known)}")
 
 
 def dtype_name(dtype: Any) -> str:

@@ -57,12 +57,20 @@ class PretrainedModel:
 
     @classmethod
     def from_config(
-        cls, config: Any, *, seed: int = 0, dtype: Any = "float32", attention: str = "xla"
+        cls,
+        config: Any,
+        *,
+        seed: int = 0,
+        dtype: Any = "float32",
+        attention: str = "xla",
+        **unknown: Any,
     ) -> Self:
         """A model with random parameters drawn from `seed`.
 
-        Raises InputError for a config that is not implemented.
+        Raises InputError for a config that is not implemented, and for any other keyword: set
+        attributes on the config.
         """
+        check_keywords(unknown, ("dtype", "attention", "seed"), attributes=False)
         dtype = dtype_name(dtype)
         configs.check_config(config, type(config).__name__)
         graphdef, abstract = module_parts(config, cls.task, dtype=dtype, attention=attention)

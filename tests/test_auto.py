@@ -199,6 +199,16 @@ def test_keywords_without_an_effect_are_refused(keyword, message):
             jaxllm.AutoModel.from_pretrained(GOLDEN / "torch_base", **{keyword: value})
 
 
+def test_keywords_of_from_config(tiny_bert_config):
+    for keyword, message in {
+        "_do_init": "parameters are always loaded",
+        "num_labels": "expected dtype, attention, seed$",
+        "sed": r"expected dtype, attention, seed; did you mean seed\?",
+    }.items():
+        with pytest.raises(InputError, match=f"^{keyword}=: .*{message}"):
+            jaxllm.AutoModel.from_config(tiny_bert_config, **{keyword: 3})
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", jnp.bfloat16, jnp.dtype("bfloat16")])
 def test_dtype_by_name_or_type(dtype):
     assert dtype_name(dtype) == "bfloat16"
