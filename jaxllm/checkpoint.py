@@ -29,6 +29,7 @@ from jaxllm.checkpoint_contents import (
     split,
 )
 from jaxllm.checkpoint_directory import CheckpointDirectory
+from jaxllm.checkpoint_noise import keep_quiet
 from jaxllm.checkpoint_ranking import Ranking
 from jaxllm.errors import InputError
 from jaxllm.files import check_room, disk_problem, write_atomic
@@ -74,7 +75,7 @@ class Checkpoints:
         """Made when it is needed: its import would come before the first step."""
         import orbax.checkpoint as ocp
 
-        _quiet_orbax()
+        keep_quiet()
         return ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(),
             async_options=ocp.AsyncOptions(
@@ -188,7 +189,8 @@ class Checkpoints:
         try:
             self._orbax.wait_until_finished()
         except Exception as error:
-            self._failed(error)
+            if self._saving is not None:  # else it is of a save that has failed before
+                self._failed(error)
         self._saving = None
         self._prune()
 
@@ -282,15 +284,3 @@ class Checkpoints:
             self._ranking.remove(step)
             if self._writer:
                 self._store.remove(step)
-
-
-class _RaisedLater(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "in background save thread" not in record.getMessage()
-
-
-def _quiet_orbax() -> None:
-    """Orbax logs a background failure with its traceback; `wait` raises the same failure."""
-    absl = logging.getLogger("absl")
-    if not any(isinstance(f, _RaisedLater) for f in absl.filters):
-        absl.addFilter(_RaisedLater())

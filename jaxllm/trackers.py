@@ -4,14 +4,14 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from jaxllm import no_torch
 from jaxllm.config_fields import Config
 from jaxllm.errors import InputError
-from jaxllm.files import reading, write_atomic
+from jaxllm.files import reading, write_atomic, writing
 
 Add = Callable[[dict[str, float], int], None]  # values by name, and the step they are of
 
@@ -47,13 +47,27 @@ def tensorboard(directory: Path, config: Config, step: int) -> Iterator[Add]:
     with no_torch.hidden():
         from tensorboardX import SummaryWriter
 
-    with closing(SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)) as writer:
+    with writing(str(directory / "tensorboard"), "Make room and run the same command again."):
+        writer = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+    events = writer.file_writer.event_writer
 
-        def add(values: dict[str, float], step: int) -> None:
-            for name, value in values.items():
-                writer.add_scalar(name, value, step)
+    def add(values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
 
+    try:
         yield add
+    finally:
+        with writing(str(directory / "tensorboard"), "Make room and run the same command again."):
+            try:
+                writer.close()
+            except OSError:
+                # Its thread would wait on, and it would try again at exit: both with a traceback.
+                events._worker.stop()
+                events._closed = True
+                with suppress(OSError):
+                    events._ev_writer.close()
+                raise
 
 
 @contextmanager

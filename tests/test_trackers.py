@@ -2,7 +2,10 @@
 
 import contextlib
 import dataclasses
+import errno
+import os
 import sys
+import threading
 import types
 
 import pytest
@@ -176,3 +179,18 @@ def test_a_tracker_twice_is_refused():
         config.check(one)
     with pytest.raises(InputError, match="expected a list of tensorboard, wandb"):
         config.load(["--run.trackers", "[neptune]"])
+
+
+def test_a_full_disk_for_tensorboard_is_one_message_and_leaves_no_thread(tmp_path, monkeypatch):
+    import tensorboardX.event_file_writer as files
+
+    def flush(self):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.EventFileWriter, "flush", flush)
+    message = r"could not write .*/tensorboard: No space left on device\. Make room"
+    config = make_config(tmp_path)
+    with pytest.raises(InputError, match=message), trackers.tensorboard(tmp_path, config, 0) as add:
+        add({"loss": 1.0}, 1)
+    # It would print a traceback at exit.
+    assert not [t for t in threading.enumerate() if isinstance(t, files._EventLoggerThread)]
