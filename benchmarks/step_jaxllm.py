@@ -21,6 +21,7 @@ from jaxllm.optim import make_optimizer
 from jaxllm.pretrained import hf
 from jaxllm.sharding import batch_sharding, make_mesh
 from jaxllm.tasks.model import attention_on, load_saved
+from jaxllm.tasks.storage import OneModel
 from jaxllm.train import init_state, make_train_step
 
 HEADS = {
@@ -150,16 +151,11 @@ def model(job: StepJob, mesh: Mesh) -> tuple[Any, Any]:
     """(the model's pure function, its parameters)."""
     head, _ = HEADS[job.workload.kind]
     variant = job.variant
-    _, graphdef, params = load_saved(
-        job.model,
-        head,
-        hf.load_config(None, **job.workload.config()),
-        mesh,
-        dtype=job.workload.dtype,
-        attention=attention_on(variant.attention, mesh),
-        unroll=variant.unroll,
-    )
-    return models.apply_fn(graphdef), params
+    one = OneModel(head, hf.load_config(None, **job.workload.config()))
+    attention = attention_on(variant.attention, mesh)
+    compute = models.Compute(job.workload.dtype, attention, unroll=variant.unroll)
+    _, graph, params = load_saved(job.model, one, mesh, compute)
+    return models.apply_fn(graph), params
 
 
 def objective(apply: Any) -> Any:

@@ -9,7 +9,15 @@ import jax
 
 from jaxllm import memory
 from jaxllm.arguments import check_inputs, check_keywords, dtype_name
-from jaxllm.models import ENCODERS, Params, apply_fn, init_params, max_tokens, module_parts
+from jaxllm.models import (
+    Compute,
+    Params,
+    apply_fn,
+    family_of,
+    init_params,
+    max_tokens,
+    module_parts,
+)
 from jaxllm.pretrained import configs, hf
 
 
@@ -50,7 +58,7 @@ class PretrainedModel:
         dtype = dtype_name(dtype)
         directory = hf.resolve(path)
         config = hf.load_config(directory, **config_overrides)
-        graphdef, abstract = module_parts(config, cls.task, dtype=dtype, attention=attention)
+        graphdef, abstract = module_parts(config, cls.task, Compute(dtype, attention))
         init = partial(init_one, config, cls.task, seed)
         params, _ = hf.load_params(directory, config, abstract, init=init)
         return cls(config, params, graphdef, directory)
@@ -73,7 +81,7 @@ class PretrainedModel:
         check_keywords(unknown, ("dtype", "attention", "seed"), attributes=False)
         dtype = dtype_name(dtype)
         configs.check_config(config, type(config).__name__)
-        graphdef, abstract = module_parts(config, cls.task, dtype=dtype, attention=attention)
+        graphdef, abstract = module_parts(config, cls.task, Compute(dtype, attention))
         memory.check(memory.bytes_of(abstract), "the parameters", "give the config smaller sizes")
         return cls(config, init_params(config, cls.task, seed), graphdef)
 
@@ -119,8 +127,9 @@ class PretrainedModel:
         }
         given = {name: x for name, x in ids.items() if x is not None}
         choices = self.task == "multiple-choice"
-        longest = max_tokens(self.config) if self.config.model_type in ENCODERS else None
-        inputs = check_inputs(given, self._sizes(), longest=longest, choices=choices)
+        sizes = self._sizes()
+        longest = max_tokens(self.config) if "position_ids" in sizes else None
+        inputs = check_inputs(given, sizes, longest=longest, choices=choices)
         if key is not None:
             inputs["key"] = key
         params = self.params if params is None else params
@@ -128,11 +137,7 @@ class PretrainedModel:
 
     def _sizes(self) -> dict[str, int]:
         """Rows of the tables that ids are looked up in, where the model has them."""
-        keys = {"input_ids": "vocab_size", "token_type_ids": "type_vocab_size"}
-        if self.config.model_type in ENCODERS:
-            keys["position_ids"] = "max_position_embeddings"
-        found = {name: getattr(self.config, key, None) for name, key in keys.items()}
-        return {name: size for name, size in found.items() if size is not None}
+        return {name: getattr(self.config, key) for name, key in family_of(self.config).ids.items()}
 
     def save_pretrained(
         self, directory: str | Path, weights: str = "safetensors", *, tokenizer: Any = None

@@ -107,8 +107,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def letters_of(path: str) -> str | None:
-    """The letters of the first matching row of PARAMETER_LETTERS."""
-    path = path.removeprefix("generator/")  # an encoder within ELECTRA's, with paths of its own
+    """The letters of a parameter: those of the longest tail of its path that is in the table.
+
+    A model within a model (`generator/blocks/…`) and an optimizer's moments (`0/mu/blocks/…`) have
+    paths in front of those of their parameters.
+    """
+    parts = path.split("/")
+    tails = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((letters for tail in tails if (letters := _row(tail)) is not None), None)
+
+
+def _row(path: str) -> str | None:
     rows = (letters for pattern, letters in PARAMETER_LETTERS if fnmatch.fnmatchcase(path, pattern))
     return next(rows, None)
 
@@ -145,17 +154,15 @@ def state_shardings(mesh: Mesh, tree: Any) -> Any:
     """Shardings for a tree whose leaves are parameters, or follow them (optimizer moments), or are
     scalars.
 
-    A leaf's parameter is found by the longest tail of its path that is in the table; its rank must
-    fit, else it is replicated (a step count, a factored moment).
+    A leaf's rank must be that of its parameter's letters, else it is replicated (a step count, a
+    factored moment).
     """
 
     def leaf(path: tuple, x: Any) -> NamedSharding:
-        parts = path_name(path).split("/")
-        for start in range(len(parts)):
-            tail = "/".join(parts[start:])
-            letters = letters_of(tail)
-            if letters is not None and len(letters) == len(x.shape):
-                return parameter_sharding(mesh, tail, x.shape)
+        name = path_name(path)
+        letters = letters_of(name)
+        if letters is not None and len(letters) == len(x.shape):
+            return parameter_sharding(mesh, name, x.shape)
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(leaf, tree)

@@ -3,14 +3,16 @@
 import numpy as np
 
 from jaxllm import models
+from jaxllm.models.encoder import Encoder
 from jaxllm.sharding import map_params
 
-PAIRS = [(family, task) for family in models.ENCODERS for task in models.FAMILIES[family]]
+KIN = [name for name, family in models.FAMILIES.items() if family.stack is Encoder]  # of BERT
+PAIRS = [(family, task) for family in KIN for task in models.FAMILIES[family].heads]
 # One pair for each class of head, and the bare model of each family: for what a head and an encoder
 # do, whatever the other of the two is.
 KINDS = [
-    *{models.ENCODERS[family].HEADS[task]: (family, task) for family, task in PAIRS[::-1]}.values(),
-    *((family, "base") for family in models.ENCODERS),
+    *{models.FAMILIES[family].heads[task]: (family, task) for family, task in PAIRS[::-1]}.values(),
+    *((family, "base") for family in KIN),
 ]
 KINDS = [pair for pair in PAIRS if pair in KINDS]
 LONGEST = 24  # tokens of a row

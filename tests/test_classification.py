@@ -24,6 +24,7 @@ from jaxllm.config_fields import (
 from jaxllm.data.corpus import Examples, ReadReport
 from jaxllm.data.loader import LoaderState
 from jaxllm.errors import InputError
+from jaxllm.models import Compute
 from jaxllm.pretrained import hf
 from jaxllm.sharding import make_mesh
 from jaxllm.tasks import build as task_build
@@ -32,6 +33,7 @@ from jaxllm.tasks.build import build
 from jaxllm.tasks.evaluation import Evaluator
 from jaxllm.tasks.model import label_names, load_saved, problem_type
 from jaxllm.tasks.predict import predict
+from jaxllm.tasks.storage import OneModel
 from jaxllm.train import flatten
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
@@ -183,8 +185,12 @@ def whole(job, directory):
     """The job's parameters with all words, as they are exported."""
     job.export(job.state.params, directory / "model")
     path = str(directory / "model")
-    head = "sequence-classification"
-    return load_saved(path, head, hf.load_config(path), make_mesh(devices=jax.devices()[:1]))[2]
+    return loaded(path, make_mesh(devices=jax.devices()[:1]))
+
+
+def loaded(path, mesh):
+    model = OneModel("sequence-classification", hf.load_config(path))
+    return load_saved(path, model, mesh, Compute())[2]
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +209,7 @@ def read_lines(path):
 
 def test_label_names_come_back_from_a_saved_model(job, saved):
     config = hf.load_config(saved)
-    _, _, params = load_saved(saved, "sequence-classification", config, make_mesh())
+    params = loaded(saved, make_mesh())
     assert label_names(config) == LABELS
     assert config.label2id == {name: i for i, name in enumerate(LABELS)}
     assert problem_type(config) == SINGLE

@@ -17,7 +17,7 @@ from encoders import (
 from flax import nnx
 
 from jaxllm import models, sharding
-from jaxllm.attention import segment_positions
+from jaxllm.attention.visibility import segment_positions
 from jaxllm.errors import InputError
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -106,7 +106,7 @@ def stepped():
 
     def run(family, task, **options):
         config = tiny_config(family, task)
-        apply = models.apply_fn(models.module_parts(config, task, **options)[0])
+        apply = models.apply_fn(models.module_parts(config, task, models.Compute(**options))[0])
         params = random_params(config, task)
         inputs = random_inputs(family, task, 8, np.random.default_rng(0))
         shapes = jax.eval_shape(apply, params, **inputs)
@@ -183,7 +183,8 @@ def test_heads_for_sequences_drop_out(family, task):
     twice = (family, task) in [(f, SEQUENCE[0]) for f in ("roberta", "electra")]
     rate = "hidden_dropout_prob" if twice else rates.get(family, "hidden_dropout_prob")
     config = tiny_config(family, task, **{rate: 0.5})
-    head = nnx.merge(models.module_parts(config, task)[0], with_unit_head(config, task))
+    graph, _ = models.module_parts(config, task)
+    head = graph.merge(with_unit_head(config, task)).head
     x = jnp.full((1, 200, 32), 0.5)
     plain = head.scores(2 * x if twice else x, None)
     assert np.all(plain > 0.2)

@@ -6,15 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxllm.attention import (
-    attention_mask,
-    dot_product_attention,
-    rotary_table,
-    rotate,
-    segment_positions,
-    window_mask,
-)
+from jaxllm.attention.scores import dot_product_attention
+from jaxllm.attention.visibility import Visibility, segment_positions
 from jaxllm.layers import Dense, LayerNorm, dropout, random_bits
+from jaxllm.nn.rotary import rotary_table, rotate
 
 
 def test_dense_contracts_several_axes(rng):
@@ -72,7 +67,7 @@ def test_attention_is_block_diagonal_over_segments(rng):
     """A gradient proves it: no output of one segment depends on another's values."""
     segments = jnp.asarray([[1, 1, 2, 2, 2, 0]])
     q, k, v = (jnp.asarray(rng.normal(size=(1, 6, 2, 4)).astype(np.float32)) for _ in range(3))
-    mask = attention_mask(segments_BT=segments)
+    mask = Visibility.of_rows(6, None, segments).mask()
 
     def first_segment(v):
         return dot_product_attention(q, k, v, mask=mask)[0][:, :2].sum()
@@ -84,7 +79,7 @@ def test_attention_is_block_diagonal_over_segments(rng):
 def test_padded_keys_are_hidden_and_a_row_of_padding_is_finite(rng):
     padding = jnp.asarray([[1, 1, 0], [0, 0, 0]])
     q, k, v = (jnp.asarray(rng.normal(size=(2, 3, 1, 4)).astype(np.float32)) for _ in range(3))
-    out, weights = dot_product_attention(q, k, v, mask=attention_mask(padding))
+    out, weights = dot_product_attention(q, k, v, mask=Visibility.of_rows(3, padding).mask())
     np.testing.assert_array_equal(weights[0, :, :, 2], 0.0)
     np.testing.assert_allclose(weights.sum(-1), 1.0, rtol=1e-6)
     assert np.isfinite(out).all()
@@ -135,6 +130,6 @@ def test_segment_positions_restart():
 
 
 def test_window_counts_both_sides():
-    window = np.asarray(window_mask(5, 1))
+    window = np.asarray(Visibility(5, 5, window=(1, 1)).mask())
     assert window.shape == (1, 1, 5, 5)
     np.testing.assert_array_equal(window[0, 0], np.tri(5, k=1) * np.tri(5, k=1).T)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoints import GOLDEN, assert_same, leaves_of, load
-from flax import nnx
 
 from jaxllm import AutoModel, AutoModelForSequenceClassification, auto, models
 from jaxllm.errors import InputError
@@ -17,7 +16,7 @@ from jaxllm.pretrained import FAMILIES, hf
 from jaxllm.sharding import make_mesh, map_params, parameter_sharding
 
 MODERNBERT = FAMILIES["modernbert"]
-TASKS = list(models.FAMILIES["modernbert"])
+TASKS = list(models.FAMILIES["modernbert"].heads)
 LENGTHS = (11, 1, 9, 3)  # the window is 3 tokens to either side
 # A config as those on the Hub are, written by transformers 4.
 OLD = {
@@ -207,7 +206,7 @@ def test_unroll_and_remat_change_nothing(options, config, packed):
     params = make(task, config).params
 
     def gradients(**options):
-        apply = apply_fn(module_parts(config, task, **options)[0])
+        apply = apply_fn(module_parts(config, task, models.Compute(**options))[0])
         inputs = {name: jnp.asarray(x) for name, x in packed.items()}
         return jax.jit(jax.grad(lambda p: jnp.sum(apply(p, **inputs).logits ** 2)))(params)
 
@@ -339,10 +338,10 @@ def write(directory, **changes):
 def test_config_of_transformers_4(tmp_path):
     config = hf.load_config(write(tmp_path))
     assert config.layer_types == ["full_attention", "sliding_attention", "full_attention"]
-    encoder = models.build(config, "base", rngs=nnx.Rngs(params=0))
-    assert encoder.is_global == (True, False, True)
-    assert encoder.thetas == (20.0, 500.0)
-    assert encoder.radius == 3
+    spec = models.family_of(config).spec(config)
+    assert spec.is_global == (True, False, True)
+    assert spec.thetas == (20.0, 500.0)
+    assert spec.window == (3, 3)
     make("base", config).save_pretrained(tmp_path / "new")
     again = hf.load_config(tmp_path / "new")
     assert again.layer_types == config.layer_types

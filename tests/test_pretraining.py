@@ -175,6 +175,7 @@ def test_a_run_of_electra_leaves_a_pair_that_is_judged_and_trained_again(config,
 
 def save_electra(directory, config, head, **sizes):
     shape = {**electra(config).model.config, **sizes}
+    shape.pop("generator", None)
     model_config = hf.load_config(None, **shape)
     params = models.init_params(model_config, head, seed=len(head))
     source = load_tokenizer(config.model.tokenizer)
@@ -223,7 +224,7 @@ def test_electra_replaces_masks_by_samples_and_shares_its_embeddings(config):
     params = jax.tree.map(np.array, job.state.params)
     assert set(params["generator"]["embeddings"]) == {"project"}
     task = task_build.TASKS["pretraining"](electra(config), tokenizer(config))
-    apply = models.apply_fn(models.module_parts(task.model_config, task.head)[0])
+    apply = models.apply_fn(task.model.parts(models.Compute())[0])
     names = ("input_ids", "segment_ids", "token_type_ids", "head_positions", "labels")
     inputs = {name: batch[name] for name in (*names, "label_weights")}
     out = apply(params, **inputs, key=jax.random.key(1))
@@ -258,7 +259,7 @@ def test_the_loss_of_electra_is_that_of_the_plain_definition(config):
     job, batch = batch_of(electra(config))
     params = jax.tree.map(np.array, job.state.params)
     task = task_build.TASKS["pretraining"](electra(config), tokenizer(config))
-    apply = models.apply_fn(models.module_parts(task.model_config, task.head)[0])
+    apply = models.apply_fn(task.model.parts(models.Compute())[0])
     objective = task.objective(apply)
     loss, (metrics, _) = objective(params, task.whole_batch(batch), None)
     names = ("input_ids", "segment_ids", "token_type_ids", "head_positions", "labels")
@@ -293,7 +294,7 @@ def test_the_loss_is_that_of_the_plain_definition(config, task):
     job, batch = batch_of(TASKS[task](config))
     params = jax.tree.map(np.array, job.state.params)
     _, metrics = job.train_step(job.state, batch)
-    model_config = task_build.TASKS[task](TASKS[task](config), tokenizer(config)).model_config
+    model_config = task_build.TASKS[task](TASKS[task](config), tokenizer(config)).model.config
     apply = models.apply_fn(models.module_parts(model_config, task)[0])
     names = ("input_ids", "segment_ids", "token_type_ids", "head_positions", "pooled_positions")
     out = apply(params, **{name: batch[name] for name in names if name in batch})

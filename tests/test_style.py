@@ -89,41 +89,23 @@ def readme() -> str:
     return (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def readme_tree() -> dict[str, str]:
-    """Path -> description of the README's tree: the code block that begins with ``jaxllm/``.
-
-    A line is ``name  description``; a folder's name ends with a slash, and its files are indented
-    under it or named with it (``data/loader.py``).
-    """
-    block = re.search(r"^```\w*\n(jaxllm/.*?)^```", readme(), re.MULTILINE | re.DOTALL)
-    assert block, "README.md has no code block that begins with jaxllm/"
-    entries: dict[str, str] = {}
-    folders: list[tuple[int, str]] = []
-    for line in filter(str.strip, block[1].splitlines()):
-        match = re.match(r"([\s│├└─]*)(\S+)\s*(.*)", line)
-        assert match
-        indent, name, description = len(match[1]), match[2], match[3]
-        folders = [folder for folder in folders if folder[0] < indent]
-        path = "".join(folder for _, folder in folders) + name
-        entries[path] = description
-        if name.endswith("/"):
-            folders.append((indent, name))
-    return entries
+def test_contributing_names_every_room():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    block = re.search(r"^## What is where\n.*?^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert block
+    listed = dict(line.split(maxsplit=1) for line in block[1].splitlines())
+    assert list(listed) == sorted(f"{path.parent.name}/" for path in SOURCES if is_room(path))
 
 
-def test_readme_names_every_file():
-    tree = readme_tree()
-    files = {relative(path) for path in SOURCES}
-    # A package's __init__.py that holds nothing but its docstring needs no line.
-    empty = {
-        relative(path)
-        for path in SOURCES
-        if path.name == "__init__.py" and len(ast.parse(path.read_text()).body) <= 1
-    }
-    listed = {path for path in tree if path.endswith(".py") and path.startswith("jaxllm/")}
-    assert sorted(files - empty - listed) == []
-    assert sorted(listed - files) == []
-    assert [path for path in listed if not tree[path]] == []
+def is_room(path: Path) -> bool:
+    return path.name == "__init__.py" and path.parent.parent == ROOT / "jaxllm"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_a_file_says_what_it_holds(path):
+    said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert said
+    assert len(said.splitlines()[0]) > 15
 
 
 def test_readme_and_ci_run_the_same_tests():

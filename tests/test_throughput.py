@@ -11,7 +11,8 @@ from jaxllm import throughput
 from jaxllm.data.corpus import ReadReport
 from jaxllm.data.groups import Groups
 from jaxllm.flops import effective_length, training_flops_per_token
-from jaxllm.models import module_parts
+from jaxllm.models import Compute, module_parts
+from jaxllm.tasks.storage import ElectraPair
 from jaxllm.throughput import StepClock
 
 
@@ -70,10 +71,11 @@ def test_a_head_is_counted_for_the_tokens_that_it_is_about(head, products):
 
 def test_the_generator_of_electra_is_counted():
     generator = {"hidden_size": 4, "num_attention_heads": 1, "intermediate_size": 8}
-    config = ElectraConfig(**TINY, embedding_size=2, generator=generator)
-    _, abstract = module_parts(config, "joint-pretraining")
+    config = ElectraConfig(**TINY, embedding_size=2)
+    pair = ElectraPair(config, generator)
+    _, abstract = pair.parts(Compute())
     lengths = np.array([4, 12])
-    found = training_flops_per_token(abstract, config, "joint-pretraining", lengths, masked=0.25)
+    found = training_flops_per_token(abstract, config, pair.head, lengths, masked=0.25)
     body = 2 * 8 + 2 * (4 * 8 * 8 + 2 * 8 * 16) + 8 * 8 + 8 * 1
     small = 2 * 4 + 2 * (4 * 4 * 4 + 2 * 4 * 8) + (4 * 2 + 2 * 50) / 4
     assert found == 6 * (body + small) + 12 * 2 * (8 + 4) * 10

@@ -75,7 +75,7 @@ def stepped(config, batch, *, mesh=None, optimizer=SGD, options=None, steps=1, *
 
 def _stepped(config, batch, mesh, optimizer, options, steps, step_options):
     mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
-    graphdef, abstract = models.module_parts(config, TASK, **(options or {}))
+    graphdef, abstract = models.module_parts(config, TASK, models.Compute(**(options or {})))
     tx = optim.make_optimizer(optimizer, 10)
     init = partial(models.init_params, config, TASK, 0)
     params = jax.jit(init, out_shardings=sharding.state_shardings(mesh, abstract))()

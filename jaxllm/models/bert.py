@@ -7,16 +7,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from jaxllm.layers import Key
 from jaxllm.models import heads
 from jaxllm.models.blocks import gather_tokens
+from jaxllm.models.encoder import Encoder, encoder_family
 from jaxllm.models.outputs import PretrainingOutput
-from jaxllm.models.spec import EncoderSpec, dense, head_dropout
+from jaxllm.models.spec import EncoderSpec, Layers, head_dropout
 
 
-def spec(config: Any, **options: Any) -> EncoderSpec:
+def spec(config: Any) -> EncoderSpec:
     rate = head_dropout(config)
     return EncoderSpec.of(
         config,
@@ -24,53 +24,54 @@ def spec(config: Any, **options: Any) -> EncoderSpec:
         token_dropout=rate,
         choice_dropout=rate,
         mlm_act=config.hidden_act,
-        **options,
     )
 
 
-class NextSentence(heads.SequenceHead, heads.PooledEncoder):
+class NextSentence(heads.SequenceHead, heads.Pooler):
     """Whether the second text follows the first: logits [B, 2] or [B, P, 2], class 0 for yes."""
 
-    def __init__(self, spec: EncoderSpec, rngs: nnx.Rngs):
-        super().__init__(spec, rngs)
-        self.next_sentence = dense(spec, rngs, spec.hidden_size, 2)
+    def __init__(self, spec: EncoderSpec, layers: Layers):
+        super().__init__(spec, layers)
+        self.next_sentence = layers.dense(spec.hidden_size, 2)
 
     def scores(self, x_BPD: jax.Array, key: Key) -> jax.Array:
         return self.next_sentence(self.pool(x_BPD))
 
 
-class Pretraining(heads.PooledEncoder):
+class Pretraining(heads.Pooler):
     """Masked LM and next sentence at once.
 
     prediction_logits [B, T, V], or [B, P, V] at `head_positions`; seq_relationship_logits [B, 2] of
     the first token, or [B, Q, 2] at `pooled_positions`.
     """
 
-    def __init__(self, spec: EncoderSpec, rngs: nnx.Rngs):
-        super().__init__(spec, rngs)
-        self.mlm = heads.MLMLayers(spec, rngs)
-        self.next_sentence = dense(spec, rngs, spec.hidden_size, 2)
+    def __init__(self, spec: EncoderSpec, layers: Layers):
+        super().__init__(spec, layers)
+        self.mlm = heads.MLMLayers(spec, layers)
+        self.next_sentence = layers.dense(spec.hidden_size, 2)
 
     def __call__(
         self,
+        stack: Encoder,
         input_ids: jax.Array,
         *,
         head_positions: jax.Array | None = None,
         pooled_positions: jax.Array | None = None,
         **inputs: Any,
     ) -> PretrainingOutput:
-        firsts = heads.first_tokens(input_ids) if pooled_positions is None else pooled_positions
+        first = jnp.zeros((input_ids.shape[0], 1), jnp.int32)
+        firsts = first if pooled_positions is None else pooled_positions
         if head_positions is None:
-            x_masked, out = self.encode_at(input_ids, None, **inputs)
+            x_masked, out = stack.encode_at(input_ids, None, **inputs)
             x_firsts = gather_tokens(x_masked, firsts)
         else:
             P = head_positions.shape[1]
             both = jnp.concatenate([head_positions, firsts], axis=1)
-            x, out = self.encode_at(input_ids, both, **inputs)
+            x, out = stack.encode_at(input_ids, both, **inputs)
             x_masked, x_firsts = x[:, :P], x[:, P:]
         relationship = self.next_sentence(self.pool(x_firsts)).astype(jnp.float32)
         return PretrainingOutput(
-            self.mlm(x_masked, self.embeddings.word),
+            self.mlm(x_masked, stack.embeddings.word),
             relationship[:, 0] if pooled_positions is None else relationship,
             out.hidden_states,
             out.attentions,
@@ -78,7 +79,7 @@ class Pretraining(heads.PooledEncoder):
 
 
 HEADS = {
-    "base": heads.PooledModel,
+    "base": heads.Pooled,
     "masked-lm": heads.MaskedLM,
     "pretraining": Pretraining,
     "next-sentence": NextSentence,
@@ -87,3 +88,4 @@ HEADS = {
     "question-answering": heads.QuestionAnswering,
     "multiple-choice": heads.MultipleChoice,
 }
+FAMILY = encoder_family(spec, HEADS)

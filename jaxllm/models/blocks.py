@@ -1,4 +1,4 @@
-"""What all encoders share: stacked blocks, scanned, and the last hidden state at some tokens."""
+"""What all stacks share: blocks on a leading axis, scanned, and the last state at some tokens."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxllm.models.compute import Compute
 from jaxllm.models.outputs import EncoderOutput
 
 REMAT_POLICIES = {
@@ -17,10 +18,10 @@ REMAT_POLICIES = {
 Block = Callable[[jax.Array, Any, jax.Array | None], tuple[jax.Array, jax.Array | None]]
 
 
-class QueriedEncoder(nnx.Module):
-    """An encoder whose last block can be computed at some tokens only."""
+class Stack(nnx.Module):
+    """Embeddings and blocks. The last block can be computed at some tokens only."""
 
-    encode: Callable[..., EncoderOutput]  # without a head; `queries` are the last block's tokens
+    encode: Callable[..., EncoderOutput]  # `queries` are the last block's tokens
 
     def encode_at(
         self, input_ids: jax.Array, positions: jax.Array | None, **inputs: Any
@@ -47,28 +48,27 @@ def scan_blocks(
     x_BTD: jax.Array,
     layers: Any,
     queries: jax.Array | None,
+    compute: Compute,
     *,
-    remat: str,
-    unroll: int,
     hidden_states: bool,
     attentions: bool,
 ) -> EncoderOutput:
     """`block` over `layers`, a tree of arrays with a leading L axis.
 
-    `queries` [B, P]: the last block computes these tokens only. `remat`: none, full, or dots;
-    `unroll`: blocks in one iteration of the scan.
+    `queries` [B, P]: the last block computes these tokens only.
     """
 
     def body(x_BTD: jax.Array, layer: Any, queries: jax.Array | None = None) -> tuple:
         x_BTD, weights = block(x_BTD, layer, queries)
         return x_BTD, (x_BTD if hidden_states else None, weights if attentions else None)
 
-    if remat != "none":
-        body = jax.checkpoint(body, policy=REMAT_POLICIES[remat])
+    if compute.remat != "none":
+        body = jax.checkpoint(body, policy=REMAT_POLICIES[compute.remat])
     embedded, last = x_BTD, None
     if queries is not None:
         last = jax.tree.map(lambda a: a[-1], layers)
         layers = jax.tree.map(lambda a: a[:-1], layers)
+    unroll: int | bool = compute.unroll or True  # True: all
     collected: tuple
     x_BTD, collected = jax.lax.scan(body, x_BTD, layers, unroll=unroll)
     if last is not None:

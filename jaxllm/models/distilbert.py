@@ -7,10 +7,12 @@ Equal in numbers to transformers' PyTorch classes. `config` is a transformers Di
 from typing import Any
 
 from jaxllm.models import heads
+from jaxllm.models.encoder import encoder_family
+from jaxllm.models.family import POSITIONS
 from jaxllm.models.spec import EncoderSpec
 
 
-def spec(config: Any, **options: Any) -> EncoderSpec:
+def spec(config: Any) -> EncoderSpec:
     return EncoderSpec.of(
         config,
         intermediate_size=config.hidden_dim,
@@ -25,15 +27,15 @@ def spec(config: Any, **options: Any) -> EncoderSpec:
         span_dropout=config.qa_dropout,
         mlm_act=config.activation,
         pooler_act="relu",
-        **options,
     )
 
 
 HEADS = {
-    "base": heads.Model,
+    "base": heads.Bare,
     "masked-lm": heads.MaskedLM,
     "sequence-classification": heads.PooledClassification,
     "token-classification": heads.TokenClassification,
     "question-answering": heads.QuestionAnswering,
     "multiple-choice": heads.MultipleChoice,
 }
+FAMILY = encoder_family(spec, HEADS, ids=POSITIONS)

@@ -16,8 +16,10 @@ from flax import nnx
 from jaxllm.errors import InputError
 from jaxllm.layers import ACTIVATIONS, Key, split_key
 from jaxllm.models import heads
-from jaxllm.models.outputs import HeadOutput, ReplacedTokenOutput
-from jaxllm.models.spec import EncoderSpec, dense, head_dropout
+from jaxllm.models.compute import Compute
+from jaxllm.models.encoder import encoder_family
+from jaxllm.models.outputs import ReplacedTokenOutput
+from jaxllm.models.spec import EncoderSpec, Layers, head_dropout
 
 SHARED_TABLES = ("word", "position", "token_type", "norm")  # of the embeddings of both
 # What a generator's config has for itself.
@@ -25,7 +27,7 @@ GENERATOR_SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num
 _GENERATOR_SHARE = 4
 
 
-def spec(config: Any, **options: Any) -> EncoderSpec:
+def spec(config: Any) -> EncoderSpec:
     rate = head_dropout(config)
     return EncoderSpec.of(
         config,
@@ -36,17 +38,15 @@ def spec(config: Any, **options: Any) -> EncoderSpec:
         mlm_act="gelu",
         pooler_act=config.summary_activation,
         classifier_act="gelu",
-        **options,
     )
 
 
-def generator_config(config: Any) -> Any:
-    """The config of the generator that is trained with this discriminator.
+def generator_config(config: Any, sizes: Any = None) -> Any:
+    """The config of a generator that is trained with this discriminator.
 
-    Its sizes are those in `config.generator`; without, the width and the heads are a quarter, as
+    `sizes`: those in which they differ, by name; without, the width and the heads are a quarter, as
     those of the paper's small and large models.
     """
-    sizes = getattr(config, "generator", None)
     if sizes is None:
         if config.num_attention_heads % _GENERATOR_SHARE:
             raise InputError(
@@ -61,7 +61,7 @@ def generator_config(config: Any) -> Any:
             f"{', '.join(GENERATOR_SIZES)}"
         )
     generator = copy.deepcopy(config)
-    for name, value in (sizes | {"generator": None}).items():
+    for name, value in sizes.items():
         setattr(generator, name, value)
     if generator.hidden_size % generator.num_attention_heads:
         raise InputError(
@@ -71,17 +71,12 @@ def generator_config(config: Any) -> Any:
     return generator
 
 
-def joint(config: Any, *, rngs: nnx.Rngs, **options: Any) -> "Joint":
-    """The module of "joint-pretraining"."""
-    return Joint(spec(config, **options), spec(generator_config(config), **options), rngs)
-
-
 class DiscriminatorLayers(nnx.Module):
     """Dense, activation, one score."""
 
-    def __init__(self, spec: EncoderSpec, rngs: nnx.Rngs):
-        self.dense = dense(spec, rngs, spec.hidden_size, spec.hidden_size)
-        self.output = dense(spec, rngs, spec.hidden_size, 1)
+    def __init__(self, spec: EncoderSpec, layers: Layers):
+        self.dense = layers.dense(spec.hidden_size, spec.hidden_size)
+        self.output = layers.dense(spec.hidden_size, 1)
         self.activation = ACTIVATIONS[spec.hidden_act]
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -91,30 +86,41 @@ class DiscriminatorLayers(nnx.Module):
 class Discriminator(heads.TokenHead):
     """Replaced-token detection: logits [B, T], positive where a token is not the original one."""
 
-    def __init__(self, spec: EncoderSpec, rngs: nnx.Rngs):
-        super().__init__(spec, rngs)
-        self.discriminator = DiscriminatorLayers(spec, rngs)
+    def __init__(self, spec: EncoderSpec, layers: Layers):
+        self.discriminator = DiscriminatorLayers(spec, layers)
 
-    def __call__(self, input_ids: jax.Array, **inputs: Any) -> HeadOutput:
-        x_BTD, out = self.tokens(input_ids, 0.0, **inputs)
-        logits = self.discriminator(x_BTD)[..., 0].astype(jnp.float32)
-        return HeadOutput(logits, out.hidden_states, out.attentions)
+    def scores(self, x_BTD: jax.Array, key: Key) -> jax.Array:
+        return self.discriminator(x_BTD)[..., 0]
 
 
-class Joint(Discriminator):
+HEADS = {
+    "base": heads.Bare,
+    "masked-lm": heads.MaskedLM,
+    "pretraining": Discriminator,
+    "sequence-classification": heads.Classification,
+    "token-classification": heads.TokenClassification,
+    "question-answering": heads.QuestionAnswering,
+    "multiple-choice": heads.MultipleChoice,
+}
+FAMILY = encoder_family(spec, HEADS)
+
+
+class Joint(nnx.Module):
     """Generator and discriminator as they are trained: the embeddings are one (section 3.2).
 
     The discriminator sees the generator's samples in the place of masks, and no gradient goes
-    through them.
+    through them. The discriminator's parameters have the paths that it has alone, the generator's
+    begin with `generator/`.
     """
 
-    def __init__(self, spec: EncoderSpec, generator: EncoderSpec, rngs: nnx.Rngs):
-        super().__init__(spec, rngs)
-        self.generator = heads.MaskedLM(generator, rngs)
-        for table in SHARED_TABLES:
-            setattr(self.generator.embeddings, table, getattr(self.embeddings, table))
+    def __init__(self, config: Any, generator: Any, compute: Compute, rngs: nnx.Rngs):
+        self._discriminator = FAMILY.model(config, "pretraining", compute, rngs)
+        self.generator = FAMILY.model(generator, "masked-lm", compute, rngs)
+        tables = self._discriminator.stack.embeddings
+        for name in SHARED_TABLES:
+            setattr(self.generator.stack.embeddings, name, getattr(tables, name))
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         input_ids: jax.Array,
         *,
@@ -138,16 +144,5 @@ class Joint(Discriminator):
         rows_B1 = jnp.arange(len(input_ids))[:, None]
         original = input_ids.at[rows_B1, slots_BP].set(labels, mode="drop")
         corrupted = input_ids.at[rows_B1, slots_BP].set(samples_BP, mode="drop")
-        judged = super().__call__(corrupted, key=discriminator_key, **inputs)
+        judged = self._discriminator(corrupted, key=discriminator_key, **inputs)
         return ReplacedTokenOutput(generated.logits, judged.logits, corrupted != original)
-
-
-HEADS = {
-    "base": heads.Model,
-    "masked-lm": heads.MaskedLM,
-    "pretraining": Discriminator,
-    "sequence-classification": heads.Classification,
-    "token-classification": heads.TokenClassification,
-    "question-answering": heads.QuestionAnswering,
-    "multiple-choice": heads.MultipleChoice,
-}

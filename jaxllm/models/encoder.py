@@ -1,40 +1,39 @@
-"""The encoder that BERT, RoBERTa, DistilBERT and ELECTRA share: LayerNorm after each residual sum.
+"""The encoder that BERT, RoBERTa, DistilBERT and ELECTRA share: LayerNorm after each sum."""
 
-The heads (heads.py) are encoders with layers of their own, so all models of a family have the same
-parameter paths.
-"""
-
-from functools import partial
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxllm.attend import Attend
-from jaxllm.attention import segment_positions
-from jaxllm.attention_backends import make_attend
+from jaxllm.attention.backends import make_attend
+from jaxllm.attention.base import Attend
+from jaxllm.attention.visibility import Visibility, segment_positions
 from jaxllm.errors import InputError
-from jaxllm.layers import ACTIVATIONS, Embed, Key, dropout, split_key
-from jaxllm.models.blocks import QueriedEncoder, gather_tokens, scan_blocks
+from jaxllm.layers import ACTIVATIONS, Key, dropout, split_key
+from jaxllm.models.blocks import Stack, gather_tokens, scan_blocks
+from jaxllm.models.compute import Compute
+from jaxllm.models.family import POSITIONS, TYPES, Family
 from jaxllm.models.outputs import EncoderOutput
-from jaxllm.models.spec import EncoderSpec, dense, layer_norm
+from jaxllm.models.spec import EncoderSpec, Layers
 from jaxllm.sharding import constrain
 
 
 class Embeddings(nnx.Module):
-    def __init__(self, spec: EncoderSpec, rngs: nnx.Rngs):
+    def __init__(self, spec: EncoderSpec, layers: Layers):
         E, D = spec.embedding_size, spec.hidden_size
-        embed = partial(Embed, width=E, stddev=spec.initializer_range, dtype=spec.dtype, rngs=rngs)
-        self.word = embed(spec.vocab_size)
-        self.position = embed(spec.max_position_embeddings)
+        self.word = layers.embed(spec.vocab_size, E)
+        self.position = layers.embed(spec.max_position_embeddings, E)
         self.has_types = spec.type_vocab_size > 0
         self.has_one_type = spec.type_vocab_size == 1
         if self.has_types:
-            self.token_type = embed(spec.type_vocab_size)
-        self.norm = layer_norm(spec, E)
+            self.token_type = layers.embed(spec.type_vocab_size, E)
+        self.norm = layers.norm(E)
         self.is_projected = E != D
         if self.is_projected:
-            self.project = dense(spec, rngs, E, D)
+            self.project = layers.dense(E, D)
         self.dropout_rate = spec.hidden_dropout_prob
 
     def __call__(
@@ -56,7 +55,7 @@ class Embeddings(nnx.Module):
 
 
 class Attention(nnx.Module):
-    def __init__(self, spec: EncoderSpec, rngs: nnx.Rngs):
+    def __init__(self, spec: EncoderSpec, layers: Layers):
         D, N = spec.hidden_size, spec.num_attention_heads
         if D % N:
             raise InputError(
@@ -64,11 +63,11 @@ class Attention(nnx.Module):
                 f"choose {D // N * N} or {(D // N + 1) * N}"
             )
         heads = (N, D // N)
-        self.query = dense(spec, rngs, D, heads)
-        self.key = dense(spec, rngs, D, heads)
-        self.value = dense(spec, rngs, D, heads)
-        self.output = dense(spec, rngs, heads, D)
-        self.norm = layer_norm(spec, D)
+        self.query = layers.dense(D, heads)
+        self.key = layers.dense(D, heads)
+        self.value = layers.dense(D, heads)
+        self.output = layers.dense(heads, D)
+        self.norm = layers.norm(D)
         self.attention_dropout = spec.attention_probs_dropout_prob
         self.hidden_dropout = spec.hidden_dropout_prob
 
@@ -76,25 +75,26 @@ class Attention(nnx.Module):
         self, x_BTD: jax.Array, attend: Attend, key: Key, queries: jax.Array | None
     ) -> tuple[jax.Array, jax.Array | None]:
         weights_key, output_key = split_key(key, 2)
-        q_BTD = x_BTD if queries is None else gather_tokens(x_BTD, queries)
+        q_BTD = x_BTD
+        if queries is not None:
+            q_BTD, attend = gather_tokens(x_BTD, queries), attend.at(queries)
         out_BTNH, weights = attend(
             self.query(q_BTD),
             self.key(x_BTD),
             self.value(x_BTD),
             dropout_rate=self.attention_dropout,
             key=weights_key,
-            queries_BP=queries,
         )
         out_BTD = dropout(self.output(out_BTNH), self.hidden_dropout, output_key)
         return self.norm(q_BTD + out_BTD), weights
 
 
 class MLP(nnx.Module):
-    def __init__(self, spec: EncoderSpec, rngs: nnx.Rngs):
+    def __init__(self, spec: EncoderSpec, layers: Layers):
         D, F = spec.hidden_size, spec.intermediate_size
-        self.up = dense(spec, rngs, D, F)
-        self.down = dense(spec, rngs, F, D)
-        self.norm = layer_norm(spec, D)
+        self.up = layers.dense(D, F)
+        self.down = layers.dense(F, D)
+        self.norm = layers.norm(D)
         self.activation = ACTIVATIONS[spec.hidden_act]
         self.hidden_dropout = spec.hidden_dropout_prob
 
@@ -104,9 +104,9 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    def __init__(self, spec: EncoderSpec, rngs: nnx.Rngs):
-        self.attention = Attention(spec, rngs)
-        self.mlp = MLP(spec, rngs)
+    def __init__(self, spec: EncoderSpec, layers: Layers):
+        self.attention = Attention(spec, layers)
+        self.mlp = MLP(spec, layers)
 
     def __call__(
         self,
@@ -121,17 +121,18 @@ class Block(nnx.Module):
         return constrain(self.mlp(x_BTD, mlp_key), "BTD"), weights
 
 
-class Encoder(QueriedEncoder):
+class Encoder(Stack):
     """Embeddings, and L blocks stacked on a leading axis and scanned."""
 
-    def __init__(self, spec: EncoderSpec, rngs: nnx.Rngs):
-        self.spec = spec
-        self.embeddings = Embeddings(spec, rngs)
+    def __init__(self, spec: EncoderSpec, compute: Compute, rngs: nnx.Rngs):
+        self.spec, self.compute = spec, compute
+        layers = spec.layers(compute, rngs)
+        self.embeddings = Embeddings(spec, layers)
         keys = jax.random.split(rngs.params(), spec.num_hidden_layers)
-        self.blocks = jax.vmap(lambda k: Block(spec, nnx.Rngs(params=k)))(keys)
+        self.blocks = jax.vmap(lambda key: Block(spec, layers.from_key(key)))(keys)
 
     def position_ids(self, input_ids: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
-        """[B, T]: those that nobody gave. They restart in each segment of a packed row."""
+        """[B, T]: the position ids of a caller who gives none; they restart in each segment."""
         if segment_ids is not None:  # padding may be longer than there are positions
             positions = jnp.where(segment_ids > 0, segment_positions(segment_ids), 0)
             return positions + self.spec.first_position
@@ -172,9 +173,8 @@ class Encoder(QueriedEncoder):
                 )
             position_ids = self.position_ids(input_ids, segment_ids)
         embed_key, blocks_key = split_key(key, 2)
-        attend = make_attend(
-            self.spec.attention, T, attention_mask, segment_ids, weights=output_attentions
-        )
+        visibility = Visibility.of_rows(T, attention_mask, segment_ids)
+        attend = make_attend(self.compute.attention, visibility, weights=output_attentions)
         x_BTD = constrain(
             self.embeddings(input_ids, token_type_ids, position_ids, embed_key), "BTD"
         )
@@ -195,8 +195,24 @@ class Encoder(QueriedEncoder):
             x_BTD,
             (blocks, keys),
             queries,
-            remat=self.spec.remat,
-            unroll=self.spec.unroll or self.spec.num_hidden_layers,
+            self.compute,
             hidden_states=output_hidden_states,
             attentions=output_attentions,
         )
+
+
+def encoder_family(
+    spec: Callable[[Any], EncoderSpec],
+    heads: Mapping[str, Callable[..., nnx.Module]],
+    *,
+    ids: Mapping[str, str] = POSITIONS | TYPES,
+) -> Family:
+    """A family whose stack is `Encoder`. `ids`: of its tables beside the words', see `Family`."""
+    return Family(
+        spec,
+        Encoder,
+        heads,
+        max_tokens=lambda config: spec(config).max_tokens,
+        windows=lambda config: [math.inf] * config.num_hidden_layers,
+        ids={"input_ids": "vocab_size", **ids},
+    )

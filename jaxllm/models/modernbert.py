@@ -6,8 +6,7 @@ tokens (global) and a window around each (local). Equal in numbers to transforme
 """
 
 import math
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -15,16 +14,84 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxllm.attend import Attend, tokens_at
-from jaxllm.attention import rotary_table, rotate, segment_positions
-from jaxllm.attention_backends import make_attend
+from jaxllm.attention.backends import make_attend
+from jaxllm.attention.base import Attend, tokens_at
+from jaxllm.attention.visibility import Visibility, segment_positions
 from jaxllm.errors import InputError
-from jaxllm.layers import ACTIVATIONS, Dense, Embed, Key, LayerNorm, dropout, split_key
-from jaxllm.models.blocks import QueriedEncoder, gather_tokens, scan_blocks
+from jaxllm.layers import ACTIVATIONS, Key, dropout, split_key
+from jaxllm.models.blocks import Stack, gather_tokens, scan_blocks
+from jaxllm.models.compute import Compute
 from jaxllm.models.outputs import EncoderOutput
+from jaxllm.models.spec import Layers
+from jaxllm.nn.rotary import rotary_table, rotate
 from jaxllm.sharding import constrain
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"  # names in config.layer_types
+
+
+@dataclass(frozen=True)
+class ModernBertSpec:
+    """The encoder and its heads in numbers, under the names of transformers' ModernBertConfig.
+
+    Attributes:
+        is_global: of each layer, whether its tokens see all others.
+        window: places that a token of a local layer sees to its left and to its right.
+        thetas: of the rotary positions of local and of global layers.
+        cutoff: of the truncated normal draws of weights.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    hidden_activation: str
+    is_global: tuple[bool, ...]
+    window: tuple[int, int]
+    thetas: tuple[float, float]
+    attention_bias: bool
+    mlp_bias: bool
+    norm_bias: bool
+    norm_eps: float
+    embedding_dropout: float
+    attention_dropout: float
+    mlp_dropout: float
+    classifier_dropout: float
+    classifier_bias: bool
+    classifier_activation: str
+    classifier_pooling: str
+    decoder_bias: bool
+    num_labels: int
+    initializer_range: float
+    cutoff: float
+
+    @property
+    def output_stddev(self) -> float:
+        """Of layers that add to the residual stream, which gets two summands a block."""
+        return self.initializer_range / (2.0 * self.num_hidden_layers) ** 0.5
+
+    def layers(self, compute: Compute, rngs: nnx.Rngs) -> Layers:
+        """What makes this encoder's layers."""
+        return Layers(
+            self.initializer_range,
+            self.norm_eps,
+            compute.dtype,
+            rngs,
+            cutoff=self.cutoff,
+            norm_bias=self.norm_bias,
+        )
+
+
+def spec(config: Any) -> ModernBertSpec:
+    radius = config.local_attention // 2
+    own = {
+        "is_global": tuple(kind == GLOBAL for kind in config.layer_types),
+        "window": (radius, radius),
+        "thetas": tuple(config.rope_parameters[kind]["rope_theta"] for kind in (LOCAL, GLOBAL)),
+        "cutoff": config.initializer_cutoff_factor,
+    }
+    names = ModernBertSpec.__dataclass_fields__.keys() - own
+    return ModernBertSpec(**{name: getattr(config, name) for name in names}, **own)
 
 
 def windows(config: Any) -> list[float]:
@@ -32,53 +99,31 @@ def windows(config: Any) -> list[float]:
     return [math.inf if k == GLOBAL else config.local_attention for k in config.layer_types]
 
 
-def make_dense(config: Any, **options: Any) -> Any:
-    """`Dense` with the truncated normal draw of this family."""
-    return partial(Dense, cutoff=config.initializer_cutoff_factor, **options)
-
-
-def make_norm(config: Any, dtype: jnp.dtype) -> LayerNorm:
-    width, eps = config.hidden_size, config.norm_eps
-    return LayerNorm(width, eps=eps, use_bias=config.norm_bias, dtype=dtype)
-
-
-def output_stddev(config: Any) -> float:
-    """Of layers that add to the residual stream, which gets two summands a block."""
-    return config.initializer_range / (2.0 * config.num_hidden_layers) ** 0.5
-
-
 class ModernBertEmbeddings(nnx.Module):
-    def __init__(self, config: Any, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.word = Embed(
-            config.vocab_size,
-            config.hidden_size,
-            stddev=config.initializer_range,
-            cutoff=config.initializer_cutoff_factor,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.norm = make_norm(config, dtype)
-        self.dropout_rate = config.embedding_dropout
+    def __init__(self, spec: ModernBertSpec, layers: Layers):
+        self.word = layers.embed(spec.vocab_size, spec.hidden_size)
+        self.norm = layers.norm(spec.hidden_size)
+        self.dropout_rate = spec.embedding_dropout
 
     def __call__(self, input_ids: jax.Array, key: Key) -> jax.Array:
         return dropout(self.norm(self.word(input_ids)), self.dropout_rate, key)
 
 
 class ModernBertAttention(nnx.Module):
-    def __init__(self, config: Any, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        D, N = config.hidden_size, config.num_attention_heads
+    def __init__(self, spec: ModernBertSpec, layers: Layers):
+        D, N = spec.hidden_size, spec.num_attention_heads
         if D % (2 * N):
             raise InputError(
                 f"hidden_size={D} does not give num_attention_heads={N} heads of an even size, "
                 f"which rotary positions need; choose a multiple of {2 * N}"
             )
-        dense = make_dense(config, use_bias=config.attention_bias, dtype=dtype, rngs=rngs)
-        self.query = dense((D,), (N, D // N), stddev=config.initializer_range)
-        self.key = dense((D,), (N, D // N), stddev=config.initializer_range)
-        self.value = dense((D,), (N, D // N), stddev=config.initializer_range)
-        self.output = dense((N, D // N), (D,), stddev=output_stddev(config))
-        self.norm = make_norm(config, dtype)
-        self.dropout_rate = config.attention_dropout
+        heads, bias = (N, D // N), spec.attention_bias
+        self.query = layers.dense(D, heads, use_bias=bias)
+        self.key = layers.dense(D, heads, use_bias=bias)
+        self.value = layers.dense(D, heads, use_bias=bias)
+        self.output = layers.dense(heads, D, use_bias=bias, stddev=spec.output_stddev)
+        self.norm = layers.norm(D)
+        self.dropout_rate = spec.attention_dropout
 
     def __call__(
         self,
@@ -95,14 +140,13 @@ class ModernBertAttention(nnx.Module):
         q_BTD, q_rotary = x_BTD, rotary
         if queries is not None:
             q_BTD = gather_tokens(x_BTD, queries)
-            q_rotary = tokens_at(rotary, queries)
+            q_rotary, attend = tokens_at(rotary, queries), attend.at(queries)
         out_BTNH, weights = attend(
             rotate(self.query(q_BTD), q_rotary),
             rotate(self.key(x_BTD), rotary),
             self.value(x_BTD),
             dropout_rate=self.dropout_rate,
             key=weights_key,
-            queries_BP=queries,
             is_global=is_global,
         )
         return dropout(self.output(out_BTNH), self.dropout_rate, output_key), weights
@@ -111,15 +155,14 @@ class ModernBertAttention(nnx.Module):
 class ModernBertMLP(nnx.Module):
     """GeGLU (Shazeer, 2020): down(activation(gate(x)) * up(x))."""
 
-    def __init__(self, config: Any, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        D, F = config.hidden_size, config.intermediate_size
-        dense = make_dense(config, use_bias=config.mlp_bias, dtype=dtype, rngs=rngs)
-        self.gate = dense((D,), (F,), stddev=config.initializer_range)
-        self.up = dense((D,), (F,), stddev=config.initializer_range)
-        self.down = dense((F,), (D,), stddev=output_stddev(config))
-        self.activation = ACTIVATIONS[config.hidden_activation]
-        self.norm = make_norm(config, dtype)
-        self.dropout_rate = config.mlp_dropout
+    def __init__(self, spec: ModernBertSpec, layers: Layers):
+        D, F, bias = spec.hidden_size, spec.intermediate_size, spec.mlp_bias
+        self.gate = layers.dense(D, F, use_bias=bias)
+        self.up = layers.dense(D, F, use_bias=bias)
+        self.down = layers.dense(F, D, use_bias=bias, stddev=spec.output_stddev)
+        self.activation = ACTIVATIONS[spec.hidden_activation]
+        self.norm = layers.norm(D)
+        self.dropout_rate = spec.mlp_dropout
 
     def __call__(self, x_BTD: jax.Array, key: Key) -> jax.Array:
         x_BTD = self.norm(x_BTD)
@@ -128,9 +171,9 @@ class ModernBertMLP(nnx.Module):
 
 
 class ModernBertBlock(nnx.Module):
-    def __init__(self, config: Any, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.attention = ModernBertAttention(config, dtype=dtype, rngs=rngs)
-        self.mlp = ModernBertMLP(config, dtype=dtype, rngs=rngs)
+    def __init__(self, spec: ModernBertSpec, layers: Layers):
+        self.attention = ModernBertAttention(spec, layers)
+        self.mlp = ModernBertMLP(spec, layers)
 
     def __call__(
         self,
@@ -151,42 +194,25 @@ class ModernBertBlock(nnx.Module):
         return constrain(x_BTD + self.mlp(x_BTD, mlp_key), "BTD"), weights
 
 
-class ModernBertEncoder(QueriedEncoder):
+class ModernBertEncoder(Stack):
     """Embeddings, L blocks stacked on a leading axis and scanned, and the final norm.
 
     Blocks differ in two ways, both flags that the scan carries along, so that any pattern of
     config.layer_types is one compiled body and one attention a block: a global block widens the
     window to the row and takes the other rotary table, and the first block has no norm before its
     attention. blocks/attention/norm therefore has L - 1 rows, those of the checkpoint.
-    `unroll`: blocks in one iteration of the scan, 0 = all.
-    `attention`: a name in attention_backends.ATTENDS.
-    `remat`: none, full, or dots (REMAT_POLICIES).
     """
 
-    def __init__(
-        self,
-        config: Any,
-        *,
-        dtype: jnp.dtype = jnp.float32,
-        rngs: nnx.Rngs,
-        attention: str = "xla",
-        remat: str = "none",
-        unroll: int = 1,
-    ):
-        L = config.num_hidden_layers
-        self.embeddings = ModernBertEmbeddings(config, dtype=dtype, rngs=rngs)
-        self.blocks = jax.vmap(
-            lambda key: ModernBertBlock(config, dtype=dtype, rngs=nnx.Rngs(params=key))
-        )(jax.random.split(rngs.params(), L))
-        self.blocks.attention.norm = jax.vmap(lambda _: make_norm(config, dtype))(jnp.arange(1, L))
-        self.final_norm = make_norm(config, dtype)
-        self.is_global = tuple(kind == GLOBAL for kind in config.layer_types)
-        self.thetas = tuple(config.rope_parameters[kind]["rope_theta"] for kind in (LOCAL, GLOBAL))
-        self.head_size = config.hidden_size // config.num_attention_heads
-        self.radius = config.local_attention // 2
-        self.attention = attention
-        self.remat = remat
-        self.unroll = unroll or L
+    def __init__(self, spec: ModernBertSpec, compute: Compute, rngs: nnx.Rngs):
+        self.spec, self.compute = spec, compute
+        L, D = spec.num_hidden_layers, spec.hidden_size
+        layers = spec.layers(compute, rngs)
+        self.embeddings = ModernBertEmbeddings(spec, layers)
+        self.blocks = jax.vmap(lambda key: ModernBertBlock(spec, layers.from_key(key)))(
+            jax.random.split(rngs.params(), L)
+        )
+        self.blocks.attention.norm = jax.vmap(lambda _: layers.norm(D))(jnp.arange(1, L))
+        self.final_norm = layers.norm(D)
 
     def encode(
         self,
@@ -207,20 +233,16 @@ class ModernBertEncoder(QueriedEncoder):
         sake: ModernBERT has none, and what is given has no effect. `queries` [B, P]: the last block
         computes these tokens only, the last hidden state is [B, P, D].
         """
-        T, L = input_ids.shape[1], len(self.is_global)
+        spec = self.spec
+        T, L = input_ids.shape[1], spec.num_hidden_layers
         if position_ids is None and segment_ids is not None:
             position_ids = segment_positions(segment_ids)
         elif position_ids is None:
             position_ids = jnp.arange(T)[None]
-        attend = make_attend(
-            self.attention,
-            T,
-            attention_mask,
-            segment_ids,
-            radius=self.radius,
-            weights=output_attentions,
-        )
-        local, glob = (rotary_table(position_ids, self.head_size, theta) for theta in self.thetas)
+        visibility = Visibility.of_rows(T, attention_mask, segment_ids, window=spec.window)
+        attend = make_attend(self.compute.attention, visibility, weights=output_attentions)
+        head_size = spec.hidden_size // spec.num_attention_heads
+        local, glob = (rotary_table(position_ids, head_size, theta) for theta in spec.thetas)
 
         embed_key, blocks_key = split_key(key, 2)
         x_BTD = constrain(self.embeddings(input_ids, embed_key), "BTD")
@@ -241,10 +263,9 @@ class ModernBertEncoder(QueriedEncoder):
         out = scan_blocks(
             block,
             x_BTD,
-            (blocks, np.arange(L) == 0, np.asarray(self.is_global), keys),
+            (blocks, np.arange(L) == 0, np.asarray(spec.is_global), keys),
             queries,
-            remat=self.remat,
-            unroll=self.unroll,
+            self.compute,
             hidden_states=output_hidden_states,
             attentions=output_attentions,
         )

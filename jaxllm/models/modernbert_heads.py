@@ -6,97 +6,81 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxllm.errors import InputError
-from jaxllm.layers import ACTIVATIONS, Key, add_bias, dropout, split_key
-from jaxllm.models.heads import score_choices
-from jaxllm.models.modernbert import ModernBertEncoder, make_dense, make_norm, output_stddev
-from jaxllm.models.outputs import EncoderOutput, HeadOutput, SpanOutput
+from jaxllm.layers import ACTIVATIONS, Embed, Key, add_bias, dropout
+from jaxllm.models import heads
+from jaxllm.models.blocks import Stack
+from jaxllm.models.family import Family
+from jaxllm.models.modernbert import ModernBertEncoder, ModernBertSpec, spec, windows
+from jaxllm.models.outputs import EncoderOutput
+from jaxllm.models.spec import Layers
 
 
-class ModernBertModel(ModernBertEncoder):
-    """The bare model: the last hidden state. There is no pooler."""
-
-    def __call__(
-        self, input_ids: jax.Array, *, head_positions: jax.Array | None = None, **inputs: Any
-    ) -> EncoderOutput:
-        return self.encode(input_ids, **inputs)
-
-
-class ModernBertHead(nnx.Module):
+class Transform(nnx.Module):
     """Dense, activation, norm: what every head begins with."""
 
-    def __init__(self, config: Any, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        D = config.hidden_size
-        dense = make_dense(config, use_bias=config.classifier_bias, dtype=dtype, rngs=rngs)
-        self.dense = dense((D,), (D,), stddev=output_stddev(config))
-        self.norm = make_norm(config, dtype)
-        self.activation = ACTIVATIONS[config.classifier_activation]
+    def __init__(self, spec: ModernBertSpec, layers: Layers):
+        D = spec.hidden_size
+        bias, stddev = spec.classifier_bias, spec.output_stddev
+        self.dense = layers.dense(D, D, use_bias=bias, stddev=stddev)
+        self.norm = layers.norm(D)
+        self.activation = ACTIVATIONS[spec.classifier_activation]
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.norm(self.activation(self.dense(x)))
 
 
-class ModernBertDecoderBias(nnx.Module):
+class DecoderBias(nnx.Module):
     def __init__(self, size: int):
         self.bias = nnx.Param(jnp.zeros((size,), jnp.float32))
 
 
-class ModernBertForMaskedLM(ModernBertEncoder):
-    """The head, the word embedding, transposed, and a bias: logits [B, T, V], or [B, P, V] at
-    `head_positions` only.
-    """
+class MaskedLM(heads.VocabularyHead):
+    """The transform, the word embedding, transposed, and a bias."""
 
-    def __init__(
-        self, config: Any, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs, **encoder_options: Any
-    ):
-        super().__init__(config, dtype=dtype, rngs=rngs, **encoder_options)
-        self.head = ModernBertHead(config, dtype=dtype, rngs=rngs)
-        self.decoder = ModernBertDecoderBias(config.vocab_size) if config.decoder_bias else None
+    def __init__(self, spec: ModernBertSpec, layers: Layers):
+        self.head = Transform(spec, layers)
+        self.decoder = DecoderBias(spec.vocab_size) if spec.decoder_bias else None
 
-    def __call__(
-        self, input_ids: jax.Array, *, head_positions: jax.Array | None = None, **inputs: Any
-    ) -> HeadOutput:
-        x, out = self.encode_at(input_ids, head_positions, **inputs)
-        logits = self.embeddings.word.attend(self.head(x))
-        if self.decoder is not None:
-            logits = add_bias(logits, self.decoder.bias[...].astype(logits.dtype))
-        return HeadOutput(logits, out.hidden_states, out.attentions)
+    def scores(self, x: jax.Array, word: Embed) -> jax.Array:
+        logits = word.attend(self.head(x))
+        if self.decoder is None:
+            return logits
+        return add_bias(logits, self.decoder.bias[...].astype(logits.dtype))
 
 
-class ModernBertClassifier(ModernBertEncoder):
-    """What the classifiers below share: the head, dropout and a linear layer."""
+class Classifier(nnx.Module):
+    """The transform, dropout and a linear layer."""
 
-    def __init__(
-        self, config: Any, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs, **encoder_options: Any
-    ):
-        super().__init__(config, dtype=dtype, rngs=rngs, **encoder_options)
-        D = config.hidden_size
-        self.head = ModernBertHead(config, dtype=dtype, rngs=rngs)
-        dense = make_dense(config, dtype=dtype, rngs=rngs)
-        self.classifier = dense((D,), (self.outputs(config),), stddev=D**-0.5)
-        self.dropout_rate = config.classifier_dropout
-        self.pooling = config.classifier_pooling
+    def __init__(self, spec: ModernBertSpec, layers: Layers):
+        D = spec.hidden_size
+        self.head = Transform(spec, layers)
+        self.classifier = layers.dense(D, self.outputs(spec), stddev=D**-0.5)
+        self.dropout_rate = spec.classifier_dropout
+        self.pooling = spec.classifier_pooling
 
-    def outputs(self, config: Any) -> int:
-        return config.num_labels
+    def outputs(self, spec: ModernBertSpec) -> int:
+        return spec.num_labels
 
-    def classify(self, x: jax.Array, key: Key) -> jax.Array:
-        logits = self.classifier(dropout(self.head(x), self.dropout_rate, key))
-        return logits.astype(jnp.float32)
+    def scores(self, x: jax.Array, key: Key) -> jax.Array:
+        return self.classifier(dropout(self.head(x), self.dropout_rate, key))
 
-    def pool(
-        self, input_ids: jax.Array, head_positions: jax.Array, **inputs: Any
+
+class SequenceClassification(Classifier, heads.SequenceHead):
+    """Logits [B, C], or [B, P, C] for the segments that begin at `head_positions`."""
+
+    def vectors(
+        self, stack: Stack, input_ids: jax.Array, positions_BP: jax.Array, **inputs: Any
     ) -> tuple[jax.Array, EncoderOutput]:
-        """[B, P, D]: for each segment that begins at `head_positions`, its first token or its mean,
-        as config.classifier_pooling has it.
+        """[B, P, D]: of each segment its first token or its mean, as config.classifier_pooling has
+        it.
         """
         if self.pooling == "cls":
-            return self.encode_at(input_ids, head_positions, **inputs)
-        out = self.encode(input_ids, **inputs)
-        member_BPT = jnp.ones((*head_positions.shape, input_ids.shape[1]), bool)
+            return stack.encode_at(input_ids, positions_BP, **inputs)
+        out = stack.encode(input_ids, **inputs)
+        member_BPT = jnp.ones((*positions_BP.shape, input_ids.shape[1]), bool)
         segments, mask = inputs.get("segment_ids"), inputs.get("attention_mask")
         if segments is not None:
-            own = jnp.take_along_axis(segments, head_positions, axis=1)
+            own = jnp.take_along_axis(segments, positions_BP, axis=1)
             member_BPT = own[:, :, None] == segments[:, None]
         if mask is not None:
             member_BPT &= (mask != 0)[:, None]
@@ -104,84 +88,46 @@ class ModernBertClassifier(ModernBertEncoder):
         sum_BPD = jnp.einsum("BPT,BTD->BPD", member_BPT.astype(jnp.float32), x_BTD)
         return sum_BPD / jnp.maximum(member_BPT.sum(-1, keepdims=True), 1), out
 
-
-class ModernBertForSequenceClassification(ModernBertClassifier):
-    """Logits [B, C], or [B, P, C] for the segments that begin at `head_positions`."""
-
-    def __call__(
-        self,
-        input_ids: jax.Array,
-        *,
-        head_positions: jax.Array | None = None,
-        key: Key = None,
-        **inputs: Any,
-    ) -> HeadOutput:
-        encoder_key, head_key = split_key(key, 2)
-        first = first_tokens(input_ids, inputs) if head_positions is None else head_positions
-        x_BPD, out = self.pool(input_ids, first, key=encoder_key, **inputs)
-        x = x_BPD[:, 0] if head_positions is None else x_BPD
-        return HeadOutput(self.classify(x, head_key), out.hidden_states, out.attentions)
+    def firsts(self, input_ids: jax.Array, inputs: dict[str, Any]) -> jax.Array:
+        """[B, 1]: where each row's first token stands that is no padding."""
+        mask = inputs.get("attention_mask")
+        if mask is None:
+            return super().firsts(input_ids, inputs)
+        return jnp.argmax(mask != 0, axis=1, keepdims=True)
 
 
-class ModernBertForMultipleChoice(ModernBertForSequenceClassification):
-    """A score for each choice: ids [B, C, T] give logits [B, C]; rows in which each segment is a
-    choice give [B, P].
-    """
+class MultipleChoice(heads.Choices, SequenceClassification):
+    """A score for each choice."""
 
-    def outputs(self, config: Any) -> int:
+    def outputs(self, spec: ModernBertSpec) -> int:
         return 1
 
-    def __call__(self, input_ids: jax.Array, **inputs: Any) -> HeadOutput:
-        return score_choices(super().__call__, input_ids, inputs)
 
-
-class ModernBertForTokenClassification(ModernBertClassifier):
+class TokenClassification(Classifier, heads.TokenHead):
     """Logits [B, T, C]: of all tokens, whatever `head_positions`."""
 
-    def __call__(
-        self,
-        input_ids: jax.Array,
-        *,
-        head_positions: jax.Array | None = None,
-        key: Key = None,
-        **inputs: Any,
-    ) -> HeadOutput:
-        encoder_key, head_key = split_key(key, 2)
-        out = self.encode(input_ids, key=encoder_key, **inputs)
-        logits = self.classify(out.last_hidden_state, head_key)
-        return HeadOutput(logits, out.hidden_states, out.attentions)
 
-
-class ModernBertForQuestionAnswering(ModernBertForTokenClassification):
+class QuestionAnswering(heads.Spans, TokenClassification):
     """Start and end logits [B, T]: the two classes of each token."""
 
-    def outputs(self, config: Any) -> int:
-        if config.num_labels != 2:
-            raise InputError(
-                f"question answering has a start and an end score, the config has "
-                f"num_labels={config.num_labels}; load it with num_labels=2"
-            )
+    def outputs(self, spec: ModernBertSpec) -> int:
+        heads.check_two_labels(spec)
         return 2
-
-    def __call__(self, input_ids: jax.Array, **inputs: Any) -> SpanOutput:  # type: ignore[override]
-        out = super().__call__(input_ids, **inputs)
-        start, end = out.logits[..., 0], out.logits[..., 1]
-        return SpanOutput(start, end, out.hidden_states, out.attentions)
-
-
-def first_tokens(input_ids: jax.Array, inputs: dict[str, Any]) -> jax.Array:
-    """[B, 1]: where each row's first token stands that is no padding."""
-    mask = inputs.get("attention_mask")
-    if mask is None:
-        return jnp.zeros((input_ids.shape[0], 1), jnp.int32)
-    return jnp.argmax(mask != 0, axis=1, keepdims=True)
 
 
 HEADS = {
-    "base": ModernBertModel,
-    "masked-lm": ModernBertForMaskedLM,
-    "sequence-classification": ModernBertForSequenceClassification,
-    "token-classification": ModernBertForTokenClassification,
-    "question-answering": ModernBertForQuestionAnswering,
-    "multiple-choice": ModernBertForMultipleChoice,
+    "base": heads.Bare,
+    "masked-lm": MaskedLM,
+    "sequence-classification": SequenceClassification,
+    "token-classification": TokenClassification,
+    "question-answering": QuestionAnswering,
+    "multiple-choice": MultipleChoice,
 }
+FAMILY = Family(
+    spec,
+    ModernBertEncoder,
+    HEADS,
+    max_tokens=lambda config: config.max_position_embeddings,
+    windows=windows,
+    ids={"input_ids": "vocab_size"},
+)

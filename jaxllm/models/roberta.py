@@ -8,10 +8,11 @@ from typing import Any
 
 from jaxllm.errors import InputError
 from jaxllm.models import heads
+from jaxllm.models.encoder import encoder_family
 from jaxllm.models.spec import EncoderSpec, head_dropout
 
 
-def spec(config: Any, **options: Any) -> EncoderSpec:
+def spec(config: Any) -> EncoderSpec:
     padding, positions = config.pad_token_id, config.max_position_embeddings
     if padding is None or not 0 <= padding < min(config.vocab_size, positions - 1):
         raise InputError(
@@ -27,15 +28,15 @@ def spec(config: Any, **options: Any) -> EncoderSpec:
         token_dropout=rate,
         choice_dropout=config.hidden_dropout_prob,
         mlm_act="gelu",
-        **options,
     )
 
 
 HEADS = {
-    "base": heads.PooledModel,
+    "base": heads.Pooled,
     "masked-lm": heads.MaskedLM,
     "sequence-classification": heads.Classification,
     "token-classification": heads.TokenClassification,
     "question-answering": heads.QuestionAnswering,
     "multiple-choice": heads.MultipleChoice,
 }
+FAMILY = encoder_family(spec, HEADS)

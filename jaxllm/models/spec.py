@@ -1,12 +1,13 @@
-"""What an encoder is, as a value: `EncoderSpec`. A family makes it from its transformers config."""
+"""What an encoder is, as a value a family makes from its transformers config; and its layers."""
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, Self
 
-import jax.numpy as jnp
+import jax
 from flax import nnx
 
-from jaxllm.layers import Dense, LayerNorm
+from jaxllm.layers import Dense, Embed, LayerNorm
+from jaxllm.models.compute import Compute
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,6 @@ class EncoderSpec:
         classifier_act: inside the classification head that has two layers of its own.
         padding_idx: position ids count the tokens that are not padding, from the id after this one
             on (RoBERTa); None: they are 0, 1, 2, …
-        dtype: of the computation.
-        attention: a name in attention_backends.ATTENDS.
-        remat: none, full, or dots (REMAT_POLICIES in blocks.py).
-        unroll: blocks in one iteration of the scan, 0 = all.
     """
 
     vocab_size: int
@@ -50,10 +47,6 @@ class EncoderSpec:
     pooler_act: str = "tanh"
     classifier_act: str = "tanh"
     padding_idx: int | None = None
-    dtype: jnp.dtype = jnp.float32
-    attention: str = "xla"
-    remat: str = "none"
-    unroll: int = 1
 
     @classmethod
     def of(cls, config: Any, **values: Any) -> Self:
@@ -73,6 +66,10 @@ class EncoderSpec:
         """Tokens of the longest example that there are positions for."""
         return self.max_position_embeddings - self.first_position
 
+    def layers(self, compute: Compute, rngs: nnx.Rngs) -> "Layers":
+        """What makes this encoder's layers."""
+        return Layers(self.initializer_range, self.layer_norm_eps, compute.dtype, rngs)
+
 
 def head_dropout(config: Any) -> float:
     """The rate of BERT's heads: their own where there is one."""
@@ -80,13 +77,55 @@ def head_dropout(config: Any) -> float:
     return config.hidden_dropout_prob if rate is None else rate
 
 
-def dense(
-    spec: EncoderSpec, rngs: nnx.Rngs, inputs: int | tuple[int, ...], outputs: int | tuple[int, ...]
-) -> Dense:
-    """A linear layer between axes of these sizes."""
-    shapes = [(size,) if isinstance(size, int) else size for size in (inputs, outputs)]
-    return Dense(*shapes, stddev=spec.initializer_range, dtype=spec.dtype, rngs=rngs)
+@dataclass(frozen=True)
+class Layers:
+    """Makes the layers of one model, each from the next random draw of `rngs`.
 
+    Attributes:
+        stddev, cutoff: of weights, see `layers.normal`.
+        eps, norm_bias: of norms.
+        dtype: of the computation.
+    """
 
-def layer_norm(spec: EncoderSpec, width: int) -> LayerNorm:
-    return LayerNorm(width, eps=spec.layer_norm_eps, dtype=spec.dtype)
+    stddev: float
+    eps: float
+    dtype: Any
+    rngs: nnx.Rngs
+    cutoff: float | None = None
+    norm_bias: bool = True
+
+    def from_key(self, key: jax.Array) -> "Layers":
+        """The same, with draws of their own."""
+        return replace(self, rngs=nnx.Rngs(params=key))
+
+    def dense(
+        self,
+        inputs: int | tuple[int, ...],
+        outputs: int | tuple[int, ...],
+        *,
+        stddev: float | None = None,
+        use_bias: bool = True,
+    ) -> Dense:
+        """A linear layer between axes of these sizes."""
+        shapes = [(size,) if isinstance(size, int) else size for size in (inputs, outputs)]
+        return Dense(
+            *shapes,
+            stddev=self.stddev if stddev is None else stddev,
+            cutoff=self.cutoff,
+            use_bias=use_bias,
+            dtype=self.dtype,
+            rngs=self.rngs,
+        )
+
+    def norm(self, width: int) -> LayerNorm:
+        return LayerNorm(width, eps=self.eps, use_bias=self.norm_bias, dtype=self.dtype)
+
+    def embed(self, size: int, width: int) -> Embed:
+        return Embed(
+            size,
+            width,
+            stddev=self.stddev,
+            cutoff=self.cutoff,
+            dtype=self.dtype,
+            rngs=self.rngs,
+        )

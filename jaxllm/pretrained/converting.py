@@ -100,7 +100,7 @@ def _task(family: Family, config: Any, architecture: str | None, names: Iterable
 
     "base", which every checkpoint has the tensors of, for a class that there is no module for.
     """
-    tasks = models.FAMILIES[config.model_type]
+    tasks = models.family_of(config).heads
     if architecture is not None:
         return next((task for task in tasks if family.architecture(task) == architecture), "base")
     leaves = (family.leaf_of(name) for name in names)

@@ -19,7 +19,7 @@ ELECTRA = Family(
         Module("discriminator/output", "discriminator_predictions.dense_prediction", "dense"),
     ),
     attributes=ATTRIBUTES.extended(
-        implemented={"embedding_size", "summary_last_dropout", "generator"},
+        implemented={"embedding_size", "summary_last_dropout"},
         activations={"summary_activation"},
         required={"summary_type": "first", "summary_use_proj": True},
     ),

@@ -70,21 +70,19 @@ def build(config: Config) -> Job:
         InputError: data, model, mesh or settings that do not fit each other.
     """
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    computed = computation(config.model, mesh)
+    compute = computation(config.model, mesh)
     tokenizer = load_tokenizer(_tokenizer_path(config))
     task = TASKS[config.model.task](config, tokenizer)
     assert task.train is not None
-    graphdef, abstract = models.module_parts(
-        task.model_config, task.head, remat=config.model.remat, **computed
-    )
-    apply = models.apply_fn(graphdef)
+    graph, abstract = task.model.parts(compute)
+    apply = models.apply_fn(graph)
     frozen = config.optimizer.frozen
     check_frozen(list(flatten(abstract)), frozen)
     examples: TrainExamples = task.train
     vocabulary = None
     if task.reads_word_table_only and not moves_idle_rows(config.optimizer):
         assert isinstance(examples, Examples)
-        vocabulary = Vocabulary.of(examples.tokens, task.model_config.vocab_size)
+        vocabulary = Vocabulary.of(examples.tokens, task.model.config.vocab_size)
         examples = vocabulary.renumber(examples)
     if config.data.sampler == "balanced":
         assert isinstance(examples, Examples)
@@ -102,11 +100,11 @@ def build(config: Config) -> Job:
         "train.batch_size",
         loader.rows_per_batch,
         config.data.max_length if config.data.packing else _shortest_row(config),
-        task.model_config,
+        task.model.config,
         mesh,
         parts=config.train.accumulation,
     )
-    _check_eval_batch(config, task.model_config, mesh)
+    _check_eval_batch(config, task.model.config, mesh)
     total_steps = _total_steps(config, loader)
     schedule = learning_rate_schedule(config.optimizer, total_steps)
     tx = make_optimizer(config.optimizer, total_steps)
@@ -137,8 +135,8 @@ def build(config: Config) -> Job:
         if jax.process_count() > 1:  # shards of other hosts; all of them take part
             params = processes.whole(params)
         if jax.process_index() == 0:
-            task.stored().save(directory, params, tokenizer)
-            for place in {directory, directory / task.stored().answers}:
+            task.model.save(directory, params, tokenizer)
+            for place in {directory, directory / task.model.answers}:
                 task.save_extras(place)
 
     def report(params: Any, directory: Path, step: int) -> None:
@@ -146,7 +144,7 @@ def build(config: Config) -> Job:
             _, text = evaluator.write(complete(params), directory)
             of = f"{directory / 'model'}, step {step} of {total_steps}"
             logger.info("dev part:\n%s", _report(directory, of, text))
-        model = shlex.quote(str(directory / "model" / task.stored().answers))
+        model = shlex.quote(str(directory / "model" / task.model.answers))
         logger.info("next: jaxllm predict --model %s --input FILE --output FILE", model)
 
     # Where parameters are frozen, part of the backward pass is not computed.
@@ -154,7 +152,7 @@ def build(config: Config) -> Job:
     if not frozen:
         lengths = task.train.at(0).text_lengths
         flops = training_flops_per_token(
-            abstract, task.model_config, task.head, lengths, masked=config.data.mask_rate
+            abstract, task.model.config, task.model.head, lengths, masked=config.data.mask_rate
         )
         kind, count = mesh.devices.flat[0].device_kind, mesh.devices.size
         peak_rate = tokens_per_second_at_peak(flops, kind, count)
@@ -200,15 +198,9 @@ def evaluate(config: Config) -> dict[str, float]:
     if task.evaluator is None:
         raise InputError("data.dev: found no files, expected the part to evaluate on")
     _check_eval_batch(config, saved, mesh)
-    _, graphdef, params = load_saved(
-        config.model.path,
-        task.head,
-        saved,
-        mesh,
-        storage=task.storage,
-        **computation(config.model, mesh),
-    )
-    evaluator = task.evaluator(models.apply_fn(graphdef), mesh)
+    compute = computation(config.model, mesh)
+    _, graph, params = load_saved(config.model.path, task.model, mesh, compute)
+    evaluator = task.evaluator(models.apply_fn(graph), mesh)
     directory = Path(config.run.dir) / "evaluate"
     with writing(str(directory), "Give another run.dir."):
         directory.mkdir(parents=True, exist_ok=True)

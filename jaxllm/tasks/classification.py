@@ -67,14 +67,13 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     loss_fn = training_loss(config, head, train)
 
     return Task(
-        head=HEAD,
-        model_config=model_config,
+        model=OneModel(HEAD, model_config, new=head.new),
         train=train,
+        reads_word_table_only=True,
         objective=lambda apply: labelled(apply, loss_fn),
         evaluator=None if dev is None else partial(evaluator, config, dev, names),
         metric=metric,
         save_extras=InputFormat.of(config).save,
-        storage=OneModel(HEAD, model_config, new=head.new),
     )
 
 

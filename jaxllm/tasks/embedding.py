@@ -23,7 +23,7 @@ from jaxllm.pretrained.sentence_transformers import Settings
 from jaxllm.tasks.evaluation import outputs_of, read_summary
 from jaxllm.tasks.inputs import InputFormat
 from jaxllm.tasks.model import HEADS, check_fit
-from jaxllm.tasks.storage import SentenceModel
+from jaxllm.tasks.storage import OneModel, SentenceModel
 from jaxllm.tasks.task import Evaluator, Task
 from jaxllm.train import make_eval_step
 
@@ -68,16 +68,17 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
             settings=settings,
         )
 
-    head, layers = HEADS["sentence-embedding"], pooling.layers
+    model = OneModel(HEADS["sentence-embedding"], model_config)
+    if pooling.layers:
+        model = SentenceModel(model.head, model_config, layers=pooling.layers)
     return Task(
-        head=head,
-        model_config=model_config,
+        model=model,
         train=train,
+        reads_word_table_only=True,
         objective=lambda apply: contrastive(apply, pooling, config.train.temperature),
         evaluator=None if dev is None else evaluator,
         metric=metric,
         save_extras=save_extras,
-        storage=SentenceModel(head, model_config, layers=layers) if layers else None,
     )
 
 

@@ -23,6 +23,7 @@ from jaxllm.run_dir import check_path
 from jaxllm.sharding import make_mesh
 from jaxllm.tasks import build, classification
 from jaxllm.tasks.model import computation, label_names, load_saved
+from jaxllm.tasks.storage import OneModel
 
 logger = logging.getLogger("jaxllm")
 
@@ -187,17 +188,12 @@ def _test_logits(model: str, config: Config) -> tuple[Examples, np.ndarray]:
     examples, _ = load_examples(
         config.data, "dev", load_tokenizer(model), problem_type=None, labels=None
     )
-    _, graphdef, params = load_saved(
-        model,
-        classification.HEAD,
-        saved,
-        mesh,
-        **computation(config.model, mesh),
-    )
+    one = OneModel(classification.HEAD, saved)
+    _, graph, params = load_saved(model, one, mesh, computation(config.model, mesh))
     # The evaluator counts every row once; the loss it gives besides is of no use here.
     kind = np.float32 if config.model.problem_type == "regression" else np.int32
     examples = dataclasses.replace(examples, labels=np.zeros(len(examples), kind))
     evaluator = classification.evaluator(
-        config, examples, label_names(saved), apply_fn(graphdef), mesh
+        config, examples, label_names(saved), apply_fn(graph), mesh
     )
     return examples, evaluator.logits(params)[0]

@@ -12,16 +12,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxllm import memory, models
-from jaxllm.attention_backends import ATTENDS
+from jaxllm.attention.backends import ATTENDS
 from jaxllm.config_fields import Config, ModelConfig
 from jaxllm.data.tokenizer import load_tokenizer, vocabulary_size
 from jaxllm.errors import InputError
+from jaxllm.models import Compute, Graph
 from jaxllm.objectives import Apply
 from jaxllm.pretrained import FAMILIES, hf
 from jaxllm.pretrained.saving import INPUT_FILE
 from jaxllm.sharding import batch_sharding, batch_shards, map_params, parameter_sharding
 from jaxllm.tasks.inputs import InputFormat
-from jaxllm.tasks.storage import OneModel, Storage
+from jaxllm.tasks.storage import OneModel, TaskModel
 from jaxllm.tasks.task import Task
 from jaxllm.train import flatten
 
@@ -61,7 +62,7 @@ def initial_params(config: Config, task: Task, abstract: Any) -> Any:
     """Pretrained parameters, or random ones; either is born in the shardings of `abstract`."""
 
     def random() -> Any:
-        return models.init_params(task.model_config, task.head, config.train.seed)
+        return task.model.init(config.train.seed)
 
     if config.model.path is None:
         way_out = "give model.config smaller sizes, or use more devices with mesh.fsdp"
@@ -72,7 +73,7 @@ def initial_params(config: Config, task: Task, abstract: Any) -> Any:
         # The compiler drops all that this one parameter does not need.
         return jax.jit(lambda: flatten(random())[path])()
 
-    return task.stored().load(hf.resolve(config.model.path), abstract, new)
+    return task.model.load(hf.resolve(config.model.path), abstract, new)
 
 
 def check_batch(
@@ -93,14 +94,14 @@ def check_batch(
     )
 
 
-def computation(model: ModelConfig, mesh: Mesh) -> dict[str, Any]:
-    """How a forward pass is computed: options of `models.build`.
+def computation(model: ModelConfig, mesh: Mesh) -> Compute:
+    """How the model is computed on the mesh's devices.
 
     Raises:
         InputError: attention that does not run on the mesh's devices.
     """
     attention = attention_on(model.attention, mesh)
-    return {"dtype": model.dtype, "attention": attention, "unroll": model.unroll}
+    return Compute(model.dtype, attention, model.remat, model.unroll)
 
 
 def attention_on(name: str, mesh: Mesh) -> str:
@@ -122,33 +123,23 @@ def attention_on(name: str, mesh: Mesh) -> str:
 
 
 def load_saved(
-    path: str,
-    head: str,
-    config: Any,
-    mesh: Mesh,
-    *,
-    storage: Storage | None = None,
-    **options: Any,
-) -> tuple[Path, Any, Any]:
-    """(directory, graphdef, parameters in their shardings) of a saved model with its head.
-
-    `storage`: None = one model with this head and config. `options`: see `models.build`.
+    path: str, model: TaskModel, mesh: Mesh, compute: Compute
+) -> tuple[Path, Graph, Any]:
+    """(directory, graph, parameters in their shardings) of a saved model with its head.
 
     Raises:
         InputError: no model there, or one whose weights lack the head.
     """
     directory = hf.resolve(path)
-    graphdef, abstract = models.module_parts(config, head, **options)
+    graph, abstract = model.parts(compute)
 
     def refuse(parameter: str) -> Any:
         raise InputError(
-            f"{path}: the model has no {head} head, {parameter} is not in its weights; "
+            f"{path}: the model has no {model.head} head, {parameter} is not in its weights; "
             "expected a model that `jaxllm train` wrote, or another with such a head"
         )
 
-    storage = storage or OneModel(head, config)
-    params = storage.load(directory, place(mesh, abstract), refuse)
-    return directory, graphdef, params
+    return directory, graph, model.load(directory, place(mesh, abstract), refuse)
 
 
 @dataclass(frozen=True)
@@ -160,7 +151,7 @@ class SavedModel:
     tokenizer: Any
     form: InputFormat
     mesh: Mesh
-    graphdef: Any
+    graph: Graph
     params: Any
 
     @classmethod
@@ -181,9 +172,9 @@ class SavedModel:
         key = f"{directory / INPUT_FILE}: max_length"
         check_fit(config, tokenizer, form.max_length, pair=pair, key=key)
         head = HEADS.get(form.task, form.task)
-        attention = attention_on("auto", mesh)
-        _, graphdef, params = load_saved(path, head, config, mesh, attention=attention)
-        return cls(directory, config, tokenizer, form, mesh, graphdef, params)
+        compute = Compute(attention=attention_on("auto", mesh))
+        _, graph, params = load_saved(path, OneModel(head, config), mesh, compute)
+        return cls(directory, config, tokenizer, form, mesh, graph, params)
 
     def forward(self, pick: Callable[[Any], Any]) -> Callable[[dict[str, np.ndarray]], Any]:
         """The jitted model: arrays of rows to what `pick` takes of its output."""
@@ -193,7 +184,7 @@ class SavedModel:
         self, compute: Callable[[Apply, dict[str, jax.Array]], Any]
     ) -> Callable[[dict[str, np.ndarray]], Any]:
         """`compute(model, rows)`, jitted and on the mesh; `model(**rows)` is the model's output."""
-        apply = models.apply_fn(self.graphdef)
+        apply = models.apply_fn(self.graph)
         jitted = jax.jit(lambda params, rows: compute(partial(apply, params), rows))
 
         def call(rows: dict[str, np.ndarray]) -> Any:
@@ -233,7 +224,7 @@ def check_head(config: Config, saved: Any) -> None:
     """Refuses a bare model before its missing labels are taken for the mistake."""
     bare = FAMILIES[saved.model_type].architecture("base")
     task = config.model.task
-    if task in models.FAMILIES[saved.model_type] and saved.architectures == [bare]:
+    if task in models.family_of(saved).heads and saved.architectures == [bare]:
         raise InputError(
             f"{config.model.path}: the model has no {task} head, it is a {bare}; expected a model "
             "that `jaxllm train` wrote, or another with such a head"

@@ -55,14 +55,13 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         return labelled(by_question(apply, train.choices), loss_fn)
 
     return Task(
-        head=HEAD,
-        model_config=model_config,
+        model=OneModel(HEAD, model_config, new=new),
         train=train,
+        reads_word_table_only=True,
         objective=objective,
         evaluator=None if dev is None else partial(_evaluator, config, dev),
         metric=metric,
         save_extras=form.save,
-        storage=OneModel(HEAD, model_config, new=new),
     )
 
 

@@ -24,7 +24,7 @@ from jaxllm.pretrained import hf
 from jaxllm.sharding import batch_sharding, batch_shards
 from jaxllm.tasks.inputs import InputFormat
 from jaxllm.tasks.model import check_fit
-from jaxllm.tasks.storage import ElectraPair
+from jaxllm.tasks.storage import GENERATOR, ElectraPair, OneModel, TaskModel
 from jaxllm.tasks.task import Task
 from jaxllm.train import make_eval_step
 
@@ -37,7 +37,7 @@ class Kind:
     """What is pretrained.
 
     Attributes:
-        head: of the model, see `models.FAMILIES`.
+        head: of the model, a key of its family's heads; None = ELECTRA's two models.
         objective: the loss.
         parts: losses that are added as means, and the weights of the batch that each is a mean by;
             {} where there is one loss only.
@@ -46,7 +46,7 @@ class Kind:
         masked, random: see `data.masking.Masking`.
     """
 
-    head: str
+    head: str | None
     objective: Callable[[Apply], Objective]
     parts: dict[str, str]
     metrics: tuple[str, ...]
@@ -76,7 +76,7 @@ KINDS = {  # model_type -> its "pretraining"
     ),
     # 85 % and none: google-research/electra, pretrain/pretrain_helpers.py.
     "electra": Kind(
-        "joint-pretraining",
+        None,
         pretraining_objectives.replaced_token_detection,
         {"masked_loss": "label_weights", "replaced_loss": "token_weights"},
         (*_SHARED, "masked_loss", "replaced_loss", "replaced_accuracy"),
@@ -88,14 +88,23 @@ KINDS = {  # model_type -> its "pretraining"
 
 def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     """The task on a configuration's data, see `task.Prepare`."""
-    model_config = saved or hf.load_config(config.model.path, **config.model.config)
+    attributes = dict(config.model.config)
+    sizes = attributes.pop(GENERATOR, None)
+    model_config = saved or hf.load_config(config.model.path, **attributes)
     kind = _kind(config, model_config.model_type)
-    storage = None
-    if kind.head == "joint-pretraining":
-        storage = ElectraPair(model_config)
-        if path := config.model.path:
-            storage = ElectraPair.at(path, config.model.generator, model_config)
-    elif config.model.generator:
+    model: TaskModel
+    if kind.head is not None:
+        model = OneModel(kind.head, model_config)
+    elif path := config.model.path:
+        model = ElectraPair.at(path, config.model.generator, model_config)
+    else:
+        model = ElectraPair(model_config, sizes)
+    if kind.head is not None and sizes is not None:
+        raise InputError(
+            f"model.config: found generator={sizes!r}, expected none: only ELECTRA's "
+            "model.task: pretraining has a generator"
+        )
+    if kind.head is not None and config.model.generator:
         raise InputError(
             f"model.generator: found {config.model.generator}, expected null: only ELECTRA's "
             "model.task: pretraining has a generator"
@@ -145,16 +154,14 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         return MaskedEvaluator(dev, config, mesh, make_eval_step(judged, mesh), kind)
 
     return Task(
-        head=kind.head,
-        model_config=model_config,
+        model=model,
         train=train,
+        reads_word_table_only=False,
         objective=kind.objective,
         evaluator=None if dev is None else evaluator,
         metric=metric,
         save_extras=InputFormat.of(config).save,
-        reads_word_table_only=False,
         whole_batch=kind.whole_batch,
-        storage=storage,
     )
 
 

@@ -26,6 +26,7 @@ from jaxllm.tasks.answers import Answers, best_answers
 from jaxllm.tasks.evaluation import outputs_of, read_summary
 from jaxllm.tasks.inputs import InputFormat
 from jaxllm.tasks.model import check_fit
+from jaxllm.tasks.storage import OneModel
 from jaxllm.tasks.task import Task
 from jaxllm.train import make_eval_step
 
@@ -50,9 +51,9 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         return SpanEvaluator(*dev, config, nullable, mesh, make_eval_step(spans(apply), mesh))
 
     return Task(
-        head=HEAD,
-        model_config=model_config,
+        model=OneModel(HEAD, model_config),
         train=None if train is None else train[0],
+        reads_word_table_only=True,
         objective=spans,
         evaluator=None if dev is None else evaluator,
         metric=_metric(config, nullable),

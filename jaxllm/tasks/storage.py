@@ -1,15 +1,21 @@
-"""Where a task's parameters lie on disk: one model that transformers knows, or ELECTRA's two."""
+"""The model of a task: its module, and where its parameters lie on disk.
+
+It is one that transformers knows, or ELECTRA's two.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
+from jaxllm import models
 from jaxllm.errors import InputError
-from jaxllm.models import electra
+from jaxllm.models import Compute, Graph, Params, electra
 from jaxllm.pooling import LAYERS, DenseLayer
 from jaxllm.pretrained import hf, sentence_transformers
 from jaxllm.sharding import map_params, replicated
@@ -19,18 +25,32 @@ GENERATOR = "generator"  # its directory within the discriminator's, and its nam
 _SHARED_SIZES = ("vocab_size", "embedding_size", "max_position_embeddings", "type_vocab_size")
 
 
-class Storage(Protocol):
-    """Writes and reads the parameters of a task."""
+class TaskModel(Protocol):
+    """What a task needs of its model."""
+
+    @property
+    def config(self) -> Any:
+        """The transformers config."""
+
+    @property
+    def head(self) -> str:
+        """What the model ends in, for messages."""
+
+    @property
+    def answers(self) -> str:
+        """Where in its directory the model is that predicts."""
+
+    def parts(self, compute: Compute) -> tuple[Graph, Params]:
+        """See `models.module_parts`."""
+
+    def init(self, seed: int) -> Params:
+        """See `models.init_params`."""
 
     def save(self, directory: Path, params: Any, tokenizer: Any) -> None:
         """See `hf.save_pretrained`."""
 
     def load(self, directory: Path, abstract: Any, init: Init) -> Any:
         """See `hf.load_params`."""
-
-    @property
-    def answers(self) -> str:
-        """Where in the directory the model is that predicts."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +61,12 @@ class OneModel:
     config: Any
     answers: str = "."
     new: frozenset[str] = frozenset()
+
+    def parts(self, compute: Compute) -> tuple[Graph, Params]:
+        return models.module_parts(self.config, self.head, compute)
+
+    def init(self, seed: int) -> Params:
+        return models.init_params(self.config, self.head, seed)
 
     def save(self, directory: Path, params: Any, tokenizer: Any) -> None:
         hf.save_pretrained(directory, params, self.config, self.head, tokenizer=tokenizer)
@@ -72,17 +98,20 @@ class SentenceModel(OneModel):
 class ElectraPair:
     """The discriminator in a model's directory, the generator in another.
 
-    config: as for `models.electra.joint`.
+    config: of the discriminator.
+    sizes: of the generator, see `models.electra.generator_config`.
     generator_directory: null = `generator` within the discriminator's.
     """
 
     config: Any
+    sizes: Any = None
     generator_directory: Path | None = None
     answers: str = GENERATOR
+    head: str = "joint-pretraining"
 
     @classmethod
     def at(cls, path: str, generator: str | None, config: Any) -> "ElectraPair":
-        """The pair at these paths; `config`, the discriminator's, gets the generator's sizes.
+        """The pair at these paths; `config` is the discriminator's.
 
         Raises:
             InputError: there is no generator, or it belongs to another discriminator.
@@ -101,15 +130,27 @@ class ElectraPair:
                 f"{directory}: found a model of {found}, expected a generator that shares its "
                 f"embeddings with the discriminator at {path}, of {sizes}"
             )
-        config.generator = {name: getattr(own, name) for name in electra.GENERATOR_SIZES}
-        return cls(config, directory)
+        sizes = {name: getattr(own, name) for name in electra.GENERATOR_SIZES}
+        return cls(config, sizes, directory)
+
+    @cached_property
+    def generator(self) -> Any:
+        """The generator's config."""
+        return electra.generator_config(self.config, self.sizes)
 
     @property
     def _models(self) -> tuple[OneModel, OneModel]:
         """The discriminator and the generator."""
-        generator = electra.generator_config(self.config)
-        alone = type(self.config).from_dict(self.config.to_dict() | {"generator": None})
-        return OneModel("pretraining", alone), OneModel("masked-lm", generator)
+        return OneModel("pretraining", self.config), OneModel("masked-lm", self.generator)
+
+    def _module(self, compute: Compute, rngs: nnx.Rngs) -> nnx.Module:
+        return electra.Joint(self.config, self.generator, compute, rngs)
+
+    def parts(self, compute: Compute) -> tuple[Graph, Params]:
+        return models.parts_of(lambda: self._module(compute, nnx.Rngs(params=0)))
+
+    def init(self, seed: int) -> Params:
+        return Graph.of(self._module(Compute(), nnx.Rngs(params=jax.random.key(seed))))[1]
 
     def save(self, directory: Path, params: Any, tokenizer: Any) -> None:
         discriminator, generator = self._models

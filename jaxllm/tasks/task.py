@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from jaxllm.data.loader import TrainExamples
 from jaxllm.objectives import Apply, Batch, Objective
-from jaxllm.tasks.storage import OneModel, Storage
+from jaxllm.tasks.storage import TaskModel
 
 SMALLER_IS_BETTER = {"loss", "mse", "mae", "perplexity"}
 
@@ -29,33 +29,25 @@ class Task:
     """A task on the data and the model of one configuration.
 
     Attributes:
-        head: the model's head, a key of `models.FAMILIES`' inner dicts.
-        model_config: transformers config, labels included.
+        model: its module and its weights.
         train: what to train on; None for a saved model that is only judged.
+        reads_word_table_only: the word embedding is used for nothing but to look up the tokens of
+            `train`, so rows of other tokens have no gradient (not so with a tied decoder).
         objective: the loss of a training batch for the model's pure function.
         evaluator: judges a model's pure function on a mesh; None without a dev part.
         metric: chooses the best model.
         save_extras: writes beside the exported weights what prediction needs.
-        reads_word_table_only: the word embedding is used for nothing but to look up the tokens of
-            `train`, so rows of other tokens have no gradient (not so with a tied decoder).
         whole_batch: see `train.make_train_step`.
-        storage: how the parameters are saved and loaded; None = as one model with `head`.
     """
 
-    head: str
-    model_config: Any
+    model: TaskModel
     train: TrainExamples | None
+    reads_word_table_only: bool
     objective: Callable[[Apply], Objective]
     evaluator: Callable[[Apply, Mesh], Evaluator] | None
     metric: str
     save_extras: Callable[[Path], None]
-    reads_word_table_only: bool = True
     whole_batch: Callable[[Batch], Batch] = lambda batch: batch
-    storage: Storage | None = None
-
-    def stored(self) -> Storage:
-        """How the parameters are saved and loaded."""
-        return self.storage or OneModel(self.head, self.model_config)
 
 
 class Prepare(Protocol):

@@ -73,15 +73,14 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         return TagEvaluator(dev, config.data, names, scheme, size, mesh, step)
 
     return Task(
-        head=HEAD,
-        model_config=model_config,
+        model=OneModel(HEAD, model_config, new=head.new),
         train=train,
+        reads_word_table_only=True,
         objective=lambda apply: labelled(apply, loss_fn),
         evaluator=None if dev is None else evaluator,
         metric=_metric(config, names, scheme),
         # Prediction also takes plain text, whatever the column of the words is called.
         save_extras=replace(InputFormat.of(config), text="text", tags=tags).save,
-        storage=OneModel(HEAD, model_config, new=head.new),
     )
 
 

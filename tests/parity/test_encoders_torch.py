@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from encoders import (
+    KIN,
     KINDS,
     LONGEST,
     PAIRS,
@@ -155,11 +156,11 @@ def test_dropout_rate_of_the_head(family, task):
         for name, module in theirs.named_modules()
         if isinstance(module, torch.nn.Dropout) and not name.startswith(theirs.base_model_prefix)
     }
-    spec = models.ENCODERS[family].spec(tiny_config(family, task, **rates))
+    spec = models.FAMILIES[family].spec(tiny_config(family, task, **rates))
     assert {getattr(spec, RATES[task])} == (expected or {0.0})
 
 
-@pytest.mark.parametrize("family", models.ENCODERS)
+@pytest.mark.parametrize("family", KIN)
 def test_position_ids_are_rows_of_the_table(family, rng):
     inputs = random_inputs(family, "base", 9, rng)
     inputs["position_ids"] = rng.integers(0, LONGEST, (2, 9)).astype(np.int32)

@@ -142,7 +142,7 @@ def test_there_and_back(head, variant, pairs, tmp_path, rng):
 
 
 def test_every_head_is_compared():
-    assert FAMILIES["modernbert"].keys() == HEADS.keys()
+    assert FAMILIES["modernbert"].heads.keys() == HEADS.keys()
 
 
 @pytest.mark.parametrize("pad", [0.0, 0.5])

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from jaxllm.attention_blocks import Dropping, Visible, differentiable
-from jaxllm.flash_kernels import (
+from jaxllm.attention.blocks import BlockRanges, Dropping, differentiable
+from jaxllm.attention.triton_kernels import (
     BLOCK,
     STAGES,
     WARPS,
@@ -32,7 +32,7 @@ def _forward(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    seen: Visible | None,
+    seen: BlockRanges | None,
     dropping: Dropping | None,
 ) -> tuple[jax.Array, tuple]:
     call = _Call(static, q, seen, dropping)
@@ -67,7 +67,7 @@ class _Call:
 
     static: Static
     like: jax.Array  # [B, T, N, H]
-    seen: Visible | None
+    seen: BlockRanges | None
     dropping: Dropping | None
 
     def __call__(
@@ -86,9 +86,9 @@ class _Call:
         if self.seen is not None:
             known = {name: x for name, x in self.seen._asdict().items() if x is not None}
             given |= known
-            specs |= {name: _of_row(x) for name, x in known.items() if name != "radius"}
-        if "radius" in given:
-            specs["radius"] = pl.BlockSpec((1,), lambda i, b, n: (0,))
+            specs |= {name: _of_row(x) for name, x in known.items() if name != "reach"}
+        if "reach" in given:
+            specs["reach"] = pl.BlockSpec((2,), lambda i, b, n: (0,))
         if self.dropping is not None:
             given |= self.dropping._asdict()
             specs["words"] = pl.BlockSpec((2,), lambda i, b, n: (0,))

@@ -9,30 +9,30 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxllm.attention import window_mask
+from jaxllm.attention.visibility import Visibility
 from jaxllm.layers import mix_bits, mix_key
 
 HIDDEN = -1e30  # a hidden score; finite, so that a query without keys gives no NaN
 _GOLDEN = 0x9E3779B9
 
 
-class Visible(NamedTuple):
-    """What a query sees: the keys of its id, at most `radius` places away.
+class BlockRanges(NamedTuple):
+    """What a query sees in a row: the keys of its id, within reach; and in which blocks they are.
 
     Attributes:
         q_ids_BT, k_ids_BT: int32.
-        radius: int32 [1], or None: no window.
+        reach: int32 [2], places to the left and to the right, or None: the whole row.
         keys_BX2: int32, blocks of keys [first, end) that some query of the X-th block sees.
         queries_BY2: blocks of queries that see some key of the Y-th block.
     """
 
     q_ids_BT: jax.Array
     k_ids_BT: jax.Array
-    radius: jax.Array | None
+    reach: jax.Array | None
     keys_BX2: jax.Array
     queries_BY2: jax.Array
 
-    def of_rows(self, rows: int) -> "Visible":
+    def of_rows(self, rows: int) -> "BlockRanges":
         """The same for `rows` rows, where it is that of one."""
 
         def repeated(x: jax.Array) -> jax.Array:
@@ -71,7 +71,7 @@ def differentiable(
         q_BTNH: jax.Array,
         k_BTNH: jax.Array,
         v_BTNH: jax.Array,
-        seen: Visible | None = None,
+        seen: BlockRanges | None = None,
         dropping: Dropping | None = None,
     ) -> jax.Array:
         return forward(static, q_BTNH, k_BTNH, v_BTNH, seen, dropping)[0]
@@ -99,25 +99,28 @@ def differentiated_as(
     return attention
 
 
-def visible(
-    q_ids_BT: jax.Array, k_ids_BT: jax.Array, radius: int | None, blocks: tuple[int, int]
-) -> Visible:
-    """The blocks to compute, from ids and the window's radius (None: no window).
+def block_ranges(
+    q_ids_BT: jax.Array,
+    k_ids_BT: jax.Array,
+    causal: bool,
+    window: tuple[int, int] | None,
+    blocks: tuple[int, int],
+) -> BlockRanges:
+    """The blocks to compute, see `visibility.Visibility`.
 
     blocks: tokens of a block of queries and of one of keys; T is a multiple of both.
     """
     B, T = q_ids_BT.shape
-    seen = q_ids_BT[:, :, None] == k_ids_BT[:, None, :]
-    if radius is not None:
-        seen &= window_mask(T, radius)[0]
+    rows = Visibility(T, T, causal, window, q_ids_BT=q_ids_BT, k_ids_BS=k_ids_BT)
+    seen: Any = rows.mask()
     queries, keys = blocks
     blocks_BXY = seen.reshape(B, T // queries, queries, T // keys, keys).any((2, 4))
-    return Visible(
-        q_ids_BT,
-        k_ids_BT,
-        None if radius is None else jnp.full((1,), radius, jnp.int32),
-        _range_of(blocks_BXY),
-        _range_of(blocks_BXY.swapaxes(1, 2)),
+    reach = None
+    if causal or window is not None:
+        left, right = window or (T, T)
+        reach = jnp.asarray((left, 0 if causal else right), jnp.int32)
+    return BlockRanges(
+        q_ids_BT, k_ids_BT, reach, _range_of(blocks_BXY), _range_of(blocks_BXY.swapaxes(1, 2))
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxllm.attention_blocks import HIDDEN, Dropping, Visible, differentiable, kept_weights
+from jaxllm.attention.blocks import HIDDEN, BlockRanges, Dropping, differentiable, kept_weights
 
 # Tokens of a block of queries and of one of keys, at most. The fastest of nine pairs for rows of
 # 512, heads of 32; training on rows of 128 is as fast without, and so is all else on shorter ones
@@ -44,7 +44,7 @@ def _forward(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    seen: Visible | None,
+    seen: BlockRanges | None,
     dropping: Dropping | None,
 ) -> tuple[jax.Array, tuple]:
     tiles = _Tiles(static, q.shape, seen, dropping)
@@ -127,7 +127,7 @@ class _Tiles:
         self,
         static: Static,
         shape: tuple[int, ...],
-        seen: Visible | None,
+        seen: BlockRanges | None,
         dropping: Dropping | None,
     ):
         self.rate, self.heads = static.rate, static.heads
@@ -174,10 +174,10 @@ class _Tiles:
         ids_t = jax.lax.dynamic_slice(self.seen.q_ids_BT, (b, x * self.t), (1, self.t))
         ids_s = jax.lax.dynamic_slice(self.seen.k_ids_BT, (b, y * self.s), (1, self.s))
         seen = ids_t[:, :, None] == ids_s[:, None]
-        if self.seen.radius is not None:
+        if self.seen.reach is not None:
             places_t, places_s = self._places(x, y)
-            distance = jnp.abs(places_t[:, None] - places_s[None])
-            seen &= (distance <= self.seen.radius[0])[None]
+            ahead, (left, right) = places_s[None] - places_t[:, None], self.seen.reach
+            seen &= ((ahead >= -left) & (ahead <= right))[None]
         return jnp.where(seen, scores, HIDDEN)
 
     def dropped(

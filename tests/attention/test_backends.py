@@ -18,8 +18,10 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas.ops.tpu import splash_attention
 
-from jaxllm import AutoModel, blocked_attention, flash_attention
-from jaxllm.attention_backends import make_attend
+from jaxllm import AutoModel
+from jaxllm.attention import blocked, triton
+from jaxllm.attention.backends import make_attend
+from jaxllm.attention.visibility import Visibility
 from jaxllm.config_fields import ModelConfig
 from jaxllm.errors import InputError
 from jaxllm.sharding import make_mesh
@@ -53,10 +55,24 @@ MASKS = {
     "window in segments": {"radius": RADIUS, "segments": segments()},
     "window, but global": {"radius": RADIUS, "segments": segments(), "is_global": True},
     "window, and local": {"radius": RADIUS, "padding": padding(), "is_global": False},
+    "causal in segments": {"causal": True, "segments": segments()},
+    "causal window, but global": {
+        "causal": True,
+        "radius": RADIUS,
+        "segments": segments(),
+        "is_global": True,
+    },
 }
 
 
-def plain(q, k, v, padding=None, segments=None, radius=None, is_global=False):
+def visible(padding=None, segments=None, radius=None, causal=False, **_):
+    """The `Visibility` of one of MASKS."""
+    parts = (None if x is None else jnp.asarray(x) for x in (padding, segments))
+    window = None if radius is None else (radius, radius)
+    return Visibility.of_rows(T, *parts, causal=causal, window=window)
+
+
+def plain(q, k, v, padding=None, segments=None, radius=None, is_global=False, causal=False):
     """The definition, in float64, a query at a time."""
     out = np.zeros(q.shape)
     for b, t, n in np.ndindex(B, T, N):
@@ -67,6 +83,8 @@ def plain(q, k, v, padding=None, segments=None, radius=None, is_global=False):
             seen &= segments[b] == segments[b, t]
         if radius is not None and not is_global:
             seen &= np.abs(np.arange(T) - t) <= radius
+        if causal:
+            seen &= np.arange(T) <= t
         if seen.any():
             scores = k[b, seen, n] @ q[b, t, n] / np.sqrt(H)
             weights = np.exp(scores - scores.max())
@@ -91,8 +109,8 @@ def interpreted(monkeypatch):
     """Kernels in Pallas' interpreter: there is no TPU, and no GPU."""
     make = splash_attention.make_splash_mha
     monkeypatch.setattr(splash_attention, "make_splash_mha", partial(make, interpret=True))
-    call = partial(flash_attention.pl.pallas_call, interpret=True)
-    monkeypatch.setattr(flash_attention, "pl", SimpleNamespace(**vars(pl) | {"pallas_call": call}))
+    call = partial(triton.pl.pallas_call, interpret=True)
+    monkeypatch.setattr(triton, "pl", SimpleNamespace(**vars(pl) | {"pallas_call": call}))
 
 
 @pytest.fixture
@@ -110,13 +128,12 @@ def through_xla(monkeypatch):
 
 def run(name, arrays, kind, dtype=jnp.float32):
     """(out, gradients of a weighted sum of the real queries' outputs)."""
-    given = dict(MASKS[kind])
-    flag = given.pop("is_global", None)
+    given = MASKS[kind]
+    flag = given.get("is_global")
     weights = np.random.default_rng(1).normal(size=(B, T, N, H)) * real(**given)[..., None, None]
 
     def total(q, k, v):
-        parts = (given.get("padding"), given.get("segments"))
-        attend = make_attend(name, T, *map(to_device, parts), radius=given.get("radius"))
+        attend = make_attend(name, visible(**given))
         is_global = None if flag is None else jnp.asarray(flag)
         out, _ = attend(q, k, v, is_global=is_global)
         return jnp.sum(out * weights.astype(np.float32)), out
@@ -139,22 +156,21 @@ def test_xla_is_the_definition(qkv, kind):
 
 @pytest.mark.parametrize("kind", MASKS)
 def test_blocked_is_xla(qkv, kind, monkeypatch):
-    monkeypatch.setattr(blocked_attention, "QUERIES", 128)
-    monkeypatch.setattr(blocked_attention, "KEYS", 64)
+    monkeypatch.setattr(blocked, "QUERIES", 128)
+    monkeypatch.setattr(blocked, "KEYS", 64)
     same("blocked", qkv, kind, jnp.float32, 1e-5)
 
 
 @pytest.mark.parametrize("kind", MASKS)
 def test_a_row_in_one_block_is_in_blocks_where_no_gradient_is_asked_for(qkv, kind, monkeypatch):
-    monkeypatch.setattr(blocked_attention, "KEYS", T)
+    monkeypatch.setattr(blocked, "KEYS", T)
     expected, expected_grads = run("xla", qkv, kind)
-    given = {"is_global": None, "radius": None, **MASKS[kind]}
-    parts = [to_device(given.get(part)) for part in ("padding", "segments")]
+    flag = to_device(MASKS[kind].get("is_global"))
     arrays = [jnp.asarray(x) for x in qkv]
 
     def forward(*arrays, **dropout):
-        attend = make_attend("blocked", T, *parts, radius=given["radius"])
-        return attend(*arrays, is_global=to_device(given["is_global"]), **dropout)[0]
+        attend = make_attend("blocked", visible(**MASKS[kind]))
+        return attend(*arrays, is_global=flag, **dropout)[0]
 
     keep = real(**MASKS[kind])
     np.testing.assert_allclose(forward(*arrays)[keep], expected[keep], rtol=1e-5, atol=1e-5)
@@ -205,11 +221,11 @@ def same(name, qkv, kind, dtype, tolerance):
 @pytest.mark.parametrize("name", ["xla", "blocked", "splash", "cudnn", "triton"])
 def test_chosen_queries_get_the_same_answers(qkv, name, interpreted):
     q, k, v = map(jnp.asarray, qkv)
-    ids = jnp.asarray(segments())
+    seen = visible(segments=segments(), radius=RADIUS)
     places = jnp.asarray([[0, 69, 70, 249], [5, 127, 128, 255]])
-    whole, _ = make_attend("xla", T, None, ids, radius=RADIUS)(q, k, v)
+    whole, _ = make_attend("xla", seen)(q, k, v)
     chosen = jnp.take_along_axis(q, places[..., None, None], 1)
-    few, _ = make_attend(name, T, None, ids, radius=RADIUS)(chosen, k, v, queries_BP=places)
+    few, _ = make_attend(name, seen).at(places)(chosen, k, v)
     np.testing.assert_allclose(
         few, jnp.take_along_axis(whole, places[..., None, None], 1), rtol=1e-5, atol=1e-6
     )
@@ -249,7 +265,7 @@ def test_a_model_by_splash_is_the_model(shape, interpreted):
 
 @pytest.mark.parametrize("name", ["splash", "cudnn"])
 def test_dropout_of_weights_is_refused(qkv, name):
-    attend = make_attend(name, T, None, None)
+    attend = make_attend(name, visible())
     arrays = [jnp.asarray(x, jnp.bfloat16) for x in qkv]
     with pytest.raises(InputError, match=rf"{name} cannot drop attention weights.* 0\.1 of them"):
         attend(*arrays, dropout_rate=0.1, key=jax.random.key(0))
@@ -258,18 +274,18 @@ def test_dropout_of_weights_is_refused(qkv, name):
 @pytest.mark.parametrize("name", ["blocked", "splash", "cudnn", "triton"])
 def test_weights_are_refused(name):
     with pytest.raises(InputError, match=f"{name} attention has no weights to give"):
-        make_attend(name, T, None, None, weights=True)
+        make_attend(name, visible(), weights=True)
 
 
 def test_rows_without_blocks_are_xlas_and_unknown_names_refused(qkv):
     q, k, v = (jnp.asarray(x)[:, :64] for x in qkv)
     (out, weights), (expected, kept) = (
-        make_attend(name, 64, None, None, weights=True)(q, k, v) for name in ("blocked", "xla")
+        make_attend(name, Visibility(64, 64), weights=True)(q, k, v) for name in ("blocked", "xla")
     )
     np.testing.assert_array_equal(out, expected)
     np.testing.assert_array_equal(weights, kept)
     with pytest.raises(InputError, match="attention: found 'auto', expected one of xla, blocked"):
-        make_attend("auto", 64, None, None)
+        make_attend("auto", Visibility(64, 64))
 
 
 @pytest.mark.parametrize(
@@ -288,7 +304,7 @@ def test_rows_without_blocks_are_xlas_and_unknown_names_refused(qkv):
 def test_shapes_that_are_refused(name, shape, dtype, message):
     x = jnp.zeros(shape, dtype)
     with pytest.raises(InputError, match=message):
-        make_attend(name, shape[1], None, None)(x, x, x)
+        make_attend(name, Visibility(shape[1], shape[1]))(x, x, x)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("cudnn", "GPU"), ("triton", "GPU"), ("splash", "TPU")])
@@ -298,16 +314,17 @@ def test_another_kind_of_device_is_refused(name, kind):
 
     with pytest.raises(InputError, match=f"{name} runs on a {kind}, and JAX found a CPU"):
         computation(ModelConfig(attention=name), mesh("cpu"))
-    assert computation(ModelConfig(attention=name), mesh(kind.lower()))["attention"] == name
-    assert computation(ModelConfig(), mesh(kind.lower()))["attention"] == "xla"
-    assert computation(ModelConfig(), mesh("cpu"))["attention"] == "blocked"
+    assert computation(ModelConfig(attention=name), mesh(kind.lower())).attention == name
+    assert computation(ModelConfig(), mesh(kind.lower())).attention == "xla"
+    assert computation(ModelConfig(), mesh("cpu")).attention == "blocked"
 
 
 COMPILE = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.experimental.topologies import get_topology_desc
 from jax.sharding import NamedSharding, PartitionSpec as P
-from jaxllm.attention_backends import make_attend
+from jaxllm.attention.backends import make_attend
+from jaxllm.attention.visibility import Visibility
 from jaxllm.sharding import make_mesh
 
 topology = get_topology_desc(
@@ -318,7 +335,8 @@ mesh = make_mesh(2, 1, 2, devices=topology.devices)
 
 def loss(q, k, v, ids, flag):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        attend = make_attend("splash", 512, None, ids, radius=64)
+        seen = Visibility.of_rows(512, None, ids, window=(64, 64))
+        attend = make_attend("splash", seen)
         return jnp.sum(attend(q, k, v, is_global=flag)[0].astype(jnp.float32))
 
 x = jax.ShapeDtypeStruct(

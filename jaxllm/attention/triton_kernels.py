@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from jaxllm.attention_blocks import HIDDEN, kept_weights
+from jaxllm.attention.blocks import HIDDEN, kept_weights
 
 # Tokens of a program, and of the other side at once; a row is a multiple of it. The fastest of
 # eight plans for each kernel on an H200, with and without dropout, rows of 128 and of 512.
@@ -72,8 +72,9 @@ class Tile:
         if "q_ids_BT" not in self.refs:
             return scores
         seen = self.q_ids_BT[queries.tokens][:, None] == self.k_ids_BT[keys.tokens][None, :]
-        if "radius" in self.refs:
-            seen &= jnp.abs(queries.places[:, None] - keys.places[None, :]) <= self.radius[0]
+        if "reach" in self.refs:
+            ahead = keys.places[None, :] - queries.places[:, None]
+            seen &= (ahead >= -self.reach[0]) & (ahead <= self.reach[1])
         return jnp.where(seen, scores, HIDDEN)
 
     def mask(self, queries: Block, keys: Block) -> jax.Array | float:

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
-from jaxllm import AutoModelForMaskedLM, blocked_attention, flash_attention
-from jaxllm.attention_backends import make_attend
-from jaxllm.attention_blocks import Dropping, kept_weights, visible
-from jaxllm.flash_kernels import Static
+from jaxllm import AutoModelForMaskedLM
+from jaxllm.attention import blocked, triton
+from jaxllm.attention.backends import make_attend
+from jaxllm.attention.blocks import Dropping, block_ranges, kept_weights
+from jaxllm.attention.triton_kernels import Static
+from jaxllm.attention.visibility import Visibility
 from jaxllm.layers import key_words
 from jaxllm.sharding import make_mesh
 
@@ -27,7 +29,7 @@ KEY = jax.random.key(7)
 @pytest.fixture
 def interpreted(monkeypatch):
     call = partial(pl.pallas_call, interpret=True)
-    monkeypatch.setattr(flash_attention, "pl", SimpleNamespace(**vars(pl) | {"pallas_call": call}))
+    monkeypatch.setattr(triton, "pl", SimpleNamespace(**vars(pl) | {"pallas_call": call}))
 
 
 def segments():
@@ -60,15 +62,19 @@ def plain(q, k, v, mask, keep):
     return highest("BNTS,BSNH->BTNH", weights, v)
 
 
+def window(radius):
+    return None if radius is None else (radius, radius)
+
+
 def by_triton(q, k, v, ids, radius):
-    seen = visible(ids, ids, radius, (64, 64))
-    return flash_attention.flash_attention(STATIC, q, k, v, seen, dropping())
+    seen = block_ranges(ids, ids, False, window(radius), (64, 64))
+    return triton.flash_attention(STATIC, q, k, v, seen, dropping())
 
 
 def in_blocks(q, k, v, ids, radius):
-    seen = visible(ids, ids, radius, (96, 48))
-    static = blocked_attention.Static(N, 0.1, (96, 48))
-    return blocked_attention.blocked_attention(static, q, k, v, seen, dropping())
+    seen = block_ranges(ids, ids, False, window(radius), (96, 48))
+    static = blocked.Static(N, 0.1, (96, 48))
+    return blocked.blocked_attention(static, q, k, v, seen, dropping())
 
 
 @pytest.mark.parametrize("radius", [None, 30])
@@ -92,10 +98,12 @@ def test_dropout_within_segments_and_windows_is_the_definition(attention, radius
 
 
 def test_blocks_that_nobody_sees_are_not_computed():
-    seen = visible(segments(), segments(), None, (64, 64))
+    seen = block_ranges(segments(), segments(), False, None, (64, 64))
     assert seen.keys_BX2[1].tolist() == [[0, 1], [1, 2], [2, 3]]
     assert seen.queries_BY2[0].tolist() == [[0, 2], [0, 3], [1, 3]]
-    hidden = visible(jnp.ones((1, 64), jnp.int32), jnp.zeros((1, 64), jnp.int32), None, (64, 32))
+    hidden = block_ranges(
+        jnp.ones((1, 64), jnp.int32), jnp.zeros((1, 64), jnp.int32), False, None, (64, 32)
+    )
     assert hidden.keys_BX2.tolist() == [[[0, 0]]]
     assert hidden.queries_BY2.tolist() == [[[0, 0], [0, 0]]]
 
@@ -106,7 +114,7 @@ def test_blocks_that_nobody_sees_are_not_computed():
      (128, (128, 128)), (127, None), (80, None), (509, None), (134, (134, 67))],
 )  # fmt: skip
 def test_blocks_divide_the_row(length, blocks):
-    assert blocked_attention.blocks_of(length) == blocks
+    assert blocked.blocks_of(length) == blocks
 
 
 def test_dropped_weights_are_a_tenth_everywhere_and_unrelated():
@@ -133,7 +141,7 @@ def test_masks_do_not_depend_on_the_mesh(name, length, interpreted):
 
     def attended(x, ids):
         def total(x):
-            attend = make_attend(name, length, None, ids)
+            attend = make_attend(name, Visibility.of_rows(length, None, ids))
             out = attend(*x, dropout_rate=0.1, key=KEY)[0].astype(jnp.float32)
             return jnp.sum(out * jnp.cos(jnp.arange(out.size).reshape(out.shape))), out
 
@@ -176,9 +184,9 @@ def test_a_model_by_it_is_the_model(name, dtype, tolerance, model_type, interpre
 )
 def test_the_kernels_are_lowered_by_triton(masked, radius, rate):
     def total(q, k, v, ids):
-        seen = visible(ids, ids, radius, (64, 64)) if masked else None
+        seen = block_ranges(ids, ids, False, window(radius), (64, 64)) if masked else None
         static, drop = Static(N, rate), dropping() if rate else None
-        return flash_attention.flash_attention(static, q, k, v, seen, drop).astype(float).sum()
+        return triton.flash_attention(static, q, k, v, seen, drop).astype(float).sum()
 
     x = jax.ShapeDtypeStruct((B, T, N, H), jnp.bfloat16)
     ids = jax.ShapeDtypeStruct((B, T), jnp.int32)

@@ -1,0 +1,47 @@
+"""Dot-product attention with its scores in memory, by XLA: what all others are measured by."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm.layers import Key, dropout
+
+# Added to masked scores. Finite, so that a query with every key masked gives a uniform row, not
+# NaN.
+MASKED = -1e30
+
+
+def dot_product_attention(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    mask: jax.Array | None,
+    bias: jax.Array | None = None,
+    dropout_rate: float = 0.0,
+    key: Key = None,
+) -> tuple[jax.Array, jax.Array]:
+    """softmax(q k^T / sqrt(H) + bias) v (Vaswani et al., 2017), softmax in float32, dropout on the
+    weights as in BERT. Query head n looks at the keys of head n // (N / K) (Ainslie et al., 2023).
+
+    `mask`: bool [B or 1, 1, T or 1, S], true where a query may look. `bias`: broadcasts to
+    [B, N, T, S].
+
+    Returns (out_BTNH, weights_BNTS); the weights cost nothing where the caller drops them under
+    jit.
+    """
+    k_BSNH, v_BSNH = (repeat_heads(x, q_BTNH.shape[2]) for x in (k_BSKH, v_BSKH))
+    scale = jnp.asarray(q_BTNH.shape[-1] ** -0.5, q_BTNH.dtype)
+    scores = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH * scale, k_BSNH).astype(jnp.float32)
+    if bias is not None:
+        scores = scores + bias
+    if mask is not None:
+        scores = jnp.where(mask, scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BSNH.dtype)
+    weights = dropout(weights, dropout_rate, key)
+    return jnp.einsum("BNTS,BSNH->BTNH", weights, v_BSNH), weights
+
+
+def repeat_heads(x_BSKH: jax.Array, heads: int) -> jax.Array:
+    """x_BSNH: each of K heads N / K times, one after the other."""
+    K = x_BSKH.shape[2]
+    return x_BSKH if heads == K else jnp.repeat(x_BSKH, heads // K, axis=2)
