@@ -78,13 +78,13 @@ def config_of(tmp_path):
 
 def loaded(config, task):
     """The parameters that training begins with, by path."""
-    _, abstract = module_parts(task.model_config, task.head)
+    _, abstract = module_parts(task.model.config, task.head)
     mesh = make_mesh(devices=jax.devices()[:1])
     return flatten(initial_params(config, task, place(mesh, abstract)))
 
 
 def names_of(task):
-    return [task.model_config.id2label[i] for i in range(task.model_config.num_labels)]
+    return [task.model.config.id2label[i] for i in range(task.model.config.num_labels)]
 
 
 @pytest.mark.parametrize("case", [str.lower, str.upper])

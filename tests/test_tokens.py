@@ -372,7 +372,7 @@ def test_plain_tags_are_chosen_by_accuracy_and_remembered(base_config, tmp_path)
     tokenizer = load_tokenizer(base_config.model.tokenizer)
     task = tokens.prepare(change(base_config, data=files), tokenizer)
     assert task.metric == "accuracy"
-    assert list(task.model_config.id2label.values()) == ["DET", "NOUN", "PRON"]
+    assert list(task.model.config.id2label.values()) == ["DET", "NOUN", "PRON"]
     task.save_extras(tmp_path)
     assert json.loads((tmp_path / "jaxllm.json").read_text())["tags"] == "plain"
     with pytest.raises(InputError, match=r"train.metric: found 'f1', expected one of accuracy"):
