@@ -10,7 +10,7 @@ import pytest
 from jaxllm.config_fields import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
-from jaxllm.models import module_parts
+from jaxllm.models import Compute, module_parts
 from jaxllm.pretrained import hf
 from jaxllm.sharding import make_mesh, map_params
 from jaxllm.tasks import build, classification, tokens
@@ -78,7 +78,7 @@ def config_of(tmp_path):
 
 def loaded(config, task):
     """The parameters that training begins with, by path."""
-    _, abstract = module_parts(task.model.config, task.head)
+    _, abstract = task.model.parts(Compute())
     mesh = make_mesh(devices=jax.devices()[:1])
     return flatten(initial_params(config, task, place(mesh, abstract)))
 
