@@ -92,8 +92,8 @@ class DataConfig:
         delimiter: what stands between the cells of csv and tsv files; auto = comma and tab, or as
             a line such as "sep=;", the header or most rows show
         quoting: what cells of csv and tsv files may stand in: double or single quotes, doubled
-            inside, or none, which are text then; auto = double in csv and none in tsv, where the
-            file does not show something else
+            inside, or none, which are text then; auto = none between tabs and else double, where
+            the file does not show something else
         max_row_bytes: a row, line or document of more bytes than this is a bad row
         text: column of the text; of tagged words, the column of the words: in jsonl a list; of
             conll files whose columns have no names, the first

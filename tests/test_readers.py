@@ -11,6 +11,7 @@ import pytest
 from jaxllm import config
 from jaxllm.config import DataConfig
 from jaxllm.data import lines
+from jaxllm.data.hub import hub_source
 from jaxllm.data.json_stream import JsonText
 from jaxllm.data.readers import document_source, file_source
 from jaxllm.errors import InputError
@@ -135,6 +136,7 @@ QUOTED = [
     ("text|label\nHello|x\n", "a.csv", {"delimiter": "|"}, ["Hello"]),
     ("text\tlabel\nHello\tx\n", "a.csv", {"delimiter": "\\t"}, ["Hello"]),
     ("Hello, you;x\nyou;y\n", "a.csv", {"columns": ["text", "label"]}, ["Hello, you", "you"]),
+    ('text\tlabel\n"Hello" he said\tx\n', "a.csv", {}, ['"Hello" he said']),
     # Excel's first line.
     ("sep=,\ntext,label\nHello,x\n", "a.csv", {}, ["Hello"]),
     ('"sep=;"\r\ntext;label\r\n"a ""b""";x\r\n', "a.csv", {}, ['a "b"']),
@@ -311,3 +313,14 @@ def test_values_of_json_wherever_the_text_is_cut(monkeypatch, tmp_path):
         monkeypatch.setattr("jaxllm.data.json_stream._BLOCK", block)
         with path.open() as file:
             assert list(JsonText(file, 1000).whole_array()) == values
+
+
+def test_a_row_of_the_hub_of_too_many_bytes_is_a_bad_row(tmp_path):
+    import datasets
+
+    rows = [{"text": text, "label": 1} for text in ("Hello", LONG, "好" * 17, "好" * 16)]
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "set" / "train.parquet"))
+    data = DataConfig(dataset=str(tmp_path / "set"), max_row_bytes=48)
+    faults = [row.fault for row in hub_source(data, "train", labelled=True).rows()]
+    fault = "longer than data.max_row_bytes=48"
+    assert faults == [None, fault, fault, None]

@@ -37,57 +37,59 @@ class Dialect(NamedTuple):
 
 def dialect_of(
     lines: Callable[[], Iterator[str]],
-    default: Dialect,
+    delimiter: str,
     data: DataConfig,
     fits: Callable[[list[str]], bool],
 ) -> Dialect:
-    """The dialect of a file: the default one, unless the configuration or the file says another.
+    """The dialect of a file, as the configuration or the file says it.
+
+    Between tabs quotes are text, unless quotes stand only where a writer of csv puts them and
+    something shows that one did; so are single quotes everywhere.
 
     Args:
         lines: begins to read the file.
+        delimiter: what cells of a file of this format are expected to stand between.
         fits: whether a header row has the columns that are asked for.
     """
     head = _some(lines())
     separator = _SEPARATOR.fullmatch(head[0]) if head else None
     if separator:
         head = head[1:]
-        default = Dialect(separator[1], '"', 1)
-    if data.quoting != "auto":
-        default = default._replace(quote=_QUOTES[data.quoting])
     if data.delimiter != "auto":
-        default = default._replace(delimiter=data.delimiter.replace("\\t", "\t"))
-    elif not separator:
-        default = default._replace(delimiter=_delimiter(head, default, data, fits))
+        delimiter = data.delimiter.replace("\\t", "\t")
+    elif separator:
+        delimiter = separator[1]
+    else:
+        delimiter = _delimiter(head, delimiter, data, fits)
+    quote = "" if delimiter == "\t" and not separator else '"'
+    plain = Dialect(delimiter, _QUOTES.get(data.quoting, quote), int(bool(separator)))
     if data.quoting != "auto" or not head:
-        return default
+        return plain
     windows = {"'": head}
-    if not default.quote:  # the first cell that has to be quoted may be anywhere
+    if not quote:  # the first cell that has to be quoted may be anywhere
         quoted = itertools.dropwhile(lambda line: '"' not in line, lines())
         windows['"'] = _some(itertools.chain(head[:1], quoted))
-    for quote, window in windows.items():
-        other = default._replace(quote=quote)
-        if _is_quoted(head, window, other, default, data.columns):
+    for mark, window in windows.items():
+        other = plain._replace(quote=mark)
+        if _is_quoted(head, window, other, plain, data.columns):
             return other
-    return default
+    return plain
 
 
 def _delimiter(
-    head: list[str], default: Dialect, data: DataConfig, fits: Callable[[list[str]], bool]
+    head: list[str], expected: str, data: DataConfig, fits: Callable[[list[str]], bool]
 ) -> str:
     """What divides the header into the columns asked for, or without a header most rows."""
-    kinds = {
-        delimiter: [Dialect(delimiter, quote) for quote in (default.quote, '"', "'")]
-        for delimiter in (default.delimiter, *_DELIMITERS)
-    }
+    kinds = {d: [Dialect(d, quote) for quote in ("", '"', "'")] for d in (expected, *_DELIMITERS)}
     if data.columns is None:
         fitting = (d for d, kind in kinds.items() if any(fits(_rows(head[:1], k)[0]) for k in kind))
-        return next(fitting, default.delimiter)
+        return next(fitting, expected)
     width = len(data.columns)
 
     def right(delimiter: str) -> int:
         return max(sum(len(row) == width for row in _rows(head, k)) for k in kinds[delimiter])
 
-    return max(kinds, key=right) if width > 1 else default.delimiter
+    return max(kinds, key=right) if width > 1 else expected
 
 
 def _is_quoted(

@@ -79,6 +79,8 @@ def lines(path: Path, data: DataConfig) -> Iterator[str]:
 
 def beyond(value: Any, limit: int) -> bool:
     """Whether a text, or the texts of a list, have more than `limit` bytes in UTF-8."""
+    if value is None or (isinstance(value, str) and len(value) * 4 <= limit):
+        return False
     texts = value if isinstance(value, list) else [value]
     size = sum(len(text) for text in texts if isinstance(text, str))
     if size * 4 <= limit or size > limit:  # the longest character has four

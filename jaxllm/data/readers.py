@@ -182,7 +182,7 @@ class _Feed:
 
 def _table(path: Path, data: DataConfig, labelled: bool, name: str) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)  # the default refuses texts over 131,072 characters
-    default = Dialect(",", '"') if name == "csv" else Dialect("\t", "")
+    expected = Dialect(",", '"') if name == "csv" else Dialect("\t", "")
 
     def fits(header: list[str]) -> bool:
         try:
@@ -190,8 +190,8 @@ def _table(path: Path, data: DataConfig, labelled: bool, name: str) -> Iterator[
         except InputError:
             return False
 
-    dialect = dialect_of(lambda: lines(path, data), default, data, fits)
-    if dialect != default:
+    dialect = dialect_of(lambda: lines(path, data), expected.delimiter, data, fits)
+    if dialect != expected:
         _LOG.info("%s: read with %s", path, dialect)
     feed = _Feed(itertools.islice(lines(path, data), dialect.skipped, None), data.max_row_bytes)
     reader = dialect.reader(feed)

@@ -101,8 +101,6 @@ def columns_of(
 
 def row_of(number: int, values: list[Any], data: DataConfig, fault: str | None = None) -> Row:
     """A row of what the columns of `columns_of` hold."""
-    if any(beyond(value, data.max_row_bytes) for value in values):
-        return Row(number, None, fault=too_long(data))
     text, pair, *others = values
     count = len(data.label_columns)
     labels, choices = others[:count], others[count:]
@@ -140,4 +138,6 @@ def rows_of(
         else:
             assert columns is not None
             values = [found.get(column) if column else None for column in columns]
-            yield row_of(number, values, data)
+            # Lines of files are not that long; rows of the Hub can be.
+            whole = not any(beyond(value, data.max_row_bytes) for value in values)
+            yield row_of(number, values, data, None if whole else too_long(data))
