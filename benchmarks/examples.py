@@ -89,9 +89,8 @@ def questions(path: str, *, count: int | None) -> Content:
     """The first `count` questions of a file in SQuAD's schema, and those of the last articles."""
     from jaxllm.data.squad import Faults, read_squad, squad_sources
 
-    faults = Faults("train")
-    sources = squad_sources(DataConfig(train=[path]), "train")
-    read_squad(sources, faults=faults, limit=None, only_aligned=True)
+    faults, data = Faults("train"), DataConfig(train=[path])
+    read_squad(squad_sources(data, "train"), data, faults=faults, limit=None, only_aligned=True)
     faults.finish(kept=1, on_bad_row="error")  # any mistake in the file is told here
     with _opened(path) as file:
         articles = json.load(file)["data"]
