@@ -294,7 +294,6 @@ ABOVE = "a number above 0"
         ("distilbert", "dim", -32, SIZE),
         ("distilbert", "n_layers", 0, SIZE),
         ("electra", "embedding_size", 0, SIZE),
-        ("electra", "generator", {"hidden_size": 0}, f"sizes by name, each {SIZE}"),
         ("modernbert", "local_attention", -6, SIZE),
         ("modernbert", "global_attn_every_n_layers", 0, SIZE),
         ("bert", "hidden_dropout_prob", 1.0, RATE),

@@ -210,6 +210,8 @@ def test_a_generator_for_a_model_without_one(config):
         ({"hidden_size": 10, "num_attention_heads": 4}, "hidden_size=10 is not divisible"),
         ({"width": 10}, r"found generator=\{'width': 10\}, expected sizes by name"),
         (4, "found generator=4, expected sizes by name"),
+        ({"hidden_size": 0}, "each a whole number of at least 1"),
+        ({"num_hidden_layers": "2"}, "each a whole number of at least 1"),
         (None, r"num_attention_heads=2 cannot be divided by 4"),
     ],
 )

@@ -55,10 +55,11 @@ def generator_config(config: Any, sizes: Any = None) -> Any:
                 "sizes: generator: {hidden_size: …, intermediate_size: …, num_attention_heads: …}"
             )
         sizes = {name: getattr(config, name) // _GENERATOR_SHARE for name in GENERATOR_SIZES[1:]}
-    if not isinstance(sizes, dict) or not sizes.keys() <= set(GENERATOR_SIZES):
+    named = isinstance(sizes, dict) and sizes.keys() <= set(GENERATOR_SIZES)
+    if not named or not all(type(size) is int and size >= 1 for size in sizes.values()):
         raise InputError(
             f"model.config: found generator={sizes!r}, expected sizes by name, of "
-            f"{', '.join(GENERATOR_SIZES)}"
+            f"{', '.join(GENERATOR_SIZES)}, each a whole number of at least 1"
         )
     generator = copy.deepcopy(config)
     for name, value in sizes.items():

@@ -63,10 +63,6 @@ KINDS: dict[str, Kind] = {
         lambda x: isinstance(x, str) and x in _PROBLEM_TYPES,
         f"one of {', '.join(_PROBLEM_TYPES)}",
     ),
-    "generator": (
-        lambda x: isinstance(x, dict) and all(map(_is_size, x.values())),
-        "sizes by name, each a whole number of at least 1",
-    ),
     "rope_parameters": (
         lambda x: isinstance(x, dict) and all(isinstance(rope, dict) for rope in x.values()),
         "an object for each type of layer",
