@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jaxllm.checkpoint_contents import ABOUT
 from jaxllm.errors import InputError
+from jaxllm.files import writing
 
 _STEP = re.compile(r"step_(\d{8,})")
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
@@ -18,7 +19,8 @@ class CheckpointDirectory:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root).absolute()
-        self.root.mkdir(parents=True, exist_ok=True)
+        with writing(str(self.root), "Move it away, or give another run.dir."):
+            self.root.mkdir(parents=True, exist_ok=True)
 
     def path(self, step: int) -> Path:
         return self.root / f"step_{step:08d}"

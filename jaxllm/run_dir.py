@@ -118,12 +118,12 @@ class RunDir:
         with self._open as stack:
             with processes.together():
                 if self.writer:
-                    with writing(str(self.path), "Give another run.dir."):
+                    with writing(str(self.path), "Give a run.dir that can be written."):
                         self.path.mkdir(parents=True, exist_ok=True)
-                    self._lock(stack)
-                    self._check_config()
-                    recover_directory(self.model)
-                    write_atomic(self.path / "config.yaml", to_yaml(self.config))
+                        self._lock(stack)
+                        self._check_config()
+                        recover_directory(self.model)
+                        write_atomic(self.path / "config.yaml", to_yaml(self.config))
             with processes.together():
                 self._check_shared()
             self._open = stack.pop_all()

@@ -1,11 +1,13 @@
 """Whose a run directory is: finished runs, other configs, other programs, other processes."""
 
+import errno
 import os
+import shutil
 
 import pytest
 from toy_run import build, make_config
 
-from jaxllm import curves, loop
+from jaxllm import curves, loop, run_dir
 from jaxllm.errors import InputError
 from jaxllm.run_dir import RunDir
 from jaxllm.run_log import read_records
@@ -115,6 +117,39 @@ def test_other_odd_paths_are_read_again(tmp_path, name):
     with pytest.raises(loop.RunError):
         loop.run(build(config, poison=8), config)
     assert loop.run(build(config), config)["train/steps"] == 12
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_directory_that_cannot_be_written_is_one_message(tmp_path, monkeypatch, finished, code):
+    config = make_config(tmp_path, **{"train.steps": 6})
+    if finished:
+        loop.run(build(config), config)
+    before = sorted(tmp_path.rglob("*"))
+
+    def refuse(file, mode):
+        raise OSError(code, os.strerror(code), file)
+
+    monkeypatch.setattr(run_dir, "open", refuse, raising=False)  # root may write anywhere
+    with pytest.raises(InputError) as error:
+        loop.run(build(config), config)
+    message = f"could not write {tmp_path}: {os.strerror(code)}. Give a run.dir that can be written"
+    assert str(error.value).startswith(message)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", [".lock", "config.yaml", "checkpoints"])
+def test_a_file_where_a_directory_belongs_and_the_reverse(tmp_path, name):
+    config = make_config(tmp_path, **{"train.steps": 6})
+    if name == "checkpoints":
+        loop.run(build(config), config)
+        (tmp_path / "summary.json").unlink()
+        shutil.rmtree(tmp_path / name)
+        (tmp_path / name).write_text("")
+    else:
+        (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=f"{tmp_path}.*{name}|{tmp_path}: .*directory"):
+        loop.run(build(config), config)
 
 
 def test_two_runs_in_one_directory(tmp_path):
