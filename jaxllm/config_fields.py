@@ -250,8 +250,8 @@ class TrainConfig:
     Attributes:
         batch_size: examples of an optimizer step; packed rows: on average
         accumulation: parts in which a step's gradient is computed
-        epochs: passes over the training part
-        steps: optimizer steps; null = what `epochs` come to
+        epochs: passes over the training part; a finished run goes on where more are asked for
+        steps: optimizer steps, likewise; null = what `epochs` come to
         seed: seed of new parameters, order and dropout
         label_smoothing: share of the target that is spread over all labels
         class_weights: weight of each label in the loss, in the order of data.labels, else of the

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from jaxllm import hub_upload, processes, summary, trackers
+from jaxllm import hub_upload, processes, resume, summary, trackers
 from jaxllm.checkpoint import Checkpoints, DamagedError
 from jaxllm.config import Config, to_yaml
 from jaxllm.errors import InputError
@@ -16,7 +16,7 @@ from jaxllm.interrupt import Interrupted, StopRequest
 from jaxllm.job import Job
 from jaxllm.meter import RunError, StepMeter, epochs
 from jaxllm.progress import Progress
-from jaxllm.run_dir import RunDir, differences
+from jaxllm.run_dir import RunDir
 from jaxllm.run_log import METRICS, RunLog, read_records
 from jaxllm.step_trace import StepTrace
 
@@ -31,8 +31,9 @@ logger = logging.getLogger("jaxllm.loop")
 def train(config: Config, build: Callable[[Config], Job] | None = None) -> dict[str, float]:
     """Trains as `config` says, once or once per seed of `run.seeds`, and returns the summary.
 
-    Takes up a run that was stopped, and leaves a finished one as it is. Several seeds each have
-    their run in ``run.dir/seed_<n>``; the summary is then their mean, and ``<key>_std`` the sample
+    Takes up a run that was stopped, and leaves a finished one as it is, unless `config` asks for
+    more epochs or steps: then it goes on from its last checkpoint. Several seeds each have their
+    run in ``run.dir/seed_<n>``; the summary is then their mean, and ``<key>_std`` the sample
     standard deviation.
 
     Raises:
@@ -44,6 +45,7 @@ def train(config: Config, build: Callable[[Config], Job] | None = None) -> dict[
     with RunDir(config) as directory:
         if not config.run.seeds:
             return _run(build, config, directory)
+        directory.go_on()
         summaries = []
         for seed in config.run.seeds:
             place = str(directory.path / f"seed_{seed}")
@@ -86,7 +88,11 @@ def _run(build: Callable[[Config], Job], config: Config, directory: RunDir) -> d
     if result is None:
         result = _train(build, config, directory, began)
     else:
-        logger.info("%s holds this run, finished; its summary.json is the result", directory.path)
+        logger.info(
+            "%s holds this run, finished; its summary.json is the result. It goes on with a larger "
+            "--train.epochs or --train.steps",
+            directory.path,
+        )
     with processes.together():
         if directory.writer and repo is not None:
             hub_upload.upload(repo, directory.model)
@@ -111,7 +117,8 @@ def _train(
     )
     with checkpoints:
         with StopRequest() as stop:
-            state, position, progress = _start(job, config, checkpoints)
+            state, position, progress = resume.start(job, config, directory, checkpoints)
+            directory.go_on()
             began -= progress.wall_seconds
             traced = StepTrace(profile if directory.writer else None, directory.path / "profile")
             with RunLog(directory, progress, job.total_steps) as log, traced as trace:
@@ -119,39 +126,6 @@ def _train(
                 run = _Run(job, config, directory, checkpoints, log, stop, progress, meter, began)
                 state = _steps(run, state, position)
         return _finish(run, state)
-
-
-def _start(
-    job: Job, config: Config, checkpoints: Checkpoints
-) -> tuple[Any, "LoaderState", Progress]:
-    """The state of the last checkpoint, or of the job."""
-    from jaxllm.data.loader import LoaderState
-
-    state, job.state = job.state, None
-    latest = checkpoints.latest()
-    if latest is None:
-        return state, LoaderState(epoch=0, step=0), Progress()
-    where, extra = checkpoints.path(latest), checkpoints.extra(latest)
-    changed = differences(extra["config"], to_yaml(config))
-    if changed:
-        raise InputError(
-            f"{where} is of a run of another config ({'; '.join(changed)}). Give another run.dir."
-        )
-    if extra["rows_per_batch"] != job.loader.rows_per_batch:
-        raise InputError(
-            f"{where} was written with batches of {extra['rows_per_batch']} rows, this mesh needs "
-            f"{job.loader.rows_per_batch}. Choose mesh.data and mesh.fsdp so that their product "
-            f"divides {extra['rows_per_batch']}, or give another run.dir."
-        )
-    if extra["data"] != job.loader.fingerprint:
-        raise InputError(
-            f"{where} is of a run on other data: the training files or the tokenizer have changed. "
-            "Restore them, or give another run.dir."
-        )
-    del state  # before the restored one takes its place
-    state, position, _ = checkpoints.restore(latest, job.state_shape)
-    logger.info("going on after step %d of %d, from %s", latest, job.total_steps, where)
-    return state, position, Progress(**extra["progress"])
 
 
 @dataclasses.dataclass

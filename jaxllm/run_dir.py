@@ -35,6 +35,7 @@ from jaxllm.files import (
 logger = logging.getLogger("jaxllm.run_dir")
 
 LOCK = ".lock"
+UNFINISHED = ".unfinished"  # beside summary.json: a finished run goes on, for more epochs
 
 # These may differ between a run and its resumption: they change what is shown, kept or how fast it
 # goes, not what is computed. (Another mesh rounds differently; its batches must have as many rows.)
@@ -80,14 +81,24 @@ def check_path(directory: str) -> None:
         )
 
 
-def differences(old: str, new: str) -> list[str]:
-    """["train.seed: 0 -> 1", …] between two configs as YAML, the harmless keys left out."""
+# A finished run goes on with more of these.
+LENGTH = ("train.epochs", "train.steps")
+
+
+def changes(old: str, new: str) -> dict[str, tuple[Any, Any]]:
+    """{"train.seed": (0, 1), …} between two configs as YAML, the harmless keys left out."""
     before, after = (_flat(yaml_text.load(text)) for text in (old, new))
-    return [
-        f"{key}: {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}"
+    pairs = {
+        key: (before.get(key, "(absent)"), after.get(key, "(absent)"))
         for key in sorted(before.keys() | after.keys())
-        if key not in HARMLESS and before.get(key) != after.get(key)
-    ]
+        if key not in HARMLESS
+    }
+    return {key: (x, y) for key, (x, y) in pairs.items() if x != y}
+
+
+def told(changed: dict[str, tuple[Any, Any]]) -> str:
+    """ "train.seed: 0 -> 1; …" """
+    return "; ".join(f"{key}: {old} -> {new}" for key, (old, new) in changed.items())
 
 
 def _flat(config: Any) -> dict[str, Any]:
@@ -98,6 +109,9 @@ def _flat(config: Any) -> dict[str, Any]:
 
 class RunDir:
     """A run's directory, held by one run at a time; a context manager that takes the lock.
+
+    Attributes:
+        going_on: the run here was finished once, and `config` asks for more epochs or steps.
 
     Raises:
         InputError: on entry, when another run holds it, or it belongs to something else or to a run
@@ -110,6 +124,7 @@ class RunDir:
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
         self.writer = jax.process_index() == 0
+        self.going_on = False
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> "RunDir":
@@ -123,7 +138,9 @@ class RunDir:
                         self._lock(stack)
                         self._check_config()
                         recover_directory(self.model)
-                        write_atomic(self.path / "config.yaml", to_yaml(self.config))
+                        if not self.going_on:
+                            write_atomic(self.path / "config.yaml", to_yaml(self.config))
+            self.going_on = bool(processes.gather(self.going_on)[0])
             with processes.together():
                 self._check_shared()
             self._open = stack.pop_all()
@@ -135,12 +152,19 @@ class RunDir:
     def summary(self) -> dict[str, float] | None:
         """The summary of the finished run that is here; None while it is not finished."""
         path = self.path / "summary.json"
-        return summary.read(path) if path.exists() else None
+        return summary.read(path) if path.exists() and not self.going_on else None
+
+    def go_on(self) -> None:
+        """Notes that the finished run here is to be as long as the configuration says now."""
+        if self.writer and self.going_on:
+            write_atomic(self.path / UNFINISHED, "")
+            write_atomic(self.path / "config.yaml", to_yaml(self.config))
 
     def write_summary(self, values: dict[str, float]) -> None:
         """Marks the run as finished."""
         if self.writer:
             write_json(self.path / "summary.json", finite(values))
+            (self.path / UNFINISHED).unlink(missing_ok=True)
 
     def export(self, export: Callable[[Any, Path], None], params: Any) -> None:
         """Replaces model/ by what `export` writes; on any failure model/ stays as it was."""
@@ -186,7 +210,8 @@ class RunDir:
     def _check_shared(self) -> None:
         """Refuses a directory that only looks the same: of each host's own disk."""
         file = self.path / "config.yaml"
-        if not file.exists() or file.read_bytes() != to_yaml(self.config).encode():
+        mine = to_yaml(self.config).encode()
+        if not file.exists() or (not self.going_on and file.read_bytes() != mine):
             raise InputError(
                 f"{self.path} is another directory in process {jax.process_index()} than in the "
                 "first. Give a run.dir on storage that all hosts share."
@@ -205,13 +230,26 @@ class RunDir:
                 "of a jaxllm run. Give another run.dir."
             )
         with reading(config_file, "the configuration of a jaxllm run", "give another run.dir"):
-            changed = differences(config_file.read_text(encoding="utf-8"), to_yaml(self.config))
-        if not changed:
+            changed = changes(config_file.read_text(encoding="utf-8"), to_yaml(self.config))
+            unfinished = (self.path / UNFINISHED).exists()
+            more = not unfinished and self._asks_for_more(changed)
+        self.going_on = more or unfinished
+        if more or not changed:
             return
         checkpoints = any(self.checkpoints.glob("step_*"))
         if not checkpoints and held == ["checkpoints"]:
             return  # it stopped before its first checkpoint: nothing of it is lost
         raise InputError(
-            f"{self.path} holds a run of another config ({'; '.join(changed)}). To go on with that "
+            f"{self.path} holds a run of another config ({told(changed)}). To go on with that "
             f"run: {self.command()}; for a new run give another run.dir."
         )
+
+    def _asks_for_more(self, changed: dict[str, tuple[Any, Any]]) -> bool:
+        """Whether these changes ask a finished run for nothing but more epochs or steps."""
+        path, train = self.path / "summary.json", self.config.train
+        if not changed or not changed.keys() <= set(LENGTH) or not path.exists():
+            return False
+        if train.steps is not None:
+            before = changed.get("train.steps", (None, None))[0] or 0
+            return train.steps > max(before, summary.read(path)["train/steps"])
+        return list(changed) == ["train.epochs"] and train.epochs > changed["train.epochs"][0]

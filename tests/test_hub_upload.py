@@ -13,7 +13,7 @@ from toy_run import build, make_config
 from jaxllm import config as configs
 from jaxllm import curves, loop
 from jaxllm.errors import InputError
-from jaxllm.run_dir import differences
+from jaxllm.run_dir import changes
 from jaxllm.tasks import glue
 
 
@@ -97,7 +97,7 @@ def test_a_failed_upload_loses_nothing_and_the_same_command_tries_again(hub, con
 def test_a_run_may_be_uploaded_that_began_without():
     now = configs.to_yaml(configs.Config())
     assert "push_to_hub: null" in now
-    assert differences(now, now.replace("push_to_hub: null", "push_to_hub: a/b")) == []
+    assert changes(now, now.replace("push_to_hub: null", "push_to_hub: a/b")) == {}
 
 
 def test_several_models_in_one_repository_are_refused(config):

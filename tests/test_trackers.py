@@ -14,7 +14,7 @@ from toy_run import build, make_config
 from jaxllm import config, curves, loop, trackers
 from jaxllm.config import Config, DataConfig, ModelConfig, RunConfig
 from jaxllm.errors import InputError
-from jaxllm.run_dir import differences
+from jaxllm.run_dir import changes
 from jaxllm.run_log import read_records
 
 
@@ -169,7 +169,7 @@ def test_a_run_begun_under_the_old_key_goes_on():
     now = config.to_yaml(Config())
     before = now.replace("  trackers:\n  - tensorboard\n", "  tensorboard: true\n")
     assert before != now
-    assert differences(before, now) == []
+    assert changes(before, now) == {}
 
 
 def test_a_tracker_twice_is_refused():

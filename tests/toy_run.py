@@ -165,7 +165,7 @@ def build(
         state_shape=shape,
         train_step=train_step,
         loader=loader,  # type: ignore[arg-type]
-        total_steps=config.train.steps or 3 * STEPS_IN_EPOCH,
+        total_steps=config.train.steps or round(config.train.epochs * STEPS_IN_EPOCH),
         learning_rate=lambda n: float(SCHEDULE(n)),
         evaluate=evaluate,
         metric=config.train.metric or "score",
