@@ -62,6 +62,15 @@ PACKED = [[0, 3], [1, 4, 2], [5, 6], [7]]
 
 
 KNOWN = {}  # of stepped: what several tests compare with is compiled once
+START = {}  # of initial: so are initialisers
+
+
+def initial(config, mesh, abstract):
+    """Random parameters of seed 0 in their shardings."""
+    asked = config.to_json_string()
+    if asked not in START:
+        START[asked] = jax.device_get(jax.jit(partial(models.init_params, config, TASK, 0))())
+    return jax.device_put(START[asked], sharding.state_shardings(mesh, abstract))
 
 
 def stepped(config, batch, *, mesh=None, optimizer=SGD, options=None, steps=1, **step_options):
@@ -77,8 +86,7 @@ def _stepped(config, batch, mesh, optimizer, options, steps, step_options):
     mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
     graphdef, abstract = models.module_parts(config, TASK, models.Compute(**(options or {})))
     tx = optim.make_optimizer(optimizer, 10)
-    init = partial(models.init_params, config, TASK, 0)
-    params = jax.jit(init, out_shardings=sharding.state_shardings(mesh, abstract))()
+    params = initial(config, mesh, abstract)
     step_options = {"clip_norm": 0.0, "accumulation": 1, "frozen": [], **step_options}
     state = train.init_state(params, tx, mesh, seed=0, frozen=step_options["frozen"])
     step = train.make_train_step(
@@ -146,6 +154,14 @@ def test_sharded_equals_unsharded(tiny_bert_config, examples, shape):
     assert_same(one, stepped(tiny_bert_config, batch, mesh=mesh, clip_norm=0.5, steps=2))
 
 
+def test_random_parameters_do_not_depend_on_the_mesh(config):
+    mesh = sharding.make_mesh(2, 2, 2)
+    _, abstract = models.module_parts(config, TASK)
+    init = partial(models.init_params, config, TASK, 0)
+    born = jax.jit(init, out_shardings=sharding.state_shardings(mesh, abstract))()
+    jax.tree.map(np.testing.assert_array_equal, born, initial(config, mesh, abstract))
+
+
 def test_sharded_accumulation(tiny_bert_config, examples):
     batch = rows_of(*examples, PADDED, 16)
     mesh = sharding.make_mesh(2, 2, 1, devices=jax.devices()[:4])
@@ -177,8 +193,8 @@ def test_frozen_parts_stay(config, examples, frozen):
 
 def test_frozen_parts_have_no_optimizer_state(config):
     tx = optim.make_optimizer(OptimizerConfig(), 10)
-    params = models.init_params(config, TASK, 0)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    params = initial(config, mesh, models.module_parts(config, TASK)[1])
     state = train.init_state(params, tx, mesh, seed=0, frozen=["embeddings/*", "blocks/*"])
     sizes = [x.size for x in jax.tree.leaves(state.opt_state)]
     assert sum(sizes) < 2 * (32 * 32 + 32 + 32 * 2 + 2) + 10
@@ -237,8 +253,7 @@ def test_state_is_donated(config, examples):
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     graphdef, abstract = models.module_parts(config, TASK)
     tx = optim.make_optimizer(SGD, 10)
-    init = partial(models.init_params, config, TASK, 0)
-    params = jax.jit(init, out_shardings=sharding.state_shardings(mesh, abstract))()
+    params = initial(config, mesh, abstract)
     state = train.init_state(params, tx, mesh, seed=0, frozen=[])
     step = train.make_train_step(
         objectives.labelled(models.apply_fn(graphdef), losses.cross_entropy),
@@ -255,8 +270,8 @@ def test_state_is_donated(config, examples):
 
 def test_eval_step_gives_the_logits_and_the_sums(config, examples):
     mesh = sharding.make_mesh(2, 2, 1, devices=jax.devices()[:4])
-    graphdef, _ = models.module_parts(config, TASK)
-    params = models.init_params(config, TASK, 0)
+    graphdef, abstract = models.module_parts(config, TASK)
+    params = initial(config, mesh, abstract)
     apply = models.apply_fn(graphdef)
     batch = rows_of(*examples, PADDED, 16)
     objective = objectives.labelled(apply, losses.cross_entropy)
