@@ -356,7 +356,7 @@ def test_machine_facts_are_plausible():
     before = machine.Load.now()
     subprocess.run([sys.executable, "-c", "sum(range(20_000_000))"], check=True)
     after = machine.Load.now()
-    assert after.children - before.children > 0.1  # ours, so not counted among others
+    assert after.children > before.children  # ours, so not counted among others
     if (others := after.others(before)) is not None:
         spent = (after.when - before.when) * facts["cpus"]
         assert 0 <= others <= 1.1 - (after.children - before.children) / spent

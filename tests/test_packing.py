@@ -81,6 +81,22 @@ def test_a_place_is_taken_in_the_fullest_row_that_has_one():
     assert rows.starts.tolist() == [0, 2, 4]
 
 
+def test_a_row_takes_as_many_examples_as_it_may():
+    rows = first_fit(np.full(7, 2), np.arange(7), row_length=20, max_per_row=3, window=7)
+    assert rows.starts.tolist() == [0, 3, 6, 7]
+    alone = first_fit(np.full(2, 2), np.arange(2), row_length=20, max_per_row=1, window=7)
+    assert alone.starts.tolist() == [0, 1, 2]
+
+
+def test_the_shortest_and_the_longest_examples_find_their_places():
+    lengths = np.array([1, 4, 1, 1])
+    rows = first_fit(lengths, np.arange(4), row_length=4, max_per_row=4, window=4)
+    assert rows.members.tolist() == [1, 0, 2, 3]
+    assert rows.starts.tolist() == [0, 1, 4]
+    rows = first_fit(lengths, np.array([], int), row_length=4, max_per_row=4, window=4)
+    assert (rows.members.tolist(), rows.starts.tolist()) == ([], [0])
+
+
 def test_a_length_over_the_row_is_refused():
     with pytest.raises(ValueError, match="row_length=4"):
         first_fit(np.array([3, 5]), np.arange(2), row_length=4, max_per_row=2, window=8)

@@ -37,7 +37,7 @@ class Rows(NamedTuple):
 
     def between(self, first: int, last: int) -> "Rows":
         """Rows `first` to `last` (excluded), fewer where there are no more."""
-        starts = self.starts[min(first, self.height) : min(last, self.height) + 1]
+        starts = self.starts[min(first, self.height) : last + 1]
         return Rows(self.members[starts[0] : starts[-1]], starts - starts[0])
 
     def permuted(self, order: np.ndarray) -> "Rows":
@@ -79,14 +79,14 @@ def first_fit(
         members[start : start + window] = block
         row_of[start : start + window] = assigned
     by_row = np.argsort(row_of, kind="stable")
-    return Rows(members[by_row], starts_of(np.bincount(row_of, minlength=height)))
+    return Rows(members[by_row], starts_of(np.bincount(row_of)))
 
 
 def _place(
     lengths: list[int], row_length: int, max_per_row: int, height: int
 ) -> tuple[list[int], int]:
     """A row for each length, new rows counting from `height`; and the height after them."""
-    open_rows: list[list[tuple[int, int]]] = [[] for _ in range(row_length + 1)]
+    open_rows: list[list[tuple[int, int]]] = [[] for _ in range(row_length)]
     spaces = 0  # bit s is set where open_rows[s], rows with s tokens of space, is not empty
     assigned = []
     for length in lengths:
