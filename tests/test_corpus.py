@@ -204,7 +204,12 @@ BAD = {
         r"train\.jsonl, line 3: not JSON",
     ),
     "not an object": ('{"text": "a", "label": 0}\n7\n', "train.jsonl", {}, r"line 2: found '7'"),
-    "not a json array": ("[1,\n", "train.json", {}, r"train\.json: not JSON"),
+    "not a json array": (
+        '[{"text": "a", "label": 0},\n',
+        "train.json",
+        {},
+        r"train\.json: not JSON",
+    ),
     "open quote": ('text,label\na,b\n"c,d\ne,f\n', "train.csv", {}, r"row 2 \(up to line 4\)"),
     "not gz": (None, "train.tsv.gz", {}, r"train\.tsv\.gz: cannot be read: Not a gzipped file"),
     "unknown ending": ("a\n", "train.xml", {}, r"train\.xml: the name does not tell the format"),
