@@ -206,9 +206,8 @@ class OptimizerConfig:
         learning_rate: highest learning rate
         schedule: how the learning rate falls after the warmup
         warmup: below 1: share of all steps; from 1 on: steps
-        weight_decay: decay of all parameters but biases and norms, decoupled from the gradient
-            (adamw, lion, adafactor) or a part of it (the others); null = 0.01 (adamw), 0 (the
-            others)
+        weight_decay: decay of parameters, decoupled from the gradient (adamw, lion, adafactor) or a
+            part of it (the others); null = 0.01 (adamw), 0 (the others)
         beta1: decay of the first moment (adam, adamw, lion)
         beta2: decay of the second moment (adam, adamw, rmsprop), of the momentum (lion); null =
             0.999 (adam, adamw), 0.99 (lion, rmsprop)
@@ -218,8 +217,8 @@ class OptimizerConfig:
         l1: weight of the sum of absolute parameters in the loss, also in the training loss that is
             logged, not in that of the dev part; its gradient is added after clipping
         l2: likewise, of half the sum of their squares
-        penalize: parameters that l1 and l2 cover: kernels = kernels and embeddings; all = biases
-            and norms too
+        penalize: parameters that weight_decay, l1 and l2 cover: kernels = kernels and embeddings;
+            all = biases and norms too
         layer_decay: factor of the learning rate from a layer to the one below it
         frozen: patterns of parameter paths that are not trained, such as embeddings/* or blocks/*
     """

@@ -93,9 +93,11 @@ def scale_by_schedule(
     return optax.GradientTransformation(init, update)
 
 
-def is_decayed(path: str) -> bool:
-    """Weight decay applies to kernels and embeddings, not to biases and norms."""
-    return path.endswith(("/kernel", "/embedding"))
+def is_penalized(config: "OptimizerConfig", path: str) -> bool:
+    """Weight decay, l1 and l2 apply to kernels and embeddings; with `penalize: all` to biases and
+    norms, too.
+    """
+    return config.penalize == "all" or path.endswith(("/kernel", "/embedding"))
 
 
 def trainable(path: str, frozen: list[str]) -> bool:
@@ -147,10 +149,12 @@ def make_optimizer(config: "OptimizerConfig", total_steps: int) -> optax.Gradien
     """Add penalties, precondition, decay, scale by layer, by learning rate.
 
     The steps of each name are those of torch.optim's optimizer of that name, weight decay included
-    (COUPLED), but for `is_decayed`; Lion's are those of its paper.
+    (COUPLED), but for `is_penalized`; Lion's are those of its paper.
     """
     decay, coupled = setting(config, "weight_decay"), config.name in COUPLED
-    decayed = optax.add_decayed_weights(decay, mask=lambda ps: {p: is_decayed(p) for p in ps})
+    decayed = optax.add_decayed_weights(
+        decay, mask=lambda ps: {path: is_penalized(config, path) for path in ps}
+    )
     parts = [add_penalty_gradient(config)] if config.l1 or config.l2 else []
     if decay and coupled:
         parts.append(decayed)
@@ -287,10 +291,6 @@ def make_penalty(config: "OptimizerConfig") -> Callable[[FlatParams], jax.Array]
         return sum(terms, jnp.zeros(()))
 
     return penalty if config.l1 or config.l2 else None
-
-
-def is_penalized(config: "OptimizerConfig", path: str) -> bool:
-    return config.penalize == "all" or is_decayed(path)
 
 
 def add_penalty_gradient(config: "OptimizerConfig") -> optax.GradientTransformation:

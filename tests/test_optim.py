@@ -70,13 +70,21 @@ def test_runs_of_any_length_have_one_program():
 def test_decay_spares_biases_and_norms():
     change = updates(replace(PLAIN, weight_decay=0.1))
     for path, x in change.items():
-        expected = -0.1 * np.asarray(PARAMS[path]) if optim.is_decayed(path) else 0.0
+        spared = path.endswith(("/bias", "/scale"))
+        expected = 0.0 if spared else -0.1 * np.asarray(PARAMS[path])
         np.testing.assert_allclose(x, np.broadcast_to(expected, x.shape), rtol=1e-6, err_msg=path)
     assert {path for path, x in change.items() if not x.any()} == {
         "blocks/attention/norm/scale",
         "blocks/mlp/up/bias",
         "blocks/mlp/norm/scale",
     }
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_decay_of_all_parameters(name):
+    config = replace(PLAIN, name=name, weight_decay=0.1, penalize="all")
+    for path, x in updates(config).items():
+        np.testing.assert_allclose(x, -0.1 * np.asarray(PARAMS[path]), rtol=1e-6, err_msg=path)
 
 
 def test_penalties_are_gradients():

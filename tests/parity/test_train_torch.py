@@ -77,6 +77,9 @@ SHAPES = {
 }
 
 
+KERNELS = ("/kernel", "/embedding")
+
+
 def of_torch(path, x):
     """The parameters that PyTorch has for one of ours: one a layer, heads in one axis."""
     heads = {"query/kernel": (4, 6), "query/bias": (6,), "output/kernel": (6, 4)}
@@ -84,8 +87,11 @@ def of_torch(path, x):
     return [layer.reshape(shape) for layer in x] if path.startswith("blocks/") else [x]
 
 
-def compare(config, make, rng):
-    """Five steps of both; a gradient of each size, and none at all for one row of the table."""
+def compare(config, make, rng, *, sparing=True):
+    """Five steps of both; a gradient of each size, and none at all for one row of the table.
+
+    sparing: PyTorch's decay spares biases and norms, as is usual.
+    """
     start = {path: rng.normal(size=shape).astype(np.float32) for path, shape in SHAPES.items()}
     tx = optim.make_optimizer(config, 5)
     params = jax.tree.map(jnp.asarray, start)
@@ -95,12 +101,11 @@ def compare(config, make, rng):
         for path, x in start.items()
     }
     decay = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
-    spared = {"weight_decay": 0.0}  # as is usual: biases and norms
-    groups = [
-        {"params": ps, **(decay if optim.is_decayed(path) else spared)}
-        for path, ps in theirs.items()
-    ]
-    reference = make(groups, lr=config.learning_rate)
+    spared = {"weight_decay": 0.0}
+    weights = [p for path, ps in theirs.items() if path.endswith(KERNELS) for p in ps]
+    others = [p for path, ps in theirs.items() if not path.endswith(KERNELS) for p in ps]
+    groups = [{"params": weights}, {"params": others} | (spared if sparing else {})]
+    reference = make(groups, lr=config.learning_rate, **decay)
     for size in (1.0, 1e-3, 30.0, 1e-6, 0.1):
         grads = {
             path: size * rng.normal(size=shape).astype(np.float32) for path, shape in SHAPES.items()
@@ -123,6 +128,14 @@ def compare(config, make, rng):
 def test_five_steps(name, weight_decay, rng):
     config = replace(PLAIN, name=name, learning_rate=0.01, weight_decay=weight_decay)
     compare(config, OPTIMIZERS[name], rng)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam"])
+def test_decay_of_all_parameters(name, rng):
+    config = replace(
+        PLAIN, name=name, learning_rate=0.01, weight_decay=None if name == "adamw" else 0.1
+    )
+    compare(replace(config, penalize="all"), OPTIMIZERS[name], rng, sparing=False)
 
 
 def test_settings_that_are_given(rng):
