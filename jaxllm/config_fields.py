@@ -72,7 +72,8 @@ class DataConfig:
 
     Attributes:
         train: training files (csv, tsv, jsonl, json or conll; to pretrain on also txt, and patterns
-            such as mine/*.txt; each also .gz)
+            such as mine/*.txt; each also .gz); or folders of folders with a text a file, whose
+            label is its folder's name
         dev: files of the dev part
         dataset: Hub id of a data set, in place of files
         dataset_config: its configuration's name

@@ -244,7 +244,7 @@ def test_missing_files_and_no_files_are_named(load, tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.tsv: no such file"):
         load("", train=["nowhere.tsv"])
     with pytest.raises(InputError, match="is not a file"):
-        load("", train=[str(tmp_path)])
+        load("", train=[str(tmp_path)], kind=None)
     with pytest.raises(InputError, match=r"data\.train is empty"):
         load("", train=[])
 

@@ -28,11 +28,13 @@ class _Good(NamedTuple):
     pairs: list[str]  # as many as there are texts; none: single texts
     label: Any
     hash: int
+    file: str
 
 
 class _Bad(NamedTuple):
     number: int
     reason: str
+    file: str
 
 
 class _Elsewhere(NamedTuple):
@@ -75,7 +77,7 @@ class Builder:
         self._choices = choices
         self._lengths = [np.zeros(1, np.int64)]
         self._read = self._kept = self._truncated = 0
-        self._bad = BadRows(data, split)
+        self._bad = BadRows(data, split, sources[0].unit)
         self._headers: list[str] = []  # rows whose label is the name of its column
         self._learn_on = labels.learning and not data.streaming
 
@@ -156,16 +158,18 @@ class Builder:
         elif fault is None and self._data.text_pair is not None:
             fault = text_fault(row.pair, "second text")
         if fault is not None:
-            return _Bad(row.number, fault)
+            return _Bad(row.number, fault, row.file)
         label, fault = self._labels.read(row.label)
         if fault is not None:
-            return _Bad(row.number, fault)
+            return _Bad(row.number, fault, row.file)
         if self._choices:
             pairs = [second_text(row.pair, choice) for choice in row.choices]
             content = text_hash(row.text, *pairs)
-            return _Good(row.number, [row.text] * self._choices, pairs, label, content)
+            texts = [row.text] * self._choices
+            return _Good(row.number, texts, pairs, label, content, row.file)
         pairs = [] if self._data.text_pair is None else [row.pair]
-        return _Good(row.number, [row.text], pairs, label, text_hash(row.text, *pairs))
+        content = text_hash(row.text, *pairs)
+        return _Good(row.number, [row.text], pairs, label, content, row.file)
 
     def _encode(self, rows: list[_Good]) -> Encoded:
         pairs = [pair for row in rows for pair in row.pairs]
@@ -195,14 +199,15 @@ class Builder:
                 continue
             self._read += 1
             if isinstance(row, _Bad):
-                self._bad.add(chunk.source.name, row.number, row.reason)
+                self._bad.add(chunk.source.name, row.number, row.reason, note=row.file)
             elif encoded is None:  # the run stops; only the bad rows still count
                 continue
             elif not full_lengths[good].all():
-                self._bad.add(chunk.source.name, row.number, "text without a token")
+                reason = "text without a token"
+                self._bad.add(chunk.source.name, row.number, reason, note=row.file)
             elif not lengths[good].all():
                 reason = f"longer than data.max_length={self._data.max_length}"
-                self._bad.add(chunk.source.name, row.number, reason, "truncation")
+                self._bad.add(chunk.source.name, row.number, reason, "truncation", row.file)
             else:
                 self._kept += 1
                 self._truncated += bool((full_lengths[good] > lengths[good]).any())

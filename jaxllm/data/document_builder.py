@@ -141,7 +141,8 @@ class DocumentBuilder:
                 self._empty += 1
                 continue
             fault = row.fault or (words and words.fault) or text_fault(row.text, "text")
-            where = f"{self._source.text.name}: row {row.number}"
+            file = row.file and f" ({row.file})"
+            where = f"{self._source.text.name}: row {row.number}{file}"
             if fault is None:
                 yield (
                     row.text,

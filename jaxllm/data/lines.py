@@ -4,6 +4,7 @@ than `data.max_row_bytes` allows.
 
 import codecs
 import gzip
+import hashlib
 import io
 import itertools
 import re
@@ -31,6 +32,15 @@ _MARKS = {
 def open_bytes(path: Path) -> BinaryIO:
     """The content of a file; of a .gz file what is packed in it."""
     return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else open(path, "rb")
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes; InputError where they cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
 
 
 def open_text(path: Path, encoding: str) -> TextIO:

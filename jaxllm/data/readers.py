@@ -6,7 +6,6 @@ message needs. Files are streamed: in memory is a row at a time.
 """
 
 import csv
-import hashlib
 import itertools
 import json
 import logging
@@ -20,8 +19,9 @@ from typing import Any
 from jaxllm.config_fields import DataConfig
 from jaxllm.data import conll
 from jaxllm.data.dialect import Dialect, dialect_of
+from jaxllm.data.folders import folder_source
 from jaxllm.data.json_stream import JsonText
-from jaxllm.data.lines import beyond, lines, open_text, too_long, unreadable
+from jaxllm.data.lines import beyond, lines, open_text, sha256, too_long, unreadable
 from jaxllm.data.rows import Row, Source, columns_of, row_of, rows_of
 from jaxllm.errors import InputError
 
@@ -39,11 +39,13 @@ _FORMATS = {
 
 
 def file_source(path: Path, data: DataConfig, *, labelled: bool) -> Source:
-    """A file of ``data.format``.
+    """A file of ``data.format``; of rows with labels also a folder, see `folders`.
 
     Raises:
         InputError: the file is missing, empty, of an unknown format, or text where a label is due.
     """
+    if labelled and path.is_dir():
+        return folder_source(path, data, labelled=True)
     if not path.is_file():
         found = "is not a file" if path.exists() else f"no such file (looked in {Path.cwd()})"
         raise InputError(f"{path}: {found}; data.train and data.dev name the files to read")
@@ -54,12 +56,13 @@ def file_source(path: Path, data: DataConfig, *, labelled: bool) -> Source:
         missing = "label missing" if labelled else "data.text_pair is missing"
         raise InputError(
             f"{path}: {missing}: a text file holds one text a line and no other column; for text, "
-            "tab, label on every line set data.format: tsv and data.columns: [text, label]"
+            "tab, label on every line set data.format: tsv and data.columns: [text, label]; where "
+            "each file is a text and its folder's name the label, name the folder of the folders"
         )
     reads = {"csv": _table, "tsv": _table, "jsonl": _jsonl, "text": _plain, "conll": _sentences}
     return Source(
         str(path),
-        lambda: _sha256(path),
+        lambda: sha256(path),
         lambda: _guarded(path, data, reads[name](path, data, labelled, name)),
         unit="line" if name == "conll" else "row",
     )
@@ -67,12 +70,15 @@ def file_source(path: Path, data: DataConfig, *, labelled: bool) -> Source:
 
 def document_source(path: Path, data: DataConfig) -> Source:
     """A file whose rows are whole documents; `data.documents` says what ends one of a text file.
+    Of a folder each file is a document.
 
     Lines of a document end with a line feed. An empty document is a row without text.
 
     Raises:
         InputError: as `file_source`.
     """
+    if path.is_dir():
+        return folder_source(path, data, labelled=False)
     source = file_source(path, data, labelled=False)
     if _format(path, data) != "text":
         return source
@@ -102,11 +108,6 @@ def _format(path: Path, data: DataConfig) -> str:
             f"{', '.join(_FORMATS)} (each also with .gz), or data.format"
         )
     return _FORMATS[suffix]
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _guarded(path: Path, data: DataConfig, rows: Iterator[Row]) -> Iterator[Row]:

@@ -28,6 +28,7 @@ class Row(NamedTuple):
         choices: what ``data.choices`` hold, in a list, where there are such columns.
         lines: of a sentence in a CoNLL file, the number of each word's line.
         elsewhere: the row is of the other part, see `holdout`; only its label may be learned.
+        file: of a folder of texts, the row's own file, as messages name it.
     """
 
     number: int
@@ -38,6 +39,7 @@ class Row(NamedTuple):
     choices: Any = None
     lines: list[int] | None = None
     elsewhere: bool = False
+    file: str = ""
 
 
 @dataclass(frozen=True)

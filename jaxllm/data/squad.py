@@ -1,11 +1,11 @@
 """Questions on contexts, as SQuAD 1.1, SQuAD 2.0 and CMRC 2018 have them: JSON files or the Hub."""
 
-import hashlib
 import logging
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from jaxllm.config_fields import DataConfig
 from jaxllm.data.builder import text_fault
 from jaxllm.data.holdout import Key, hold_out
 from jaxllm.data.hub import load_split, records
-from jaxllm.data.lines import beyond, too_long
+from jaxllm.data.lines import beyond, sha256, too_long
 from jaxllm.data.rows import text_hash
 from jaxllm.data.squad_records import Asked, asked_in, records_of
 from jaxllm.errors import InputError
@@ -194,7 +194,7 @@ def squad_sources(data: DataConfig, split: str) -> list[Source]:
                 f"data.{split}: found no files, expected SQuAD's JSON, or data.dataset"
             )
         sources = [
-            Source(file, partial(_sha256, file), partial(_asked, file, data)) for file in files
+            Source(file, partial(sha256, Path(file)), partial(_asked, file, data)) for file in files
         ]
     return _parts_of(sources, split, data) if data.dev_fraction else sources
 
@@ -261,11 +261,3 @@ def _fault(question: Question, context: str, seen: set[str], only_aligned: bool)
 
 def _composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
-
-
-def _sha256(file: str) -> str:
-    try:
-        with open(file, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error}") from None
