@@ -109,6 +109,8 @@ def test_the_cache_knows_names_and_contents(imdb, load):
     (imdb / "pos" / "0_9.txt").write_text("good")
     changed, _ = load(imdb)
     assert len(changed.tokens) == len(moved.tokens) - 2
+    (imdb / "pos").rename(imdb / "positive")
+    assert load(imdb)[1] == ["neg", "positive"]
 
 
 def test_encodings_and_packed_files(tmp_path):
