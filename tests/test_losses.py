@@ -37,7 +37,7 @@ LABELS = jnp.array([2, 1])
 def test_cross_entropy(options, weights, loss, weight):
     got = cross_entropy(LOGITS, LABELS, jnp.array(weights), **options)
     np.testing.assert_allclose(got, (loss, weight), rtol=1e-6, atol=1e-6)
-    slots = (LOGITS[:, None], LABELS[:, None], jnp.array(weights)[:, None])  # [B, P]
+    slots = (LOGITS[None], LABELS[None], jnp.array([weights]))  # [B, P]
     np.testing.assert_allclose(
         cross_entropy(*slots, **options), (loss, weight), rtol=1e-6, atol=1e-6
     )

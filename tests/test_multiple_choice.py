@@ -33,9 +33,14 @@ LISTS = DataConfig(text="context", choices=["choices"], max_length=64)
 
 
 def question(i, rng):
-    """(context, how the endings begin, four endings, the place of the right one)."""
-    words = rng.choice(["good", "bad", "movie", "plot", "story"], (5, 3))
-    texts = [" ".join(w[: 1 + rng.integers(3)]) for w in words]
+    """(context, how the endings begin, four endings, the place of the right one).
+
+    No two endings are alike: their scores would tie, and the order of a tie is rounding's.
+    """
+    texts = []
+    while len(set(texts)) < 5:
+        words = rng.choice(["good", "bad", "movie", "plot", "story"], (5, 3))
+        texts = [" ".join(w[: 1 + rng.integers(3)]) for w in words]
     right = i % 4
     texts[1 + right] += " loved"
     return texts[0], "it was", texts[1:], right

@@ -81,6 +81,10 @@ def test_a_place_is_taken_in_the_fullest_row_that_has_one():
     assert rows.starts.tolist() == [0, 2, 4]
 
 
+def test_a_row_has_a_slot_for_every_four_tokens():
+    assert [slots(n) for n in (3, 7, 8, 128)] == [1, 1, 2, 32]
+
+
 def test_a_row_takes_as_many_examples_as_it_may():
     rows = first_fit(np.full(7, 2), np.arange(7), row_length=20, max_per_row=3, window=7)
     assert rows.starts.tolist() == [0, 3, 6, 7]
