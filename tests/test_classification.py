@@ -417,6 +417,7 @@ LIVE = [
 ]
 
 
+@pytest.mark.slow
 def test_every_field_reaches_the_step(base_config, saved, monkeypatch):
     """With a field changed the step is another program, or it is given other numbers."""
     one_device = make_mesh(devices=jax.devices()[:1])

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ports import free_address
 
 import jaxllm
 from jaxllm import processes
@@ -54,10 +54,8 @@ def config_file(tiny_bert_config, tiny_tokenizer_dir, tmp_path_factory):
 def start(config_file, run_dir, *options, devices=1, directory=None, together=()):
     """A process of the run in `run_dir` that has `devices`; its log is beside the directory."""
     environment = {
-        **{k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
-        # Unoptimized code: these tests spend their time on compiling.
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-        "--xla_backend_optimization_level=0",
+        **os.environ,
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": LIBRARY,
         **dict(together),
     }
@@ -69,21 +67,10 @@ def start(config_file, run_dir, *options, devices=1, directory=None, together=()
         )
 
 
-def free_port():
-    """A port below those that the system hands out to whoever asks for any, so that no one takes
-    it between here and the start of the process that listens on it; other tests begin elsewhere.
-    """
-    for port in range(10_000 + os.getpid() % 20_000, 32_000):
-        with contextlib.suppress(OSError), socket.socket() as free:
-            free.bind(("localhost", port))
-            return port
-    raise OSError("no port is free")
-
-
 @contextlib.contextmanager
 def two(config_file, run_dir, *options, directories=(None, None)):
     """Two processes of one device each, ended at the end whatever has happened."""
-    address = f"localhost:{free_port()}"
+    address = free_address()
     started = [
         start(
             *(config_file, run_dir, "--mesh.processes", "2", *options),
@@ -175,6 +162,7 @@ def test_a_signal_to_one_stops_both_and_one_process_goes_on(config_file, tmp_pat
     assert_same_run(run_dir, one_process(config_file, tmp_path / "one"))
 
 
+@pytest.mark.slow
 def test_a_process_without_the_files_or_with_others_stops_all(config_file, tmp_path):
     for name in ("0", "1"):
         (tmp_path / name).mkdir()
