@@ -19,6 +19,7 @@ from jaxllm.models import (
     module_parts,
 )
 from jaxllm.pretrained import configs, hf
+from jaxllm.trees import leaf_at
 
 
 class PretrainedModel:
@@ -219,10 +220,4 @@ def _run(
 def init_one(config: Any, task: str, seed: int, path: str) -> jax.Array:
     """One random parameter of the model. Under jit nothing else is computed or held."""
 
-    def pick() -> jax.Array:
-        node: Any = init_params(config, task, seed)
-        for part in path.split("/"):
-            node = node[part]
-        return node
-
-    return jax.jit(pick)()
+    return jax.jit(lambda: leaf_at(init_params(config, task, seed), path))()

@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from jaxllm.trees import flatten, leaf_at, unflatten
+
 FORMAT = "jaxllm checkpoint 1"
 ABOUT = "jaxllm.json"
 
@@ -62,8 +64,7 @@ def _crc32(file: Path) -> int:
 
 def leaves(state: Any) -> list[tuple[str, Any]]:
     """[("params/blocks/mlp/up/kernel", array), …] of any registered tree."""
-    paths, _ = jax.tree_util.tree_flatten_with_path(state)
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in paths]
+    return list(flatten(state).items())
 
 
 def describe(state: Any) -> dict[str, str]:
@@ -75,20 +76,14 @@ def split(state: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """(parameters, the rest) as nested dicts of strings: Orbax needs none of our classes."""
     parts: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
     for path, x in leaves(state):
-        *parents, leaf = path.removeprefix("params/").split("/")
-        node = parts[0 if path.startswith("params/") else 1]
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = x
-    return parts
+        parts[not path.startswith("params/")][path.removeprefix("params/")] = x
+    return unflatten(parts[0]), unflatten(parts[1])
 
 
 def join(shape: Any, params: dict[str, Any], rest: dict[str, Any]) -> Any:
     """The inverse of `split`, into the structure of `shape` (a state, or only its parameters)."""
     arrays = []
     for path, _ in leaves(shape):
-        node = rest if rest and not path.startswith("params/") else params
-        for key in path.removeprefix("params/").split("/"):
-            node = node[key]
-        arrays.append(node)
+        tree = rest if rest and not path.startswith("params/") else params
+        arrays.append(leaf_at(tree, path.removeprefix("params/")))
     return jax.tree.unflatten(jax.tree.structure(shape), arrays)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxllm import models
-from jaxllm.train import flatten
+from jaxllm.trees import flatten
 
 
 def training_flops_per_token(

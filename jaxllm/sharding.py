@@ -6,7 +6,6 @@ MLP width and vocabulary. All axes are Auto: the compiler places the collectives
 """
 
 import fnmatch
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxllm.errors import InputError
+from jaxllm.trees import path_name
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -166,16 +166,6 @@ def state_shardings(mesh: Mesh, tree: Any) -> Any:
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(leaf, tree)
-
-
-def path_name(path: tuple) -> str:
-    """`blocks/mlp/up/kernel` for a key path of jax.tree_util."""
-    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
-
-
-def map_params(f: Callable[[str, Any], Any], params: Any) -> Any:
-    """`f(path, leaf)` over a parameter tree."""
-    return jax.tree_util.tree_map_with_path(lambda path, x: f(path_name(path), x), params)
 
 
 def in_mesh() -> bool:

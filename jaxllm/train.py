@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from jaxllm import memory
 from jaxllm.objectives import Batch, Metrics, Objective
 from jaxllm.optim import FlatParams, trainable
-from jaxllm.sharding import map_params, replicated, state_shardings
+from jaxllm.sharding import replicated, state_shardings
+from jaxllm.trees import flatten, unflatten
 
 
 @jax.tree_util.register_dataclass
@@ -27,24 +28,6 @@ class TrainState:
     params: dict[str, Any]
     opt_state: optax.OptState
     key: jax.Array  # uint32 [2], raw data of a random key; a step's own key is fold_in(key, step)
-
-
-def flatten(params: Any) -> FlatParams:
-    """{"blocks/mlp/up/kernel": array, …} of a nested dict."""
-    flat: FlatParams = {}
-    map_params(flat.__setitem__, params)
-    return flat
-
-
-def unflatten(flat: FlatParams) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for path, x in flat.items():
-        *parents, leaf = path.split("/")
-        node = nested
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = x
-    return nested
 
 
 def split_frozen(params: Any, frozen: list[str]) -> tuple[FlatParams, FlatParams]:

@@ -154,7 +154,7 @@ def tiny_bert_dir(tiny_bert_config, tiny_tokenizer_dir, tmp_path_factory) -> Pat
     from jaxllm.data.tokenizer import load_tokenizer
     from jaxllm.models import module_parts
     from jaxllm.pretrained import hf
-    from jaxllm.sharding import map_params
+    from jaxllm.trees import map_params
 
     tokenizer = load_tokenizer(tiny_tokenizer_dir)
     config = copy.copy(tiny_bert_config)

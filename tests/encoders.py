@@ -4,7 +4,7 @@ import numpy as np
 
 from jaxllm import models
 from jaxllm.models.encoder import Encoder
-from jaxllm.sharding import map_params
+from jaxllm.trees import map_params
 
 KIN = [name for name, family in models.FAMILIES.items() if family.stack is Encoder]  # of BERT
 PAIRS = [(family, task) for family in KIN for task in models.FAMILIES[family].heads]

@@ -15,7 +15,8 @@ import numpy as np
 
 from jaxllm.models import module_parts
 from jaxllm.pretrained import formats, hf
-from jaxllm.sharding import make_mesh, map_params, parameter_sharding
+from jaxllm.sharding import make_mesh, parameter_sharding
+from jaxllm.trees import map_params
 
 
 def resident(field: str) -> int:

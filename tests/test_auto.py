@@ -12,7 +12,7 @@ import jaxllm
 from jaxllm import auto
 from jaxllm.arguments import dtype_name
 from jaxllm.errors import InputError
-from jaxllm.sharding import path_name
+from jaxllm.trees import path_name
 
 GOLDEN = Path(__file__).parent / "golden"
 CLASSES = [

@@ -34,7 +34,7 @@ from jaxllm.tasks.evaluation import Evaluator
 from jaxllm.tasks.model import label_names, load_saved, problem_type
 from jaxllm.tasks.predict import predict
 from jaxllm.tasks.storage import OneModel
-from jaxllm.train import flatten
+from jaxllm.trees import flatten
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 LABELS = ["很差", "meh", "great fun"]

@@ -13,7 +13,7 @@ from jaxllm import cli
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.models import module_parts
 from jaxllm.pretrained import hf
-from jaxllm.sharding import map_params
+from jaxllm.trees import map_params
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 TEXTS = [

@@ -16,7 +16,7 @@ from encoders import (
 )
 from flax import nnx
 
-from jaxllm import models, sharding
+from jaxllm import models, sharding, trees
 from jaxllm.attention.visibility import segment_positions
 from jaxllm.errors import InputError
 
@@ -165,7 +165,7 @@ def with_unit_head(config, task):
             return x
         return np.eye(*x.shape, dtype=np.float32) if path.endswith("kernel") else np.zeros_like(x)
 
-    return sharding.map_params(unit, random_params(config, task))
+    return trees.map_params(unit, random_params(config, task))
 
 
 def assert_dropped(dropped, plain, share):

@@ -12,11 +12,11 @@ from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
 from jaxllm.models import Compute, module_parts
 from jaxllm.pretrained import hf
-from jaxllm.sharding import make_mesh, map_params
+from jaxllm.sharding import make_mesh
 from jaxllm.tasks import build, classification, tokens
 from jaxllm.tasks.head import fitted
 from jaxllm.tasks.model import initial_params, place
-from jaxllm.train import flatten
+from jaxllm.trees import flatten, map_params
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 NLI = ["CONTRADICTION", "NEUTRAL", "ENTAILMENT"]

@@ -13,7 +13,8 @@ from jaxllm import AutoModel, AutoModelForSequenceClassification, auto, models
 from jaxllm.errors import InputError
 from jaxllm.models import apply_fn, module_parts
 from jaxllm.pretrained import FAMILIES, hf
-from jaxllm.sharding import make_mesh, map_params, parameter_sharding
+from jaxllm.sharding import make_mesh, parameter_sharding
+from jaxllm.trees import map_params
 
 MODERNBERT = FAMILIES["modernbert"]
 TASKS = list(models.FAMILIES["modernbert"].heads)

@@ -19,7 +19,6 @@ from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
 from jaxllm.metrics import sigmoid, softmax
 from jaxllm.pretrained import hf
-from jaxllm.sharding import map_params
 from jaxllm.tasks import classifier
 from jaxllm.tasks import predict as task
 from jaxllm.tasks.batched import EncodedLine, Predictor, Row
@@ -27,6 +26,7 @@ from jaxllm.tasks.batched import run as run_rows
 from jaxllm.tasks.inputs import InputFormat, RowError, parse_line
 from jaxllm.tasks.model import check_fit
 from jaxllm.tasks.predict import predict
+from jaxllm.trees import map_params
 
 NAMES = ["bad", "fine", "très bien 好"]
 SENTENCE = "the movie was not so good and the story is bad but we loved it all the time"

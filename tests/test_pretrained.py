@@ -20,7 +20,8 @@ import jaxllm
 from jaxllm.errors import InputError
 from jaxllm.models import apply_fn, module_parts
 from jaxllm.pretrained import FAMILIES, flax_msgpack, formats, hf, loading
-from jaxllm.sharding import make_mesh, map_params
+from jaxllm.sharding import make_mesh
+from jaxllm.trees import map_params
 
 LOAD_MEMORY = Path(__file__).parent / "load_memory.py"
 BERT = FAMILIES["bert"]

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxllm.errors import InputError
 from jaxllm.pretrained import FAMILIES, formats, hf, saving
-from jaxllm.sharding import map_params
+from jaxllm.trees import map_params
 
 TASK = "sequence-classification"
 

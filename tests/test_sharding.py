@@ -6,7 +6,7 @@ import pytest
 from encoders import PAIRS, tiny_config
 from jax.sharding import PartitionSpec as P
 
-from jaxllm import models, optim, sharding, train
+from jaxllm import models, optim, sharding, trees
 from jaxllm.config import OptimizerConfig
 from jaxllm.errors import InputError
 
@@ -15,10 +15,10 @@ from jaxllm.errors import InputError
 def test_every_parameter_has_letters_that_fit(family, task):
     _, abstract = models.module_parts(tiny_config(family, task), task)
     mesh = sharding.make_mesh(1, 2, 4)
-    shardings = sharding.map_params(
+    shardings = trees.map_params(
         lambda p, x: sharding.parameter_sharding(mesh, p, x.shape), abstract
     )
-    flat = train.flatten(shardings)
+    flat = trees.flatten(shardings)
     assert flat["blocks/attention/query/kernel"].spec == P(None, "fsdp", "tensor", None)
     assert flat["blocks/mlp/down/kernel"].spec == P(None, "tensor", "fsdp")
     assert flat["embeddings/norm/scale"].spec == P("fsdp")
@@ -29,7 +29,7 @@ def test_optimizer_state_follows_its_parameter(tiny_bert_config):
     _, abstract = models.module_parts(tiny_bert_config, "base")
     mesh = sharding.make_mesh(1, 2, 4)
     tx = optim.make_optimizer(OptimizerConfig(), 10)
-    state = jax.eval_shape(tx.init, train.flatten(abstract))
+    state = jax.eval_shape(tx.init, trees.flatten(abstract))
     adam = sharding.state_shardings(mesh, state)[0]
     for moment in (adam.mu, adam.nu):
         assert moment["blocks/mlp/up/kernel"].spec == P(None, "fsdp", "tensor")
@@ -40,7 +40,7 @@ def test_factored_moments_are_replicated(tiny_bert_config):
     _, abstract = models.module_parts(tiny_bert_config, "base")
     mesh = sharding.make_mesh(1, 2, 4)
     tx = optim.make_optimizer(OptimizerConfig(name="adafactor", weight_decay=0.0), 10)
-    flat = train.flatten(abstract)
+    flat = trees.flatten(abstract)
     factored = jax.eval_shape(tx.init, flat)[0][0]
     shardings = sharding.state_shardings(mesh, (factored.v_row, factored.v_col))
     specs = jax.tree.leaves(shardings)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm import losses, models, objectives, optim, sharding, train
+from jaxllm import losses, models, objectives, optim, sharding, train, trees
 from jaxllm.config import OptimizerConfig
 
 TASK = "sequence-classification"
@@ -101,7 +101,7 @@ def _stepped(config, batch, mesh, optimizer, options, steps, step_options):
         state, metrics = step(state, {k: jax.device_put(v, place) for k, v in batch.items()})
     assert step._cache_size() == 1, "the step compiled more than once"
     assert int(state.step) == steps
-    return train.flatten(jax.device_get(state.params)), jax.device_get(metrics)
+    return trees.flatten(jax.device_get(state.params)), jax.device_get(metrics)
 
 
 def assert_same(a, b, rtol=1e-5, atol=1e-6):

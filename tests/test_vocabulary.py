@@ -19,7 +19,7 @@ from jaxllm.config_fields import (
 from jaxllm.data.loader import LoaderState
 from jaxllm.sharding import make_mesh
 from jaxllm.tasks import build as task_build
-from jaxllm.train import flatten
+from jaxllm.trees import flatten
 from jaxllm.vocabulary import PATH, Vocabulary
 
 WORDS = ["good", "bad", "film", "plot", "loved", "hated"]

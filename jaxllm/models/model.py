@@ -6,6 +6,8 @@ from typing import Any
 import jax
 from flax import nnx
 
+from jaxllm.trees import flatten, leaf_at, unflatten
+
 Params = dict[str, Any]  # nested dict of arrays
 
 
@@ -35,43 +37,27 @@ class Model(nnx.Module):
 class Graph:
     """A module without its parameters; a value, so that a compiled program can be kept by it.
 
-    paths: where the parameters are in the module.
+    paths: where in the module each parameter is.
     """
 
     graphdef: Any
-    paths: tuple[tuple[str, ...], ...]
+    paths: tuple[str, ...]
 
     @classmethod
     def of(cls, module: nnx.Module) -> "tuple[Graph, Params]":
         """(the graph, the parameters: a nested dict of arrays)."""
         graphdef, state = nnx.split(module)
-        leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(state))
-        paths = tuple(tuple(part.key for part in path) for path, _ in leaves)
-        params: Params = {}
-        for path, (_, x) in zip(paths, leaves, strict=True):
-            *parents, last = _public(path)
-            node = params
-            for name in parents:
-                node = node.setdefault(name, {})
-            if last in node:
-                raise ValueError(f"stack and head both have a parameter {'/'.join(_public(path))}")
-            node[last] = x
-        return cls(graphdef, paths), params
+        flat = flatten(nnx.to_pure_dict(state))
+        params = {_public(path): x for path, x in flat.items()}
+        if len(params) < len(flat):
+            raise ValueError(f"two parameters of stack and head have one path: {sorted(flat)}")
+        return cls(graphdef, tuple(flat)), unflatten(params)
 
     def merge(self, params: Params) -> Any:
         """The module with these parameters."""
-        state: Params = {}
-        for path in self.paths:
-            x: Any = params
-            for name in _public(path):
-                x = x[name]
-            *parents, last = path
-            node = state
-            for name in parents:
-                node = node.setdefault(name, {})
-            node[last] = x
-        return nnx.merge(self.graphdef, state)
+        state = {path: leaf_at(params, _public(path)) for path in self.paths}
+        return nnx.merge(self.graphdef, unflatten(state))
 
 
-def _public(path: tuple[str, ...]) -> list[str]:
-    return [name for name in path if not name.startswith("_")]
+def _public(path: str) -> str:
+    return "/".join(name for name in path.split("/") if not name.startswith("_"))

@@ -17,7 +17,7 @@ from jaxllm.pretrained.configs import make_config, read_config
 from jaxllm.pretrained.formats import read_tensors
 from jaxllm.pretrained.location import resolve
 from jaxllm.pretrained.names import Family
-from jaxllm.sharding import map_params
+from jaxllm.trees import leaf_at, map_params
 
 log = logging.getLogger("jaxllm.pretrained")
 
@@ -155,10 +155,8 @@ def _verify_outputs(family: Family, config: Any, task: str, source: Path, writte
         return [np.asarray(x) for x in jax.tree.leaves(run(params, input_ids=input_ids))]
 
     def init(path: str) -> np.ndarray:  # the pooler of a checkpoint without one, on both sides
-        node: Any = abstract
-        for part in path.split("/"):
-            node = node[part]
-        return np.zeros(node.shape, node.dtype)
+        new = leaf_at(abstract, path)
+        return np.zeros(new.shape, new.dtype)
 
     for old, new in zip(outputs(source), outputs(written), strict=True):
         if not np.array_equal(old, new, equal_nan=True):

@@ -17,7 +17,7 @@ from jaxllm.pretrained.loading import LoadReport
 from jaxllm.pretrained.location import resolve
 from jaxllm.pretrained.names import join
 from jaxllm.pretrained.tensors import all_finite
-from jaxllm.sharding import map_params
+from jaxllm.trees import flatten
 
 __all__ = [
     "ConvertReport",
@@ -109,8 +109,7 @@ def save_pretrained(
     family = FAMILIES[config.model_type]
     flax = weights == "flax"
     architecture = family.architecture(task)
-    leaves: dict[str, Any] = {}
-    map_params(leaves.__setitem__, params)
+    leaves = flatten(params)
     _check_whole(leaves, module_parts(config, task)[1], architecture)
     parts: dict[str, dict[int, np.ndarray]] = {}
     for path, array in leaves.items():
@@ -141,8 +140,7 @@ def save_pretrained(
 
 def _check_whole(leaves: dict[str, Any], abstract: dict[str, Any], architecture: str) -> None:
     """Refuses parameters that nothing could load again as what the config describes."""
-    expected: dict[str, Any] = {}
-    map_params(expected.__setitem__, abstract)
+    expected = flatten(abstract)
     if leaves.keys() != expected.keys():
         raise InputError(
             f"the parameters are no {architecture}: "

@@ -13,7 +13,7 @@ from jaxllm.errors import InputError
 from jaxllm.pretrained.formats import Tensor
 from jaxllm.pretrained.names import Family, Leaf
 from jaxllm.pretrained.tensors import all_finite
-from jaxllm.sharding import map_params
+from jaxllm.trees import flatten, map_params
 
 WEIGHT_DTYPES = {np.dtype(t) for t in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)}
 # XLA's CPU client takes a numpy buffer over, without a copy, if it is aligned to this many bytes.
@@ -164,8 +164,7 @@ def load(
     Shapes are checked before anything is read. `dropped`: paths to take from `init`, whatever the
     checkpoint has.
     """
-    leaves: dict[str, jax.ShapeDtypeStruct] = {}
-    map_params(leaves.__setitem__, abstract)
+    leaves: dict[str, jax.ShapeDtypeStruct] = flatten(abstract)
     sources = gather(family, tensors, where)
     copies = merge_tied(family, sources, where, check=family.tied_head in abstract)
     shapes = {path: struct.shape for path, struct in leaves.items()}

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxllm import files
 from jaxllm.errors import InputError
+from jaxllm.trees import unflatten
 
 MAX_SHARD_BYTES = 5_000_000_000  # of one weights file
 TOKENIZER_FILES = (
@@ -132,13 +133,7 @@ def _write_safetensors(file: Path, arrays: dict[str, np.ndarray]) -> None:
 def _write_msgpack(file: Path, arrays: dict[str, np.ndarray]) -> None:
     from flax.serialization import msgpack_serialize
 
-    tree: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = np.ascontiguousarray(array)
+    tree = unflatten({name: np.ascontiguousarray(array) for name, array in arrays.items()})
     file.write_bytes(msgpack_serialize(tree, in_place=True))
 
 

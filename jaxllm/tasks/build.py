@@ -47,7 +47,8 @@ from jaxllm.tasks.model import (
 )
 from jaxllm.tasks.task import SMALLER_IS_BETTER, Prepare
 from jaxllm.throughput import tokens_per_second_at_peak
-from jaxllm.train import flatten, init_state, make_train_step, state_shapes
+from jaxllm.train import init_state, make_train_step, state_shapes
+from jaxllm.trees import flatten
 from jaxllm.vocabulary import Vocabulary
 
 logger = logging.getLogger("jaxllm")

@@ -25,7 +25,7 @@ from jaxllm.data.label_cells import LabelNames, unnamed, whole
 from jaxllm.errors import InputError
 from jaxllm.pretrained import FAMILIES, hf
 from jaxllm.tasks.model import label_names
-from jaxllm.train import flatten
+from jaxllm.trees import flatten
 
 logger = logging.getLogger("jaxllm")
 

@@ -20,11 +20,11 @@ from jaxllm.models import Compute, Graph
 from jaxllm.objectives import Apply
 from jaxllm.pretrained import FAMILIES, hf
 from jaxllm.pretrained.saving import INPUT_FILE
-from jaxllm.sharding import batch_sharding, batch_shards, map_params, parameter_sharding
+from jaxllm.sharding import batch_sharding, batch_shards, parameter_sharding
 from jaxllm.tasks.inputs import InputFormat
 from jaxllm.tasks.storage import OneModel, TaskModel
 from jaxllm.tasks.task import Task
-from jaxllm.train import flatten
+from jaxllm.trees import flatten, map_params
 
 logger = logging.getLogger("jaxllm")
 

@@ -18,7 +18,8 @@ from jaxllm.errors import InputError
 from jaxllm.models import Compute, Graph, Params, electra
 from jaxllm.pooling import LAYERS, DenseLayer
 from jaxllm.pretrained import hf, sentence_transformers
-from jaxllm.sharding import map_params, replicated
+from jaxllm.sharding import replicated
+from jaxllm.trees import leaf_at, map_params
 
 Init = Callable[[str], Any]
 GENERATOR = "generator"  # its directory within the discriminator's, and its name in the parameters
@@ -171,9 +172,7 @@ class ElectraPair:
                 f"{source}: its embeddings are not those of the discriminator at {directory}, with "
                 "which it shares them; expected the two models of one pretraining"
             )
-        flat: dict[str, Any] = {}
-        map_params(flat.__setitem__, whole)
-        own = map_params(lambda path, _: flat[path], abstract[GENERATOR])
+        own = map_params(lambda path, _: leaf_at(whole, path), abstract[GENERATOR])
         return {**params, GENERATOR: own}
 
 
