@@ -177,7 +177,7 @@ def _compose(path: Path) -> yaml.Node:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise InputError(f"{path}, line {line}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from None
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if root is None:
         raise InputError(f"{path}: is empty, expected the sections {', '.join(_SECTIONS)}")
     return root
@@ -324,11 +324,11 @@ def _explain(message: str) -> str:
     key = re.match(r'Parser key "([\w.]+)"', message)
     match = re.search(r"Given value: (.*)", message) or re.search(r"Got value: (.*)", message)
     if key is None or key[1] not in _TYPES or match is None:
-        return message
+        return " ".join(message.split()).replace('Parser key "', "--").replace('":', ":", 1)
     nested = re.match(r"NestedArg\(key='([\w.]+)'", match[1])
     if nested:
         return f"unknown option --{key[1]}.{nested[1]}; {key[1]} has no parts"
     found = {"None": "null", "True": "true", "False": "false"}.get(match[1], match[1])
     kind = _TYPES[key[1]]
-    hint = f"; write a list, [{found}]" if "list" in str(kind) and found[0] != "[" else ""
+    hint = f"; write a list, [{found}]" if "list" in str(kind) and not found.startswith("[") else ""
     return f"--{key[1]}: found {found}, expected {_describe(kind)}{hint if found != 'null' else ''}"

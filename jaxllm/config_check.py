@@ -1,5 +1,6 @@
 """The values a configuration may have: ranges and combinations."""
 
+import dataclasses
 import difflib
 import io
 import math
@@ -22,6 +23,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: it could not be 
 
 def check(config: Config) -> None:
     """Raises InputError, naming the key, for a value out of range or at odds with another."""
+    _whole_numbers(config)
     _model(config.model)
     _data(config.data, config.model)
     check_qa(config.qa)
@@ -335,6 +337,17 @@ def _contrastive(train: TrainConfig) -> None:
     smoothing, weights = train.label_smoothing, train.class_weights
     _require("train.label_smoothing", smoothing, smoothing == 0, "0, as there are no labels")
     _require("train.class_weights", weights, weights is None, "null, as there are no labels")
+
+
+def _whole_numbers(config: Config) -> None:
+    """Arrays hold steps, rows and positions in 32 bits."""
+    for section in dataclasses.fields(config):
+        part = getattr(config, section.name)
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            numbers = value if isinstance(value, list) else [value]
+            small = all(abs(x) < 2**31 for x in numbers if type(x) is int) or "seed" in field.name
+            _require(f"{section.name}.{field.name}", value, small, "less than 2**31")
 
 
 def _seed(key: str, seed: int) -> None:

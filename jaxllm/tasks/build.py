@@ -242,6 +242,12 @@ def _shortest_row(config: Config) -> int:
 def _total_steps(config: Config, loader: TrainLoader) -> int:
     if config.train.steps is not None:
         return config.train.steps
+    about = config.train.epochs * loader.steps_in_epoch(0)
+    if about >= 2**31:  # a step is an int32
+        raise InputError(
+            f"train.epochs: found {config.train.epochs:g}, which is about {about:.3g} steps; "
+            "expected less than 2**31 steps"
+        )
     whole = math.floor(config.train.epochs)
     steps = sum(loader.steps_in_epoch(epoch) for epoch in range(whole))
     if rest := config.train.epochs - whole:
