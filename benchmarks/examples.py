@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from jaxllm.config import DataConfig
+from jaxllm.config.reading import DataConfig
 from jaxllm.errors import InputError
 
 Example = tuple[str, ...]  # one text or two, and the label

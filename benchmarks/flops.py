@@ -5,7 +5,7 @@ import numpy as np
 from benchmarks.texts import texts
 from benchmarks.workloads import MASKED, Workload
 from jaxllm import models
-from jaxllm.flops import training_flops_per_token
+from jaxllm.metrics.flops import training_flops_per_token
 from jaxllm.pretrained import hf
 
 HEADS = {"mlm": "masked-lm", "classify": "sequence-classification", "encode": "base"}

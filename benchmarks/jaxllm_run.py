@@ -9,10 +9,17 @@ import jax
 import benchmarks.no_torch  # noqa: F401
 import jaxllm
 from benchmarks.recipe import Job, Timer, burn_in_steps, read_examples, serve
-from jaxllm.config import Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from jaxllm.config.reading import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
 from jaxllm.data.loader import LoaderState
+from jaxllm.metrics.throughput import peak_host_memory_bytes
 from jaxllm.tasks.build import build
-from jaxllm.throughput import peak_host_memory_bytes
 
 NO_DROPOUT = {
     "hidden_dropout_prob": 0.0,

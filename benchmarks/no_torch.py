@@ -3,7 +3,7 @@
 jaxllm's memory figure would hold it.
 """
 
-from jaxllm import no_torch
+from jaxllm.runtime import no_torch
 
 no_torch.hide()
 from transformers.utils import is_torch_available  # noqa: E402

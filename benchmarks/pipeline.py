@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.workers import BenchmarkError
-from jaxllm.run_log import METRICS
+from jaxllm.runs.log import METRICS
 
 Row = dict[str, Any]
 
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> str:
 def import_seconds() -> float:
     """Of all that a training run imports, in a fresh interpreter."""
     program = "import time; t = time.perf_counter(); from jaxllm import no_torch; "
-    program += "no_torch.hide(); import jaxllm.loop, jaxllm.tasks.build; "
+    program += "no_torch.hide(); import jaxllm.runs.loop, jaxllm.tasks.build; "
     program += "print(time.perf_counter() - t)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
@@ -102,12 +102,12 @@ def feed(options: list[str], seconds: float) -> Row:
     """Real tokens a second of the feed alone and of the step alone."""
     import jax
 
-    from jaxllm import config
+    from jaxllm.config import reading
     from jaxllm.data.loader import LoaderState
     from jaxllm.tasks.build import build
 
     began = time.perf_counter()
-    job = build(config.load(options))
+    job = build(reading.load(options))
     prepared = time.perf_counter() - began
     batches = job.loader.batches(LoaderState(), prefetch=2)
     batch = next(batches)

@@ -13,16 +13,17 @@ import jaxllm
 from benchmarks.stepping import Batch, JaxSteps, Steps, facts_of_jax, serve
 from benchmarks.texts import BATCHES, GATE_ROWS, Text, digest, row_of_all, texts
 from benchmarks.workloads import StepJob
-from jaxllm import losses, models
-from jaxllm.config_fields import OptimizerConfig
+from jaxllm import models
+from jaxllm.config.fields import OptimizerConfig
 from jaxllm.data.packing import Rows, fill_packed, first_fit, one_per_row, slots, starts_of
-from jaxllm.objectives import INPUTS
-from jaxllm.optim import make_optimizer
+from jaxllm.nn.sharding import batch_sharding, make_mesh
 from jaxllm.pretrained import hf
-from jaxllm.sharding import batch_sharding, make_mesh
 from jaxllm.tasks.model import attention_on, load_saved
 from jaxllm.tasks.storage import OneModel
-from jaxllm.train import init_state, make_train_step
+from jaxllm.training import losses
+from jaxllm.training.objectives import INPUTS
+from jaxllm.training.optim import make_optimizer
+from jaxllm.training.step import init_state, make_train_step
 
 HEADS = {
     "mlm": ("masked-lm", jaxllm.AutoModelForMaskedLM),

@@ -25,7 +25,7 @@ from transformers import (
 from benchmarks.stepping import Batch, Steps, serve
 from benchmarks.texts import BATCHES, GATE_ROWS, digest, padded_batches
 from benchmarks.workloads import StepJob, Workload
-from jaxllm.throughput import peak_flops, peak_host_memory_bytes
+from jaxllm.metrics.throughput import peak_flops, peak_host_memory_bytes
 
 CLASSES = {
     "mlm": AutoModelForMaskedLM,

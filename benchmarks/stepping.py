@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from benchmarks.machine import Load
 from benchmarks.workloads import StepJob
-from jaxllm.throughput import peak_flops, peak_host_memory_bytes
+from jaxllm.metrics.throughput import peak_flops, peak_host_memory_bytes
 
 TRACED = 3  # steps in a trace
 

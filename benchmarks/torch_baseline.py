@@ -19,7 +19,7 @@ from transformers import get_linear_schedule_with_warmup
 from benchmarks.recipe import Job, Recipe, Timer, burn_in_steps, serve, warmup_steps
 from benchmarks.step_torch import gradient_norm
 from benchmarks.torch_tasks import TASKS, Task
-from jaxllm.throughput import peak_host_memory_bytes
+from jaxllm.metrics.throughput import peak_host_memory_bytes
 
 Batch = dict[str, torch.Tensor]
 

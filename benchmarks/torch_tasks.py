@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from benchmarks.recipe import Job, read_examples
-from jaxllm.answer_metrics import SCORINGS, answer_metrics
+from jaxllm.metrics.answers import SCORINGS, answer_metrics
 
 Features = list[dict[str, Any]]
 STRIDE, LONGEST_ANSWER = 128, 30  # jaxllm's `qa.doc_stride` and `qa.max_answer_length`

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from jaxllm import cpu_guard
-from jaxllm.huge_pages import add_tunable
+from jaxllm.runtime import cpu_guard
+from jaxllm.runtime.huge_pages import add_tunable
 
 ROOT = Path(__file__).resolve().parent.parent
 ON_CPU = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from jaxllm import cpu_guard
+from jaxllm.runtime import cpu_guard
 
 if TYPE_CHECKING:
     from jaxllm.auto import AutoModel as AutoModel

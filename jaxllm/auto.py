@@ -7,8 +7,6 @@ from typing import Any, ClassVar, Self
 
 import jax
 
-from jaxllm import memory
-from jaxllm.arguments import check_inputs, check_keywords, dtype_name
 from jaxllm.models import (
     Compute,
     Params,
@@ -18,7 +16,9 @@ from jaxllm.models import (
     max_tokens,
     module_parts,
 )
+from jaxllm.models.arguments import check_inputs, check_keywords, dtype_name
 from jaxllm.pretrained import configs, hf
+from jaxllm.runtime import memory
 from jaxllm.trees import leaf_at
 
 

@@ -15,31 +15,32 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
-from jaxllm import __version__, cpu_guard, huge_pages, no_torch, streams
+from jaxllm import __version__
 from jaxllm.errors import InputError, shortened
+from jaxllm.runtime import cpu_guard, huge_pages, no_torch, streams
 
 if TYPE_CHECKING:
-    from jaxllm.config import Config
+    from jaxllm.config.reading import Config
 
 logger = logging.getLogger("jaxllm")
 
 
 def train(argv: list[str]) -> int | None:
     """fine-tune or train the model of a configuration"""
-    from jaxllm import config
+    from jaxllm.config.reading import load
 
-    options = config.load(argv, "jaxllm train")
+    options = load(argv, "jaxllm train")
     if not options.data.train and options.data.dataset is None:
         raise InputError("data.train: found no file, expected training files, or data.dataset")
     with _work_on(options.run.dir):
-        from jaxllm import loop
+        from jaxllm.runs import loop
 
         return _stoppable(options, lambda: loop.train(options))
 
 
 def glue(argv: list[str]) -> int | None:
     """fine-tune on tasks of GLUE, one after the other"""
-    from jaxllm import config
+    from jaxllm.config.reading import load
 
     parser = _Parser("jaxllm glue", glue.__doc__)
     parser.usage = "jaxllm glue --config FILE [--tasks TASK ...] [--section.field value ...]"
@@ -48,7 +49,7 @@ def glue(argv: list[str]) -> int | None:
     )
     parser.add_argument("--tasks", nargs="+", help="rte, stsb, ... (default: all nine)")
     own, others = parser.parse_known_args(argv)
-    options = config.load(others, "jaxllm glue")
+    options = load(others, "jaxllm glue")
     with _work_on(options.run.dir):
         from jaxllm.data.glue import TASKS
         from jaxllm.tasks import glue as task
@@ -61,11 +62,11 @@ def glue(argv: list[str]) -> int | None:
 
 def evaluate(argv: list[str]) -> None:
     """evaluate a saved model (--model.path DIR) on the dev part of a configuration"""
-    from jaxllm import config
+    from jaxllm.config.reading import load
 
-    options = config.load(argv, "jaxllm evaluate")
+    options = load(argv, "jaxllm evaluate")
     with _work_on(options.run.dir):
-        from jaxllm import processes
+        from jaxllm.runtime import processes
         from jaxllm.tasks import build
 
         with processes.joined(options.mesh.processes):
@@ -89,8 +90,8 @@ def predict(argv: list[str]) -> int:
         sys.stdout.reconfigure(encoding="utf-8")  # as JSON is, whatever the terminal has
     cpu_guard.announce()
     with _work_on(options.output):
-        from jaxllm import compile_cache
-        from jaxllm.tasks import predict as task
+        from jaxllm.prediction import predict as task
+        from jaxllm.runtime import compile_cache
 
         compile_cache.enable()
         counts = task.predict(options.model, options.input, options.output, options.batch_size)
@@ -206,7 +207,8 @@ def _top_parser() -> _Parser:
 
 def _stoppable(options: "Config", run: Callable[[], object]) -> int | None:
     """Runs it in all processes; the exit status, if it was stopped."""
-    from jaxllm import loop, processes
+    from jaxllm.runs import loop
+    from jaxllm.runtime import processes
 
     try:
         with processes.joined(options.mesh.processes):

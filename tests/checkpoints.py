@@ -11,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from jaxllm.errors import InputError
 from jaxllm.models import module_parts
+from jaxllm.nn.sharding import parameter_sharding
 from jaxllm.pretrained import hf
-from jaxllm.sharding import parameter_sharding
 from jaxllm.trees import map_params
 
 GOLDEN = Path(__file__).parent / "golden"

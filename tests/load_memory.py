@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllm.models import module_parts
+from jaxllm.nn.sharding import make_mesh, parameter_sharding
 from jaxllm.pretrained import formats, hf
-from jaxllm.sharding import make_mesh, parameter_sharding
 from jaxllm.trees import map_params
 
 

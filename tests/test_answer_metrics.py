@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxllm.answer_metrics import (
+from jaxllm.metrics.answers import (
     SCORINGS,
     answer_metrics,
     best_threshold,

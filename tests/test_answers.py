@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxllm.config_fields import QAConfig
+from jaxllm.config.fields import QAConfig
 from jaxllm.data.squad import Faults, Question, Questions
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.data.windows import WindowEncoder

@@ -10,8 +10,8 @@ import pytest
 
 import jaxllm
 from jaxllm import auto
-from jaxllm.arguments import dtype_name
 from jaxllm.errors import InputError
+from jaxllm.models.arguments import dtype_name
 from jaxllm.trees import path_name
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -7,8 +7,8 @@ import zlib
 import numpy as np
 import pytest
 
-from jaxllm.config import DataConfig
-from jaxllm.config_fields import QAConfig
+from jaxllm.config.fields import QAConfig
+from jaxllm.config.reading import DataConfig
 from jaxllm.data import cache
 from jaxllm.data.corpus import load_examples
 from jaxllm.data.documents import load_documents

@@ -15,9 +15,9 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxllm.checkpoint import Checkpoints
 from jaxllm.data.loader import LoaderState
 from jaxllm.errors import InputError
+from jaxllm.runs.snapshots import Checkpoints
 
 AT = LoaderState(epoch=2, step=5)
 

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm import losses
-from jaxllm.config_fields import (
+from jaxllm.config.fields import (
     Config,
     DataConfig,
     MeshConfig,
@@ -25,15 +24,16 @@ from jaxllm.data.corpus import Examples, ReadReport
 from jaxllm.data.loader import LoaderState
 from jaxllm.errors import InputError
 from jaxllm.models import Compute
+from jaxllm.nn.sharding import make_mesh
+from jaxllm.prediction.predict import predict
 from jaxllm.pretrained import hf
-from jaxllm.sharding import make_mesh
 from jaxllm.tasks import build as task_build
 from jaxllm.tasks import classification, evaluation
 from jaxllm.tasks.build import build
 from jaxllm.tasks.evaluation import Evaluator
 from jaxllm.tasks.model import label_names, load_saved, problem_type
-from jaxllm.tasks.predict import predict
 from jaxllm.tasks.storage import OneModel
+from jaxllm.training import losses
 from jaxllm.trees import flatten
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"

@@ -14,11 +14,14 @@ from pathlib import Path
 import pytest
 
 import jaxllm
-from jaxllm import cli, config, cpu_guard, loop
-from jaxllm.config import Config, DataConfig, ModelConfig, RunConfig
+from jaxllm import cli
+from jaxllm.config.reading import Config, DataConfig, ModelConfig, RunConfig, reading
 from jaxllm.errors import InputError
+from jaxllm.prediction import predict
 from jaxllm.pretrained import hf
-from jaxllm.tasks import build, predict
+from jaxllm.runs import loop
+from jaxllm.runtime import cpu_guard
+from jaxllm.tasks import build
 
 CONFIG = "model: {path: weights}\ndata: {train: [a.csv]}\nrun: {dir: runs/a}\n"
 TRAIN = Config(
@@ -221,7 +224,7 @@ def test_an_ascii_terminal_gets_yaml_that_is_read_back(tmp_path):
     printed = tmp_path / "printed.yaml"
     printed.write_bytes(output)
     assert output.isascii()
-    assert config.from_yaml(printed).data.train == ["电影.csv"]
+    assert reading.from_yaml(printed).data.train == ["电影.csv"]
 
 
 def test_predict_writes_utf_8_to_any_terminal(calls, monkeypatch):
@@ -259,7 +262,7 @@ def test_version(capsys):
 
 
 def test_log_goes_to_stderr_while_a_command_runs(calls, capsys):
-    log = logging.getLogger("jaxllm.loop")
+    log = logging.getLogger("jaxllm.runs.loop")
     calls.effect = lambda: (log.info("step 1"), log.debug("detail"))
     handlers, level = cli.logger.handlers[:], cli.logger.level
     cli.main(CONVERT)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxllm import compile_cache
+from jaxllm.runtime import compile_cache
 
 NAMES = ("jax_compilation_cache_dir", *compile_cache._SETTINGS)
 

@@ -6,8 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from jaxllm import config
-from jaxllm.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from jaxllm.config.reading import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    reading,
+)
 from jaxllm.errors import InputError
 
 BASE = "model: {path: weights}\ndata: {train: [a.csv]}\n"
@@ -33,29 +39,29 @@ def changed(section: str, **values) -> Config:
 
 def test_a_file_over_the_defaults(write):
     text = "model: {path: weights}\ndata:\n  train: [a.csv]\noptimizer: {learning_rate: 3e-4}\n"
-    assert config.from_yaml(write(text)) == changed("optimizer", learning_rate=3e-4)
+    assert reading.from_yaml(write(text)) == changed("optimizer", learning_rate=3e-4)
 
 
 def test_the_file_and_load_agree(write):
     file = write(BASE)
-    assert config.load(["--config", file]) == config.from_yaml(file) == GOOD
+    assert reading.load(["--config", file]) == reading.from_yaml(file) == GOOD
 
 
 @pytest.mark.parametrize("number", ["2e-5", "2E-5", "2.e-5", "2.0e-05", ".00002", "+2e-5"])
 def test_exponents_are_numbers(write, number):
     file = write(f"{BASE}optimizer: {{eps: {number}}}\n")
-    assert config.from_yaml(file).optimizer.eps == 2e-5
-    loaded = config.load(["--config", file, "--optimizer.learning_rate", number])
+    assert reading.from_yaml(file).optimizer.eps == 2e-5
+    loaded = reading.load(["--config", file, "--optimizer.learning_rate", number])
     assert loaded.optimizer.learning_rate == loaded.optimizer.eps == 2e-5
     nested = write(BASE.replace("weights", f"weights, config: {{layer_norm_eps: {number}}}"))
-    assert config.from_yaml(nested).model.config == {"layer_norm_eps": 2e-5}
-    loaded = config.load(["--config", file, "--model.config.layer_norm_eps", number])
+    assert reading.from_yaml(nested).model.config == {"layer_norm_eps": 2e-5}
+    loaded = reading.load(["--config", file, "--model.config.layer_norm_eps", number])
     assert loaded.model.config == {"layer_norm_eps": 2e-5}
 
 
 def test_whole_numbers_are_floats_where_floats_are_wanted(write):
     file = write(f"{BASE}train: {{epochs: 2, class_weights: [1, 2.5]}}\n")
-    train = config.load(["--config", file, "--optimizer.warmup", "100"]).train
+    train = reading.load(["--config", file, "--optimizer.warmup", "100"]).train
     assert train.epochs == 2.0
     assert [type(x) for x in [train.epochs, *train.class_weights]] == [float] * 3
 
@@ -78,10 +84,10 @@ def test_round_trip(write, attributes):
         optimizer=OptimizerConfig(learning_rate=1e-7, frozen=["embeddings/*"]),
         train=TrainConfig(steps=5, seed=2**32 - 1),
     )
-    file = write(config.to_yaml(given))
-    assert config.from_yaml(file) == given
-    assert config.load(["--config", file]) == given
-    assert config.to_yaml(config.from_yaml(file)) == config.to_yaml(given)
+    file = write(reading.to_yaml(given))
+    assert reading.from_yaml(file) == given
+    assert reading.load(["--config", file]) == given
+    assert reading.to_yaml(reading.from_yaml(file)) == reading.to_yaml(given)
 
 
 @pytest.mark.parametrize(
@@ -105,38 +111,38 @@ def test_round_trip(write, attributes):
     ],
 )
 def test_override(write, options, section, field, value):
-    loaded = config.load(["--config", write(BASE), *options])
+    loaded = reading.load(["--config", write(BASE), *options])
     assert loaded == changed(section, **{field: value})
-    assert config.load([*options, "--config", write(BASE)]) == loaded
+    assert reading.load([*options, "--config", write(BASE)]) == loaded
 
 
 def test_chinese_stays_readable():
-    assert "电影" in config.to_yaml(changed("data", labels=["电影", "书"]))
+    assert "电影" in reading.to_yaml(changed("data", labels=["电影", "书"]))
 
 
 def test_a_later_file_goes_over_an_earlier_one(write):
     first = write(BASE + "train: {seed: 1, steps: 2}\n")
     second = write("train: {seed: 3}\n", "second.yaml")
-    train = config.load(["--config", first, "--config", second]).train
+    train = reading.load(["--config", first, "--config", second]).train
     assert (train.seed, train.steps) == (3, 2)
 
 
 def test_overrides_need_no_file():
-    assert config.load(["--model.path", "weights", "--data.train", "[a.csv]"]) == GOOD
+    assert reading.load(["--model.path", "weights", "--data.train", "[a.csv]"]) == GOOD
 
 
 def test_print_config(write, capsys):
     file = write(BASE)
     with pytest.raises(SystemExit) as exit:
-        config.load(["--config", file, "--train.seed", "7", "--print_config"])
+        reading.load(["--config", file, "--train.seed", "7", "--print_config"])
     assert exit.value.code == 0
     printed = write(capsys.readouterr().out, "printed.yaml")
-    assert config.from_yaml(printed) == changed("train", seed=7)
+    assert reading.from_yaml(printed) == changed("train", seed=7)
 
 
 def test_help_documents_every_field(capsys):
     with pytest.raises(SystemExit) as exit:
-        config.load(["--help"])
+        reading.load(["--help"])
     assert exit.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for section in dataclasses.fields(Config):
@@ -202,7 +208,7 @@ def test_a_hostile_file_is_one_message(write, text, part):
         text = ", ".join([text, *levels]) + "}}"
     file = write(text)
     with pytest.raises(InputError) as error:
-        config.load(["--config", file])
+        reading.load(["--config", file])
     assert str(error.value).startswith(file)
     assert part in str(error.value)
     assert len(str(error.value)) < 1000
@@ -212,15 +218,15 @@ def test_a_long_list_is_read_once_and_may_be_added_to(write):
     # jsonargparse copies a default for each of its items: seconds for this one, were it a default.
     names = [f"label_{n}" for n in range(500)]
     file = write(f"{BASE[:-2]}, labels: [{', '.join(names)}]}}\n")
-    options = config.parser()
+    options = reading.parser()
     given = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(options, "set_defaults", given.append)
-        patch.setattr(config, "parser", lambda prog: options)
-        assert config.load(["--config", file, "--train.seed", "3"]).data.labels == names
+        patch.setattr(reading, "parser", lambda prog: options)
+        assert reading.load(["--config", file, "--train.seed", "3"]).data.labels == names
     assert given == [{}]
     file = write(BASE)
-    assert config.load(["--config", file, "--data.train+", "b.csv"]).data.train == [
+    assert reading.load(["--config", file, "--data.train+", "b.csv"]).data.train == [
         "a.csv",
         "b.csv",
     ]
@@ -229,7 +235,7 @@ def test_a_long_list_is_read_once_and_may_be_added_to(write):
 @pytest.mark.parametrize(("text", "parts"), MISTAKES.items(), ids=map(repr, MISTAKES))
 def test_mistake_in_a_file(write, text, parts):
     file = write(text)
-    for read in (config.from_yaml, lambda file: config.load(["--config", file])):
+    for read in (reading.from_yaml, lambda file: reading.load(["--config", file])):
         with pytest.raises(InputError) as error:
             read(file)
         assert all(part in str(error.value) for part in [file, *parts]), str(error.value)
@@ -263,7 +269,7 @@ def test_mistake_in_a_file(write, text, parts):
 )
 def test_mistake_on_the_command_line(write, options, parts):
     with pytest.raises(InputError) as error:
-        config.load(["--config", write(BASE), *options])
+        reading.load(["--config", write(BASE), *options])
     assert all(part in str(error.value) for part in parts), str(error.value)
 
 
@@ -271,7 +277,7 @@ def test_not_utf_8(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_bytes("model: {path: é}\n".encode("latin-1"))
     with pytest.raises(InputError, match=r"c\.yaml: byte 14 is not UTF-8"):
-        config.from_yaml(file)
+        reading.from_yaml(file)
 
 
 BAD_VALUES = [
@@ -351,25 +357,25 @@ BAD_VALUES = [
 def test_value_out_of_range(write, section, values, message):
     bad = changed(section, **values)
     with pytest.raises(InputError) as error:
-        config.check(bad)
+        reading.check(bad)
     assert str(error.value).startswith(message)
-    file = write(config.to_yaml(bad))
+    file = write(reading.to_yaml(bad))
     with pytest.raises(InputError) as error:
-        config.from_yaml(file)
+        reading.from_yaml(file)
     assert str(error.value).startswith(f"{file}: {message}")
 
 
 def test_values_at_odds_with_each_other():
     late = dataclasses.replace(changed("train", steps=5), optimizer=OptimizerConfig(warmup=6.0))
     with pytest.raises(InputError, match=r"optimizer\.warmup: found 6\.0, .* train\.steps=5"):
-        config.check(late)
+        reading.check(late)
     weights = dataclasses.replace(
         changed("data", labels=["a", "b"]), train=TrainConfig(class_weights=[1.0])
     )
     with pytest.raises(InputError, match=r"train\.class_weights: .* 2 weights"):
-        config.check(weights)
+        reading.check(weights)
     regression = changed("model", problem_type="regression")
-    config.check(regression)
+    reading.check(regression)
     for section, values in [
         ("data", {"train": ["a.csv"], "labels": ["a", "b"]}),
         ("train", {"label_smoothing": 0.1}),
@@ -379,7 +385,7 @@ def test_values_at_odds_with_each_other():
             regression, **{section: getattr(changed(section, **values), section)}
         )
         with pytest.raises(InputError, match="regression"):
-            config.check(bad)
+            reading.check(bad)
 
 
 @pytest.mark.parametrize(
@@ -396,7 +402,7 @@ def test_values_at_odds_with_each_other():
     ],
 )
 def test_unusual_but_good(good):
-    config.check(good)
+    reading.check(good)
 
 
 def test_the_configuration_is_frozen():

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from jaxllm.config_fields import DataConfig
+from jaxllm.config.fields import DataConfig
 from jaxllm.data.conll import sentences
 from jaxllm.errors import InputError
 

@@ -11,7 +11,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from jaxllm.config import DataConfig
+from jaxllm.config.reading import DataConfig
 from jaxllm.data import cache, corpus
 from jaxllm.data.corpus import load_examples, load_tokenizer
 from jaxllm.data.tokenizer import Encoder, shares
@@ -508,7 +508,7 @@ def test_leftovers_of_killed_processes_go_after_a_day(load, tmp_path):
 SCRIPT = """
     import sys
     from pathlib import Path
-    from jaxllm.config import DataConfig
+    from jaxllm.config.reading import DataConfig
     from jaxllm.data.corpus import load_examples, load_tokenizer
 
     folder, vocabulary = sys.argv[1:]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from toy_run import build, last_state, make_config
 
-from jaxllm import curves, loop, summary
 from jaxllm.errors import InputError
-from jaxllm.run_log import read_records
+from jaxllm.runs import curves, loop, summary
+from jaxllm.runs.log import read_records
 
 DAMAGES = {
     "empty": b"",

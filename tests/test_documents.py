@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxllm.config import DataConfig
+from jaxllm.config.reading import DataConfig
 from jaxllm.data import document_builder, pieces
 from jaxllm.data.documents import load_documents
 from jaxllm.data.tokenizer import load_tokenizer

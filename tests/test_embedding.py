@@ -13,9 +13,8 @@ import pytest
 from safetensors.numpy import save_file
 from transformers import BertTokenizer
 
-from jaxllm import AutoModel, loop, objectives
-from jaxllm.config import from_yaml, to_yaml
-from jaxllm.config_fields import (
+from jaxllm import AutoModel
+from jaxllm.config.fields import (
     Config,
     DataConfig,
     ModelConfig,
@@ -23,17 +22,20 @@ from jaxllm.config_fields import (
     RunConfig,
     TrainConfig,
 )
+from jaxllm.config.reading import from_yaml, to_yaml
 from jaxllm.data.loader import LoaderState, TrainLoader
 from jaxllm.data.packing import Rows
 from jaxllm.data.pairs import load_pairs
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
-from jaxllm.pooling import Pooling
+from jaxllm.nn.pooling import Pooling
+from jaxllm.nn.sharding import batch_sharding, make_mesh
+from jaxllm.prediction.predict import predict
 from jaxllm.pretrained import hf, sentence_transformers
 from jaxllm.pretrained.sentence_transformers import Settings
-from jaxllm.sharding import batch_sharding, make_mesh
+from jaxllm.runs import loop
 from jaxllm.tasks import build, embedding
-from jaxllm.tasks.predict import predict
+from jaxllm.training import objectives
 
 ST = "sentence_transformers.models"
 MODES = {

@@ -16,9 +16,10 @@ from encoders import (
 )
 from flax import nnx
 
-from jaxllm import models, sharding, trees
+from jaxllm import models, trees
 from jaxllm.attention.visibility import segment_positions
 from jaxllm.errors import InputError
+from jaxllm.nn import sharding
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 # XLM-RoBERTa is RoBERTa's modules, compared with PyTorch and converted on its own.

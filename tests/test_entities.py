@@ -7,8 +7,8 @@ from seqeval.scheme import BILOU, IOB2, IOBES, Tokens
 from sklearn import metrics as sk
 
 from jaxllm.data.tags import Scheme, scheme_of
-from jaxllm.entities import entity_metrics, entity_report
-from jaxllm.tag_metrics import tag_metrics, tag_report
+from jaxllm.metrics.entities import entity_metrics, entity_report
+from jaxllm.metrics.tags import tag_metrics, tag_report
 
 SEQEVAL = {"BI": IOB2, "BIES": IOBES, "BILU": BILOU}
 IOB = Scheme("IOB2", "BI")

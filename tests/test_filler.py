@@ -10,11 +10,11 @@ from jaxllm import AutoModelForMaskedLM
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.data.train_tokenizer import KINDS, train_tokenizer
 from jaxllm.errors import InputError
-from jaxllm.metrics import softmax
+from jaxllm.metrics.classification import softmax
+from jaxllm.prediction import masked_lm
+from jaxllm.prediction.inputs import InputFormat
+from jaxllm.prediction.predict import predict
 from jaxllm.pretrained import hf
-from jaxllm.tasks import filler
-from jaxllm.tasks.inputs import InputFormat
-from jaxllm.tasks.predict import predict
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +86,13 @@ def test_candidates_are_those_of_a_direct_call(model, tokenizer, tmp_path):
 def test_only_masks_go_through_the_head():
     masked_BT = np.zeros((3, 16), bool)
     masked_BT[0, [3, 9, 15]] = masked_BT[2, 5] = True
-    positions_BP = filler.mask_positions(masked_BT)
+    positions_BP = masked_lm.mask_positions(masked_BT)
     assert positions_BP.shape == (3, 4)
     assert positions_BP.dtype == np.int32
     assert positions_BP[0, :3].tolist() == [3, 9, 15]
     assert positions_BP[2, 0] == 5
-    assert filler.mask_positions(masked_BT[1:]).shape == (2, 1)
-    assert filler.mask_positions(masked_BT[1:2]).shape == (1, 1)
+    assert masked_lm.mask_positions(masked_BT[1:]).shape == (2, 1)
+    assert masked_lm.mask_positions(masked_BT[1:2]).shape == (1, 1)
 
 
 def test_texts_without_a_mask_or_with_one_cut_off_are_errors(model, save, tmp_path):
@@ -134,7 +134,7 @@ def test_a_token_is_filled_in_as_its_tokenizer_spells_it(kind, tmp_path):
         tokenizer(text, add_special_tokens=False)["input_ids"][-1]
         for text in ("the capital", "the lands")  # the latter is no word of the corpus
     )
-    assert filler.fill(tokenizer, f"THE {mask} of", word) == "THE capital of"
-    assert filler.fill(tokenizer, f"({mask})", word) == "(capital)"
-    assert filler.fill(tokenizer, f"the land {mask} of", part) == "the lands of"
-    assert filler.fill(tokenizer, f"the land{mask} of", part) == "the lands of"
+    assert masked_lm.fill(tokenizer, f"THE {mask} of", word) == "THE capital of"
+    assert masked_lm.fill(tokenizer, f"({mask})", word) == "(capital)"
+    assert masked_lm.fill(tokenizer, f"the land {mask} of", part) == "the lands of"
+    assert masked_lm.fill(tokenizer, f"the land{mask} of", part) == "the lands of"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jaxllm.config import DataConfig
+from jaxllm.config.reading import DataConfig
 from jaxllm.data.corpus import load_examples, load_tokenizer
 from jaxllm.data.documents import load_documents
 from jaxllm.data.folders import folder_source

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from jaxllm import cli, loop
-from jaxllm.config import to_yaml
-from jaxllm.config_fields import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
+from jaxllm import cli
+from jaxllm.config.fields import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
+from jaxllm.config.reading import to_yaml
 from jaxllm.data import glue as table
 from jaxllm.data.corpus import load_examples
 from jaxllm.data.glue import TASKS
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
+from jaxllm.runs import loop
 from jaxllm.tasks import build, glue
 
 # The header rows of gluebenchmark.com's files (train, dev, test) and a row in each of their

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from toy_run import build, last_state, make_config
 
-from jaxllm import curves, loop
 from jaxllm.errors import InputError
-from jaxllm.run_dir import UNFINISHED
-from jaxllm.run_log import read_records
+from jaxllm.runs import curves, loop
+from jaxllm.runs.directory import UNFINISHED
+from jaxllm.runs.log import read_records
 
 
 @pytest.fixture(autouse=True)

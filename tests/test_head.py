@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllm.config_fields import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
+from jaxllm.config.fields import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
 from jaxllm.models import Compute, module_parts
+from jaxllm.nn.sharding import make_mesh
 from jaxllm.pretrained import hf
-from jaxllm.sharding import make_mesh
 from jaxllm.tasks import build, classification, tokens
 from jaxllm.tasks.head import fitted
 from jaxllm.tasks.model import initial_params, place

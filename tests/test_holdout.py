@@ -6,9 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from jaxllm import config
-from jaxllm.config import DataConfig
-from jaxllm.config_fields import ModelConfig, QAConfig
+from jaxllm.config.fields import ModelConfig, QAConfig
+from jaxllm.config.reading import DataConfig, reading
 from jaxllm.data.corpus import load_examples
 from jaxllm.data.documents import load_documents
 from jaxllm.data.holdout import chosen
@@ -204,7 +203,7 @@ def test_rows_of_a_hub_data_set_are_held_out(tokenizer, tmp_path):
 
 def test_a_run_has_a_dev_part(data, tiny_bert_dir, caplog):
     rows = [{"text": f"film {i % 20}", "label": i % 2} for i in range(40)]
-    made = config.Config(model=ModelConfig(path=str(tiny_bert_dir)), data=data(rows))
+    made = reading.Config(model=ModelConfig(path=str(tiny_bert_dir)), data=data(rows))
     task = TASKS["sequence-classification"](made, load_tokenizer(tiny_bert_dir))
     assert len(task.train) == 32
     assert task.evaluator is not None
@@ -228,5 +227,5 @@ def test_a_run_has_a_dev_part(data, tiny_bert_dir, caplog):
 def test_a_fraction_has_no_other_dev_part_beside_it(options, message):
     own = ["--data.train=[a]", "--model.path=m", "--data.dev_fraction=0.1"]
     with pytest.raises(InputError, match=message):
-        config.load([*own, *options])
-    assert config.load(own).data.has_dev
+        reading.load([*own, *options])
+    assert reading.load(own).data.has_dev

@@ -10,10 +10,10 @@ import huggingface_hub
 import pytest
 from toy_run import build, make_config
 
-from jaxllm import config as configs
-from jaxllm import curves, loop
+from jaxllm.config import reading as configs
 from jaxllm.errors import InputError
-from jaxllm.run_dir import changes
+from jaxllm.runs import curves, loop
+from jaxllm.runs.directory import changes
 from jaxllm.tasks import glue
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from jaxllm import huge_pages
+from jaxllm.runtime import huge_pages
 
 TUNABLE = "glibc.malloc.hugetlb=1"
 
@@ -37,7 +37,7 @@ def test_tunable(modes, before, after, tmp_path):
 
 SCRIPT = """
 import os, sys
-from jaxllm import huge_pages
+from jaxllm.runtime import huge_pages
 if "FIRST" not in os.environ:
     os.environ["FIRST"] = str(os.getpid())
     huge_pages.add_tunable = lambda: True

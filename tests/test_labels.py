@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from jaxllm.config import DataConfig
-from jaxllm.config_check import check
-from jaxllm.config_fields import Config, ModelConfig
+from jaxllm.config.checks import check
+from jaxllm.config.fields import Config, ModelConfig
+from jaxllm.config.reading import DataConfig
 from jaxllm.data.corpus import load_examples, load_tokenizer
 from jaxllm.data.labels import Labels
 from jaxllm.errors import InputError

@@ -8,7 +8,7 @@ from flax import nnx
 
 from jaxllm.attention.scores import dot_product_attention
 from jaxllm.attention.visibility import Visibility, segment_positions
-from jaxllm.layers import Dense, LayerNorm, dropout, random_bits
+from jaxllm.nn.layers import Dense, LayerNorm, dropout, random_bits
 from jaxllm.nn.rotary import rotary_table, rotate
 
 

@@ -9,9 +9,9 @@ from itertools import chain, islice
 import pytest
 
 from jaxllm.errors import InputError
-from jaxllm.tasks import inputs, lines
-from jaxllm.tasks.inputs import RowError, parse_object
-from jaxllm.tasks.lines import LineReader
+from jaxllm.prediction import inputs, lines
+from jaxllm.prediction.inputs import RowError, parse_object
+from jaxllm.prediction.lines import LineReader
 
 
 def read(source, size):
@@ -101,7 +101,7 @@ def test_what_cannot_be_read_is_told(tmp_path):
 def test_a_process_can_end_while_its_input_is_waited_for():
     program = (
         "import sys\n"
-        "from jaxllm.tasks.lines import LineReader\n"
+        "from jaxllm.prediction.lines import LineReader\n"
         "with LineReader(sys.stdin.buffer.raw, 'input', 9, keep_open=True) as windows:\n"
         "    sys.exit(f'read {next(iter(windows))}')\n"
     )

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from test_packing import make_examples, sst2_like_lengths
 
-from jaxllm.config import DataConfig
+from jaxllm.config.reading import DataConfig
 from jaxllm.data.loader import LoaderState, TrainLoader, eval_batches
 from jaxllm.errors import InputError
 

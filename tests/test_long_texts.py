@@ -14,7 +14,7 @@ from tokenizers import (
     trainers,
 )
 
-from jaxllm.config_fields import QAConfig
+from jaxllm.config.fields import QAConfig
 from jaxllm.data.squad import Faults, Question, Questions
 from jaxllm.data.tokenizer import Encoder, WordEncoder
 from jaxllm.data.windows import WindowEncoder

@@ -14,11 +14,11 @@ import pytest
 import toy_run
 from toy_run import STEPS_IN_EPOCH, build, last_state, make_config
 
-from jaxllm import curves, loop
-from jaxllm.config import to_yaml
+from jaxllm.config.reading import to_yaml
 from jaxllm.errors import InputError
-from jaxllm.interrupt import Interrupted
-from jaxllm.run_log import read_records
+from jaxllm.runs import curves, loop
+from jaxllm.runs.log import read_records
+from jaxllm.runtime.interrupt import Interrupted
 
 draw = curves.draw
 

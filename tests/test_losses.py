@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm.losses import binary_cross_entropy, cross_entropy, info_nce, mean_squared_error
+from jaxllm.training.losses import binary_cross_entropy, cross_entropy, info_nce, mean_squared_error
 
 # Softmax gives 1/8, 2/8 and 5/8, and 6/8, 1/8 and 1/8.
 LOGITS = jnp.log(jnp.array([[1.0, 2.0, 5.0], [6.0, 1.0, 1.0]]))

@@ -12,15 +12,16 @@ import pytest
 from checkpoints import GOLDEN, load, random_params
 
 import jaxllm
-from jaxllm import memory, train
-from jaxllm.config_fields import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
+from jaxllm.config.fields import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
 from jaxllm.errors import InputError
 from jaxllm.models import module_parts
+from jaxllm.nn.sharding import make_mesh
+from jaxllm.prediction.predict import load_predictor
 from jaxllm.pretrained import hf
-from jaxllm.sharding import make_mesh
+from jaxllm.runtime import memory
 from jaxllm.tasks.build import build, evaluate
 from jaxllm.tasks.model import check_batch, place
-from jaxllm.tasks.predict import load_predictor
+from jaxllm.training.step import init_state
 
 HUGE = 10**9
 
@@ -110,9 +111,9 @@ def test_the_state_of_an_optimizer_counts(monkeypatch):
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
     monkeypatch.setattr(memory, "of_device", lambda: 2 * size)
     with pytest.raises(InputError, match="parameters and optimizer state would take at least"):
-        train.init_state(params, optax.adam(1.0), mesh, seed=0, frozen=[])
-    train.init_state(params, optax.sgd(1.0), mesh, seed=0, frozen=[])
-    train.init_state(params, optax.adam(1.0), mesh, seed=0, frozen=["*"])
+        init_state(params, optax.adam(1.0), mesh, seed=0, frozen=[])
+    init_state(params, optax.sgd(1.0), mesh, seed=0, frozen=[])
+    init_state(params, optax.adam(1.0), mesh, seed=0, frozen=["*"])
 
 
 def test_a_batch_is_split_over_devices_and_parts(tiny_bert_config, monkeypatch):

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from jaxllm.errors import InputError
-from jaxllm.metric_report import majority, one_class, one_prediction, text_report, undefined_notes
-from jaxllm.metrics import (
+from jaxllm.metrics.classification import (
     Sums,
     classification_metrics,
     pearson,
@@ -14,6 +13,7 @@ from jaxllm.metrics import (
     softmax,
     spearman,
 )
+from jaxllm.metrics.report import majority, one_class, one_prediction, text_report, undefined_notes
 
 SINGLE = "single_label_classification"
 MULTI = "multi_label_classification"

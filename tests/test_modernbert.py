@@ -12,8 +12,8 @@ from checkpoints import GOLDEN, assert_same, leaves_of, load
 from jaxllm import AutoModel, AutoModelForSequenceClassification, auto, models
 from jaxllm.errors import InputError
 from jaxllm.models import apply_fn, module_parts
+from jaxllm.nn.sharding import make_mesh, parameter_sharding
 from jaxllm.pretrained import FAMILIES, hf
-from jaxllm.sharding import make_mesh, parameter_sharding
 from jaxllm.trees import map_params
 
 MODERNBERT = FAMILIES["modernbert"]

@@ -10,17 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm import loop
-from jaxllm.config_check import check
-from jaxllm.config_fields import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
+from jaxllm.config.checks import check
+from jaxllm.config.fields import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
 from jaxllm.data.loader import LoaderState, TrainLoader
 from jaxllm.data.questions import load_questions
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
 from jaxllm.models.outputs import HeadOutput
+from jaxllm.prediction.predict import predict
+from jaxllm.runs import loop
 from jaxllm.tasks import build
 from jaxllm.tasks.multiple_choice import by_question
-from jaxllm.tasks.predict import predict
 
 COLUMNS = ["video-id", "sent1", "sent2", *(f"ending{i}" for i in range(4)), "label"]
 SWAG = DataConfig(

@@ -8,12 +8,12 @@ from types import ModuleType
 import pytest
 from checkpoints import GOLDEN
 
-from jaxllm import no_torch
+from jaxllm.runtime import no_torch
 
 HIDDEN = """
 import os
 import sys
-from jaxllm import no_torch
+from jaxllm.runtime import no_torch
 
 no_torch.hide()
 import datasets

@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxllm import optim
-from jaxllm.config import OptimizerConfig
+from jaxllm.config.reading import OptimizerConfig
 from jaxllm.errors import InputError
+from jaxllm.training import optim
 
 PLAIN = OptimizerConfig(
     name="sgd", learning_rate=1.0, schedule="constant", warmup=0.0, weight_decay=0.0

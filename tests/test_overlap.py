@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from jaxllm.config import DataConfig, ModelConfig
-from jaxllm.config_fields import Config, QAConfig, RunConfig, TrainConfig
+from jaxllm.config.fields import Config, QAConfig, RunConfig, TrainConfig
+from jaxllm.config.reading import DataConfig, ModelConfig
 from jaxllm.data.corpus import Examples, ReadReport
 from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.data.rows import text_hash

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import jaxllm
-from jaxllm import cpu_guard
+from jaxllm.runtime import cpu_guard
 
 ROOT = Path(__file__).parent.parent
 AFFECTED = cpu_guard.affected(version("jaxlib"))
@@ -40,8 +40,10 @@ def test_import_is_light():
 
 
 def test_config_needs_no_jsonargparse():
-    code = "import sys; sys.modules['jsonargparse'] = None; from jaxllm.config import *; Config()"
-    python(code)
+    python(
+        "import sys; sys.modules['jsonargparse'] = None\n"
+        "from jaxllm.config.reading import Config\nConfig()"
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in jaxllm.__all__ if name.startswith("Auto")])
@@ -222,7 +224,7 @@ def test_too_late_is_a_warning(jaxlib, monkeypatch, caplog):
 
 def test_backends_started_asks_jax():
     code = (
-        "import jaxllm.cpu_guard as g, jax; print(g.backends_started()); "
+        "import jaxllm.runtime.cpu_guard as g, jax; print(g.backends_started()); "
         "jax.devices(); print(g.backends_started())"
     )
     assert python(code, JAX_PLATFORMS="cpu").split() == ["False", "True"]

@@ -15,12 +15,13 @@ import pytest
 from ports import free_address
 
 import jaxllm
-from jaxllm import peers, processes
+from jaxllm.runtime import peers, processes
 
 PROGRAM = """
 import os, sys
 import numpy as np
-from jaxllm import cli, processes
+from jaxllm import cli
+from jaxllm.runtime import processes
 from jaxllm.errors import InputError
 victim, processes.PATIENCE = sys.argv[1], float(sys.argv[2])
 index = os.environ[processes.INDEX]

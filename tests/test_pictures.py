@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from jaxllm import classification_plots, curves, figures
-from jaxllm.metrics import roc_auc
+from jaxllm.metrics import classification_plots, figures
+from jaxllm.metrics.classification import roc_auc
+from jaxllm.runs import curves
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 

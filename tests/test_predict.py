@@ -17,15 +17,15 @@ import pytest
 from jaxllm import AutoModelForSequenceClassification, models
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
-from jaxllm.metrics import sigmoid, softmax
+from jaxllm.metrics.classification import sigmoid, softmax
+from jaxllm.prediction import classification
+from jaxllm.prediction import predict as task
+from jaxllm.prediction.batched import EncodedLine, Predictor, Row
+from jaxllm.prediction.batched import run as run_rows
+from jaxllm.prediction.inputs import InputFormat, RowError, parse_line
+from jaxllm.prediction.predict import predict
 from jaxllm.pretrained import hf
-from jaxllm.tasks import classifier
-from jaxllm.tasks import predict as task
-from jaxllm.tasks.batched import EncodedLine, Predictor, Row
-from jaxllm.tasks.batched import run as run_rows
-from jaxllm.tasks.inputs import InputFormat, RowError, parse_line
 from jaxllm.tasks.model import check_fit
-from jaxllm.tasks.predict import predict
 from jaxllm.trees import map_params
 
 NAMES = ["bad", "fine", "très bien 好"]
@@ -505,8 +505,8 @@ def test_lines_are_parsed_by_the_format():
 
 
 def test_answers_are_rounded_to_six_digits():
-    answer = classifier.answer("single_label_classification", ["a", "b"], np.array([0.0, 1.0]))
+    answer = classification.answer("single_label_classification", ["a", "b"], np.array([0.0, 1.0]))
     assert answer["score"] == 0.731059
-    answer = classifier.answer("multi_label_classification", ["a", "b"], np.array([0.0, -30.0]))
+    answer = classification.answer("multi_label_classification", ["a", "b"], np.array([0.0, -30.0]))
     assert answer["labels"] == []  # exactly one half is not above it
     assert answer["probabilities"]["b"] == float(f"{sigmoid(-30.0):.6g}") > 0

@@ -19,8 +19,8 @@ from safetensors.numpy import load_file
 import jaxllm
 from jaxllm.errors import InputError
 from jaxllm.models import apply_fn, module_parts
+from jaxllm.nn.sharding import make_mesh
 from jaxllm.pretrained import FAMILIES, flax_msgpack, formats, hf, loading
-from jaxllm.sharding import make_mesh
 from jaxllm.trees import map_params
 
 LOAD_MEMORY = Path(__file__).parent / "load_memory.py"

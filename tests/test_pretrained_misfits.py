@@ -11,8 +11,8 @@ import pytest
 from checkpoints import GOLDEN, Checkpoint, load
 
 from jaxllm.errors import InputError
+from jaxllm.nn.sharding import make_mesh
 from jaxllm.pretrained import formats
-from jaxllm.sharding import make_mesh
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllm import loop, models, pretraining_objectives, throughput
-from jaxllm.config_fields import (
+from jaxllm import models
+from jaxllm.config.fields import (
     Config,
     DataConfig,
     MeshConfig,
@@ -21,12 +21,15 @@ from jaxllm.config_fields import (
 from jaxllm.data.loader import LoaderState
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
+from jaxllm.metrics.classification import throughput
+from jaxllm.nn.sharding import make_mesh
+from jaxllm.prediction.predict import predict
 from jaxllm.pretrained import hf
-from jaxllm.sharding import make_mesh
+from jaxllm.runs import loop
 from jaxllm.tasks import build as task_build
 from jaxllm.tasks import pretraining
 from jaxllm.tasks.build import build
-from jaxllm.tasks.predict import predict
+from jaxllm.training import pretraining_objectives
 
 SENTENCE = "the film was good and not bad but great with plot music acting story book"
 WORDS = SENTENCE.split()

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxllm.config import DataConfig
+from jaxllm.config.reading import DataConfig
 from jaxllm.data.documents import Documents, Shard, load_documents
 from jaxllm.data.packing import first_fit
 from jaxllm.data.pretraining import PretrainingExamples

@@ -14,10 +14,10 @@ import pytest
 from ports import free_address
 
 import jaxllm
-from jaxllm import processes
-from jaxllm.config import to_yaml
-from jaxllm.config_fields import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
+from jaxllm.config.fields import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
+from jaxllm.config.reading import to_yaml
 from jaxllm.errors import InputError
+from jaxllm.runtime import processes
 
 COMMAND = [sys.executable, "-m", "jaxllm", "train", "--config"]
 LIBRARY = str(Path(jaxllm.__file__).parents[1])

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllm.config_fields import (
+from jaxllm.config.fields import (
     Config,
     DataConfig,
     ModelConfig,
@@ -18,9 +18,9 @@ from jaxllm.config_fields import (
 )
 from jaxllm.data.loader import LoaderState
 from jaxllm.errors import InputError
+from jaxllm.prediction.predict import predict
 from jaxllm.tasks import build as task_build
 from jaxllm.tasks.build import build
-from jaxllm.tasks.predict import predict
 
 WORDS = ["movie", "plot", "story", "good", "bad", "liked", "was", "the", "it", "not", "film"]
 

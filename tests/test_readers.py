@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxllm import config
-from jaxllm.config import DataConfig
+from jaxllm.config.reading import DataConfig, reading
 from jaxllm.data import lines
 from jaxllm.data.hub import hub_source
 from jaxllm.data.json_stream import JsonText
@@ -72,7 +71,7 @@ def test_an_encoding_that_is_given_is_taken(read):
         read(TABLE.encode(), encoding="utf-16")
     for wrong in ("base64", "windows"):
         with pytest.raises(InputError, match=r"data\.encoding: found .*gb18030"):
-            config.load(["--data.train", "[a]", "--model.path=m", f"--data.encoding={wrong}"])
+            reading.load(["--data.train", "[a]", "--model.path=m", f"--data.encoding={wrong}"])
 
 
 @pytest.mark.parametrize(
@@ -185,7 +184,7 @@ def test_row_numbers_stay_right_behind_a_separator_line(tmp_path):
 @pytest.mark.parametrize("delimiter", ["", "ab", '"', "\n"])
 def test_a_delimiter_is_one_character(delimiter):
     with pytest.raises(InputError, match=r"data\.delimiter: found"):
-        config.load(["--data.train", "[a]", "--model.path=m", f"--data.delimiter={delimiter}"])
+        reading.load(["--data.train", "[a]", "--model.path=m", f"--data.delimiter={delimiter}"])
 
 
 LONG = "x" * 60

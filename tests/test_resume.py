@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from toy_run import build, last_state, make_config
 
-from jaxllm import curves, loop
-from jaxllm.checkpoint import Checkpoints
 from jaxllm.errors import InputError
-from jaxllm.run_log import read_records
+from jaxllm.runs import curves, loop
+from jaxllm.runs.log import read_records
+from jaxllm.runs.snapshots import Checkpoints
 
 PROGRAM = [sys.executable, str(Path(__file__).with_name("toy_run.py"))]
 # The library of this tree, installed or not.

@@ -9,8 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from jaxllm.config import to_yaml
-from jaxllm.config_fields import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
+from jaxllm.config.fields import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
+from jaxllm.config.reading import to_yaml
 
 CODE = "import sys; from jaxllm.cli import main; sys.exit(main(sys.argv[1:]))"
 

@@ -7,10 +7,10 @@ import shutil
 import pytest
 from toy_run import build, make_config
 
-from jaxllm import curves, loop, run_dir
 from jaxllm.errors import InputError
-from jaxllm.run_dir import RunDir
-from jaxllm.run_log import read_records
+from jaxllm.runs import curves, directory, loop
+from jaxllm.runs.directory import RunDir
+from jaxllm.runs.log import read_records
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +130,7 @@ def test_a_directory_that_cannot_be_written_is_one_message(tmp_path, monkeypatch
     def refuse(file, mode):
         raise OSError(code, os.strerror(code), file)
 
-    monkeypatch.setattr(run_dir, "open", refuse, raising=False)  # root may write anywhere
+    monkeypatch.setattr(directory, "open", refuse, raising=False)  # root may write anywhere
     with pytest.raises(InputError) as error:
         loop.run(build(config), config)
     message = f"could not write {tmp_path}: {os.strerror(code)}. Give a run.dir that can be written"

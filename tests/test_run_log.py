@@ -7,9 +7,9 @@ import types
 import pytest
 from toy_run import build, make_config
 
-from jaxllm import curves, loop
-from jaxllm.progress import Progress
-from jaxllm.run_log import RunLog, read_records
+from jaxllm.runs import curves, loop
+from jaxllm.runs.log import RunLog, read_records
+from jaxllm.runs.progress import Progress
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from test_packing import make_examples
 
-from jaxllm.config_check import check
-from jaxllm.config_fields import Config, DataConfig, ModelConfig
+from jaxllm.config.checks import check
+from jaxllm.config.fields import Config, DataConfig, ModelConfig
 from jaxllm.data.loader import LoaderState, TrainLoader
 from jaxllm.data.sampler import Balanced
 from jaxllm.errors import InputError

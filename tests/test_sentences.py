@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tokenizers import ByteLevelBPETokenizer
 
-from jaxllm.config_fields import DataConfig
+from jaxllm.config.fields import DataConfig
 from jaxllm.data.packing import Rows
 from jaxllm.data.sentences import load_sentences
 from jaxllm.data.tags import Scheme, scheme_of

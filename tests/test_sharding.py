@@ -6,9 +6,11 @@ import pytest
 from encoders import PAIRS, tiny_config
 from jax.sharding import PartitionSpec as P
 
-from jaxllm import models, optim, sharding, trees
-from jaxllm.config import OptimizerConfig
+from jaxllm import models, trees
+from jaxllm.config.reading import OptimizerConfig
 from jaxllm.errors import InputError
+from jaxllm.nn import sharding
+from jaxllm.training import optim
 
 
 @pytest.mark.parametrize(("family", "task"), PAIRS)

@@ -8,8 +8,9 @@ import jax
 import pytest
 from toy_run import build, make_config
 
-from jaxllm import config, curves, loop
+from jaxllm.config import reading
 from jaxllm.errors import InputError
+from jaxllm.runs import curves, loop
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +96,7 @@ def test_no_profile_no_profiler(tmp_path, events):
 def test_what_is_no_range_is_refused(steps):
     options = ["--model.path", "w", "--data.train", "[a.csv]", "--train.profile", steps]
     with pytest.raises(InputError, match=r"train\.profile: found .* such as \[10, 15\]"):
-        config.load(options)
+        reading.load(options)
 
 
 def test_steps_that_the_run_does_not_have_are_told_before_it_trains(tmp_path, events):

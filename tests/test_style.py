@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxllm import config
+from jaxllm.config import reading
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "jaxllm").rglob("*.py"))
@@ -78,7 +78,7 @@ def test_the_greps_find_what_they_look_for():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=relative)
 def test_config_loads(path):
-    assert config.load(["--config", str(path)]) == config.from_yaml(path)
+    assert reading.load(["--config", str(path)]) == reading.from_yaml(path)
 
 
 def test_the_quickstart_has_a_config():

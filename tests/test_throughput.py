@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from transformers import BertConfig, ElectraConfig
 
-from jaxllm import throughput
 from jaxllm.data.corpus import ReadReport
 from jaxllm.data.groups import Groups
-from jaxllm.flops import effective_length, training_flops_per_token
+from jaxllm.metrics.classification import throughput
+from jaxllm.metrics.flops import effective_length, training_flops_per_token
+from jaxllm.metrics.throughput import StepClock
 from jaxllm.models import Compute, module_parts
 from jaxllm.tasks.storage import ElectraPair
-from jaxllm.throughput import StepClock
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from jaxllm import config_check
-from jaxllm.config_fields import (
+from jaxllm.config.fields import (
     Config,
     DataConfig,
     MeshConfig,
@@ -20,18 +19,19 @@ from jaxllm.config_fields import (
     RunConfig,
     TrainConfig,
 )
+from jaxllm.config.reading import checks
 from jaxllm.data import loader
 from jaxllm.data.tags import scheme_of
 from jaxllm.data.tokenizer import load_tokenizer
-from jaxllm.entities import entity_metrics
 from jaxllm.errors import InputError
+from jaxllm.metrics.entities import entity_metrics
+from jaxllm.prediction.inputs import InputFormat, RowError
+from jaxllm.prediction.predict import predict
+from jaxllm.prediction.token_classification import parse_words, split_words
 from jaxllm.pretrained import hf
 from jaxllm.tasks import build as task_build
 from jaxllm.tasks import evaluation, tokens
 from jaxllm.tasks.build import build
-from jaxllm.tasks.inputs import InputFormat, RowError
-from jaxllm.tasks.predict import predict
-from jaxllm.tasks.tagger import parse_words, split_words
 
 FIRST, LAST, PLACES = ["anna", "zoe"], ["lee", "kim"], ["york", "paris"]
 OTHERS = [
@@ -478,7 +478,7 @@ def test_mistakes_are_named(message, base_config):
     config = change(base_config, **MISTAKES[message])
 
     def checked() -> None:
-        config_check.check(config)
+        checks.check(config)
         build(config)
 
     with pytest.raises(InputError) as error:

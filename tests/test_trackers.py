@@ -11,11 +11,11 @@ import types
 import pytest
 from toy_run import build, make_config
 
-from jaxllm import config, curves, loop, trackers
-from jaxllm.config import Config, DataConfig, ModelConfig, RunConfig
+from jaxllm.config.reading import Config, DataConfig, ModelConfig, RunConfig, reading
 from jaxllm.errors import InputError
-from jaxllm.run_dir import changes
-from jaxllm.run_log import read_records
+from jaxllm.runs import curves, loop, trackers
+from jaxllm.runs.directory import changes
+from jaxllm.runs.log import read_records
 
 
 class FakeRun(contextlib.AbstractContextManager):
@@ -142,7 +142,7 @@ def test_the_old_key_still_loads_and_says_its_new_name_once(tmp_path, caplog, ol
     wanted = Config(
         model=ModelConfig(path="w"), data=DataConfig(train=["a.csv"]), run=RunConfig(trackers=new)
     )
-    assert config.from_yaml(file) == wanted
+    assert reading.from_yaml(file) == wanted
     other = "false" if old == "true" else "true"
     for options in (
         ["--config", str(file)],
@@ -151,22 +151,22 @@ def test_the_old_key_still_loads_and_says_its_new_name_once(tmp_path, caplog, ol
         ["--run.tensorboard", other, "--config", str(file), "--run.tensorboard", old],
     ):
         caplog.clear()
-        assert config.load(options) == wanted
+        assert reading.load(options) == wanted
         (said,) = [record.getMessage() for record in caplog.records]
         assert "run.tensorboard is now called run.trackers" in said
     file.write_text(f"{base}run: {{tensorboard: 3}}\n")
     with pytest.raises(InputError, match=r"line 3: run\.tensorboard: found 3, expected true or"):
-        config.from_yaml(file)
+        reading.from_yaml(file)
     file.write_text(f"{base}run: {{tensorboard: {old}, trackers: []}}\n")
     with pytest.raises(InputError, match=r"run\.trackers is there twice"):
-        config.from_yaml(file)
+        reading.from_yaml(file)
     for value in ("maybe", ":"):
         with pytest.raises(InputError, match=r"--run\.tensorboard: found '.*', expected true or"):
-            config.load(["--run.tensorboard", value])
+            reading.load(["--run.tensorboard", value])
 
 
 def test_a_run_begun_under_the_old_key_goes_on():
-    now = config.to_yaml(Config())
+    now = reading.to_yaml(Config())
     before = now.replace("  trackers:\n  - tensorboard\n", "  tensorboard: true\n")
     assert before != now
     assert changes(before, now) == {}
@@ -176,9 +176,9 @@ def test_a_tracker_twice_is_refused():
     one = Config(model=ModelConfig(path="w"), data=DataConfig(train=["a.csv"]))
     one = dataclasses.replace(one, run=RunConfig(trackers=["wandb", "wandb"]))
     with pytest.raises(InputError, match=r"run\.trackers"):
-        config.check(one)
+        reading.check(one)
     with pytest.raises(InputError, match="expected a list of tensorboard, wandb"):
-        config.load(["--run.trackers", "[neptune]"])
+        reading.load(["--run.trackers", "[neptune]"])
 
 
 def test_a_full_disk_for_tensorboard_is_one_message_and_leaves_no_thread(tmp_path, monkeypatch):

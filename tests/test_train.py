@@ -11,8 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm import losses, models, objectives, optim, sharding, train, trees
-from jaxllm.config import OptimizerConfig
+from jaxllm import models, trees
+from jaxllm.config.reading import OptimizerConfig
+from jaxllm.nn import sharding
+from jaxllm.training import losses, objectives, optim
+from jaxllm.training.step import init_state, make_eval_step, make_train_step
 
 TASK = "sequence-classification"
 # SGD: the update is the gradient, so parameters compare as gradients do (Adam turns rounding of a
@@ -88,8 +91,8 @@ def _stepped(config, batch, mesh, optimizer, options, steps, step_options):
     tx = optim.make_optimizer(optimizer, 10)
     params = initial(config, mesh, abstract)
     step_options = {"clip_norm": 0.0, "accumulation": 1, "frozen": [], **step_options}
-    state = train.init_state(params, tx, mesh, seed=0, frozen=step_options["frozen"])
-    step = train.make_train_step(
+    state = init_state(params, tx, mesh, seed=0, frozen=step_options["frozen"])
+    step = make_train_step(
         objectives.labelled(models.apply_fn(graphdef), losses.cross_entropy),
         tx,
         state,
@@ -195,7 +198,7 @@ def test_frozen_parts_have_no_optimizer_state(config):
     tx = optim.make_optimizer(OptimizerConfig(), 10)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     params = initial(config, mesh, models.module_parts(config, TASK)[1])
-    state = train.init_state(params, tx, mesh, seed=0, frozen=["embeddings/*", "blocks/*"])
+    state = init_state(params, tx, mesh, seed=0, frozen=["embeddings/*", "blocks/*"])
     sizes = [x.size for x in jax.tree.leaves(state.opt_state)]
     assert sum(sizes) < 2 * (32 * 32 + 32 + 32 * 2 + 2) + 10
 
@@ -254,8 +257,8 @@ def test_state_is_donated(config, examples):
     graphdef, abstract = models.module_parts(config, TASK)
     tx = optim.make_optimizer(SGD, 10)
     params = initial(config, mesh, abstract)
-    state = train.init_state(params, tx, mesh, seed=0, frozen=[])
-    step = train.make_train_step(
+    state = init_state(params, tx, mesh, seed=0, frozen=[])
+    step = make_train_step(
         objectives.labelled(models.apply_fn(graphdef), losses.cross_entropy),
         tx,
         state,
@@ -275,7 +278,7 @@ def test_eval_step_gives_the_logits_and_the_sums(config, examples):
     apply = models.apply_fn(graphdef)
     batch = rows_of(*examples, PADDED, 16)
     objective = objectives.labelled(apply, losses.cross_entropy)
-    metrics, logits = train.make_eval_step(objective, mesh)(params, batch)
+    metrics, logits = make_eval_step(objective, mesh)(params, batch)
     inputs = {name: jnp.asarray(batch[name]) for name in objectives.INPUTS}
     np.testing.assert_allclose(logits, apply(params, **inputs).logits, rtol=1e-5, atol=1e-6)
     right = (np.argmax(logits, -1) == batch["labels"]).sum()

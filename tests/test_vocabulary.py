@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllm import vocabulary
-from jaxllm.config_fields import (
+from jaxllm.config.fields import (
     Config,
     DataConfig,
     MeshConfig,
@@ -17,10 +16,11 @@ from jaxllm.config_fields import (
     TrainConfig,
 )
 from jaxllm.data.loader import LoaderState
-from jaxllm.sharding import make_mesh
+from jaxllm.nn.sharding import make_mesh
 from jaxllm.tasks import build as task_build
+from jaxllm.training import vocabulary
+from jaxllm.training.vocabulary import PATH, Vocabulary
 from jaxllm.trees import flatten
-from jaxllm.vocabulary import PATH, Vocabulary
 
 WORDS = ["good", "bad", "film", "plot", "loved", "hated"]
 

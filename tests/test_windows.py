@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from jaxllm.config_fields import DataConfig, QAConfig
+from jaxllm.config.fields import DataConfig, QAConfig
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.data.train_tokenizer import train_tokenizer
 from jaxllm.data.window_cache import load_windows

@@ -23,11 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxllm import checkpoint, interrupt, loop
-from jaxllm.config import Config
+from jaxllm.config.reading import Config
 from jaxllm.data.loader import LoaderState
 from jaxllm.errors import InputError
-from jaxllm.job import Job
+from jaxllm.runs import loop, snapshots
+from jaxllm.runs.job import Job
+from jaxllm.runtime import interrupt
 
 EXAMPLES, BATCH, WIDTH = 24, 4, 8
 STEPS_IN_EPOCH = EXAMPLES // BATCH
@@ -195,7 +196,7 @@ def make_config(directory: Path, **changes: Any) -> Config:
 def last_state(directory: Path) -> dict[str, np.ndarray]:
     """Every array of the last checkpoint of a run, and the loop's counts that are no times."""
     shape = build(make_config(directory)).state_shape
-    with checkpoint.Checkpoints(
+    with snapshots.Checkpoints(
         directory / "checkpoints", keep=9, metric="score", higher_is_better=True
     ) as checkpoints:
         latest = checkpoints.latest()
@@ -218,24 +219,24 @@ def _arm(moment: str) -> Callable[[int], None]:
     wait:N says so and does nothing any more."""
     what, _, number = moment.partition(":")
     if what == "describe":
-        describe = checkpoint.Checkpoints._describe
+        describe = snapshots.Checkpoints._describe
 
-        def kill(self: checkpoint.Checkpoints) -> None:
+        def kill(self: snapshots.Checkpoints) -> None:
             if self._saving and self._saving["step"] == int(number):
                 _die()
             describe(self)
 
-        checkpoint.Checkpoints._describe = kill  # type: ignore[method-assign]
+        snapshots.Checkpoints._describe = kill  # type: ignore[method-assign]
     elif what == "saving":
-        write = checkpoint.Checkpoints.save
+        write = snapshots.Checkpoints.save
 
-        def save(self: checkpoint.Checkpoints, step: int, *rest: Any) -> None:
+        def save(self: snapshots.Checkpoints, step: int, *rest: Any) -> None:
             write(self, step, *rest)
             if step == int(number):
                 time.sleep(0.003)
                 _die()
 
-        checkpoint.Checkpoints.save = save  # type: ignore[method-assign]
+        snapshots.Checkpoints.save = save  # type: ignore[method-assign]
     elif what == "prune":
         remove = shutil.rmtree
 

@@ -21,8 +21,8 @@ from jaxllm.attention.scores import repeat_heads
 from jaxllm.attention.splash import Splash
 from jaxllm.attention.visibility import Visibility
 from jaxllm.errors import InputError
-from jaxllm.layers import Key, key_words
-from jaxllm.sharding import LETTER_AXES
+from jaxllm.nn.layers import Key, key_words
+from jaxllm.nn.sharding import LETTER_AXES
 
 
 class Cudnn(Attend):

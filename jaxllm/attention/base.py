@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec as P
 from jaxllm.attention.scores import dot_product_attention, repeat_heads
 from jaxllm.attention.visibility import Visibility
 from jaxllm.errors import InputError
-from jaxllm.layers import Key
-from jaxllm.sharding import LETTER_AXES, in_mesh
+from jaxllm.nn.layers import Key
+from jaxllm.nn.sharding import LETTER_AXES, in_mesh
 
 ROWS = "choose such a data.max_length (and data.buckets)"
 XLA = "model.attention: xla"

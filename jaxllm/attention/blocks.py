@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.attention.visibility import Visibility
-from jaxllm.layers import mix_bits, mix_key
+from jaxllm.nn.layers import mix_bits, mix_key
 
 HIDDEN = -1e30  # a hidden score; finite, so that a query without keys gives no NaN
 _GOLDEN = 0x9E3779B9

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxllm.layers import Key, dropout
+from jaxllm.nn.layers import Key, dropout
 
 # Added to masked scores. Finite, so that a query with every key masked gives a uniform row, not
 # NaN.

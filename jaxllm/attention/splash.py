@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxllm.attention.base import ROWS, Attend, over_mesh, row_ids
 from jaxllm.attention.visibility import Visibility
-from jaxllm.sharding import LETTER_AXES
+from jaxllm.nn.sharding import LETTER_AXES
 
 _LANES = 128  # splash works on blocks of so many tokens, or a multiple
 

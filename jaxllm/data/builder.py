@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxllm.config_fields import DataConfig
+from jaxllm.config.fields import DataConfig
 from jaxllm.data.bad_rows import BadRows
 from jaxllm.data.cache import Store
 from jaxllm.data.label_cells import unnamed

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from jaxllm.config_fields import DataConfig
+from jaxllm.config.fields import DataConfig
 from jaxllm.data.lines import too_long
 from jaxllm.data.rows import CHUNK, Row, columns_of
 from jaxllm.errors import InputError

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from jaxllm import processes
-from jaxllm.config_fields import DataConfig
+from jaxllm.config.fields import DataConfig
 from jaxllm.data import cache
 from jaxllm.data.builder import Builder
 from jaxllm.data.holdout import parts_of
@@ -23,6 +22,7 @@ from jaxllm.data.readers import file_source
 from jaxllm.data.rows import FORM, Source
 from jaxllm.data.tokenizer import Encoder, load_tokenizer, vocabulary_size
 from jaxllm.errors import InputError
+from jaxllm.runtime import processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from jaxllm.config_fields import DataConfig
+from jaxllm.config.fields import DataConfig
 
 _ROWS, _CHARACTERS = 1000, 1 << 20  # what is looked at, at most
 _DELIMITERS = (",", ";", "\t", "|")

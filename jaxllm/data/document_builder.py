@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxllm.config_fields import DataConfig
+from jaxllm.config.fields import DataConfig
 from jaxllm.data.backend import Backend
 from jaxllm.data.builder import one_thread_a_call, text_fault
 from jaxllm.data.cache import Store

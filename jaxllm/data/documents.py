@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxllm import processes
-from jaxllm.config_fields import DataConfig
+from jaxllm.config.fields import DataConfig
 from jaxllm.data import cache
 from jaxllm.data.document_builder import DocumentBuilder, DocumentSource, word_starts
 from jaxllm.data.holdout import parts_of
@@ -20,6 +19,7 @@ from jaxllm.data.hub import hub_source
 from jaxllm.data.readers import document_source, words_source
 from jaxllm.data.rows import FORM, Source
 from jaxllm.errors import InputError
+from jaxllm.runtime import processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

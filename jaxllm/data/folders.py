@@ -9,7 +9,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxllm.config_fields import DataConfig
+from jaxllm.config.fields import DataConfig
 from jaxllm.data.lines import beyond, open_text, sha256, too_long, unreadable
 from jaxllm.data.rows import Row, Source
 from jaxllm.errors import InputError

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from jaxllm.config_fields import Config, DataConfig
+from jaxllm.config.fields import Config, DataConfig
 from jaxllm.errors import InputError
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxllm.config_fields import DataConfig
+from jaxllm.config.fields import DataConfig
 from jaxllm.data import cache
 from jaxllm.data.builder import text_fault
 from jaxllm.data.philox import philox

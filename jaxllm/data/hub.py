@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from jaxllm.config_fields import DataConfig
+from jaxllm.config.fields import DataConfig
 from jaxllm.data.label_cells import MASKED
 from jaxllm.data.rows import CHUNK, Source, columns_of, rows_of
 from jaxllm.errors import InputError

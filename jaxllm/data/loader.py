@@ -9,7 +9,7 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from jaxllm.config_fields import DataConfig
+from jaxllm.config.fields import DataConfig
 from jaxllm.data.packing import Rows, bucket, first_fit, one_per_row
 from jaxllm.data.prefetch import prefetched
 from jaxllm.errors import InputError

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxllm.config_fields import DataConfig
+from jaxllm.config.fields import DataConfig
 from jaxllm.data.corpus import Examples, ReadReport, load_examples, whole_sources
 from jaxllm.data.groups import Groups
 from jaxllm.data.holdout import Holdout, Key, content_of, hold_out

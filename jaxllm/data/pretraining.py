@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxllm.config_fields import DataConfig
+from jaxllm.config.fields import DataConfig
 from jaxllm.data.document_builder import word_starts
 from jaxllm.data.documents import Documents
 from jaxllm.data.masking import Masking, lowest, mask

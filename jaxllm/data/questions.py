@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxllm import processes
-from jaxllm.config_fields import DataConfig
+from jaxllm.config.fields import DataConfig
 from jaxllm.data.corpus import load_arrays, sources_of
 from jaxllm.data.groups import Groups
 from jaxllm.data.packing import Rows
 from jaxllm.data.rows import Source
 from jaxllm.errors import InputError
+from jaxllm.runtime import processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

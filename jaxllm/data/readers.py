@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jaxllm.config_fields import DataConfig
+from jaxllm.config.fields import DataConfig
 from jaxllm.data import conll
 from jaxllm.data.dialect import Dialect, dialect_of
 from jaxllm.data.folders import folder_source

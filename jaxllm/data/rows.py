@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jaxllm.config_fields import DataConfig
+from jaxllm.config.fields import DataConfig
 from jaxllm.data.lines import beyond, too_long
 from jaxllm.errors import InputError
 

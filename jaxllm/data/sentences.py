@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from jaxllm import processes
-from jaxllm.config_fields import DataConfig
+from jaxllm.config.fields import DataConfig
 from jaxllm.data import cache
 from jaxllm.data.bad_rows import BadRows
 from jaxllm.data.corpus import (
@@ -28,6 +27,7 @@ from jaxllm.data.rows import CHUNK, FORM, Source, text_hash
 from jaxllm.data.tagged_rows import TOO_LONG, Fault, Tagged, TaggedRows
 from jaxllm.data.tokenizer import WordEncoder, vocabulary_size
 from jaxllm.errors import InputError
+from jaxllm.runtime import processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

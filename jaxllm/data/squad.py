@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxllm.config_fields import DataConfig
+from jaxllm.config.fields import DataConfig
 from jaxllm.data.builder import text_fault
 from jaxllm.data.holdout import Key, hold_out
 from jaxllm.data.hub import load_split, records

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxllm.config_fields import DataConfig
+from jaxllm.config.fields import DataConfig
 from jaxllm.data.json_stream import JsonText
 from jaxllm.data.lines import open_text, unreadable
 from jaxllm.errors import InputError

@@ -3,7 +3,7 @@
 import math
 from typing import Any, NamedTuple
 
-from jaxllm.config_fields import DataConfig
+from jaxllm.config.fields import DataConfig
 from jaxllm.data.builder import text_fault
 from jaxllm.data.label_cells import MASKED, LabelNames
 from jaxllm.data.rows import Row, Source

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxllm.config_fields import DataConfig
+from jaxllm.config.fields import DataConfig
 from jaxllm.data.builder import text_fault
 from jaxllm.data.pieces import pieces_of
 from jaxllm.data.readers import document_source

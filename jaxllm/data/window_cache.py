@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxllm import processes
-from jaxllm.config_fields import DataConfig, QAConfig
+from jaxllm.config.fields import DataConfig, QAConfig
 from jaxllm.data import cache
 from jaxllm.data.corpus import ReadReport
 from jaxllm.data.squad import Faults, Question, Questions, Source, read_squad, squad_sources
 from jaxllm.data.tokenizer import vocabulary_size
 from jaxllm.data.windows import WindowEncoder, Windows
+from jaxllm.runtime import processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxllm.config_fields import QAConfig
+from jaxllm.config.fields import QAConfig
 from jaxllm.data.backend import Backend
 from jaxllm.data.corpus import Examples, ReadReport
 from jaxllm.data.long_texts import Shortener

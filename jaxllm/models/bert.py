@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxllm.layers import Key
 from jaxllm.models import heads
 from jaxllm.models.blocks import gather_tokens
 from jaxllm.models.encoder import Encoder, encoder_family
 from jaxllm.models.outputs import PretrainingOutput
 from jaxllm.models.spec import EncoderSpec, Layers, head_dropout
+from jaxllm.nn.layers import Key
 
 
 def spec(config: Any) -> EncoderSpec:

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.errors import InputError
-from jaxllm.layers import ACTIVATIONS, Key, split_key
 from jaxllm.models import heads
 from jaxllm.models.compute import Compute
 from jaxllm.models.encoder import encoder_family
 from jaxllm.models.outputs import ReplacedTokenOutput
 from jaxllm.models.spec import EncoderSpec, Layers, head_dropout
+from jaxllm.nn.layers import ACTIVATIONS, Key, split_key
 
 SHARED_TABLES = ("word", "position", "token_type", "norm")  # of the embeddings of both
 # What a generator's config has for itself.

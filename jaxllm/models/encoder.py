@@ -12,13 +12,13 @@ from jaxllm.attention.backends import make_attend
 from jaxllm.attention.base import Attend
 from jaxllm.attention.visibility import Visibility, segment_positions
 from jaxllm.errors import InputError
-from jaxllm.layers import ACTIVATIONS, Key, dropout, split_key
 from jaxllm.models.blocks import Stack, gather_tokens, scan_blocks
 from jaxllm.models.compute import Compute
 from jaxllm.models.family import POSITIONS, TYPES, Family
 from jaxllm.models.outputs import EncoderOutput
 from jaxllm.models.spec import EncoderSpec, Layers
-from jaxllm.sharding import constrain
+from jaxllm.nn.layers import ACTIVATIONS, Key, dropout, split_key
+from jaxllm.nn.sharding import constrain
 
 
 class Embeddings(nnx.Module):

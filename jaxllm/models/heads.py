@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.errors import InputError
-from jaxllm.layers import ACTIVATIONS, Embed, Key, add_bias, dropout, split_key
 from jaxllm.models.blocks import Stack, gather_tokens
 from jaxllm.models.outputs import EncoderOutput, HeadOutput, SpanOutput
 from jaxllm.models.spec import EncoderSpec, Layers
+from jaxllm.nn.layers import ACTIVATIONS, Embed, Key, add_bias, dropout, split_key
 
 
 class Spec(Protocol):

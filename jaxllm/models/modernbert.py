@@ -18,13 +18,13 @@ from jaxllm.attention.backends import make_attend
 from jaxllm.attention.base import Attend, tokens_at
 from jaxllm.attention.visibility import Visibility, segment_positions
 from jaxllm.errors import InputError
-from jaxllm.layers import ACTIVATIONS, Key, dropout, split_key
 from jaxllm.models.blocks import Stack, gather_tokens, scan_blocks
 from jaxllm.models.compute import Compute
 from jaxllm.models.outputs import EncoderOutput
 from jaxllm.models.spec import Layers
+from jaxllm.nn.layers import ACTIVATIONS, Key, dropout, split_key
 from jaxllm.nn.rotary import rotary_table, rotate
-from jaxllm.sharding import constrain
+from jaxllm.nn.sharding import constrain
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"  # names in config.layer_types
 

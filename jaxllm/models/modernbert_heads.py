@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxllm.layers import ACTIVATIONS, Embed, Key, add_bias, dropout
 from jaxllm.models import heads
 from jaxllm.models.blocks import Stack
 from jaxllm.models.family import Family
 from jaxllm.models.modernbert import ModernBertEncoder, ModernBertSpec, spec, windows
 from jaxllm.models.outputs import EncoderOutput
 from jaxllm.models.spec import Layers
+from jaxllm.nn.layers import ACTIVATIONS, Embed, Key, add_bias, dropout
 
 
 class Transform(nnx.Module):

@@ -6,8 +6,8 @@ from typing import Any, Self
 import jax
 from flax import nnx
 
-from jaxllm.layers import Dense, Embed, LayerNorm
 from jaxllm.models.compute import Compute
+from jaxllm.nn.layers import Dense, Embed, LayerNorm
 
 
 @dataclass(frozen=True)

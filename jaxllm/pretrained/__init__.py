@@ -1,11 +1,11 @@
 """Weights from and to other libraries' files: find, read, map, write."""
 
-from jaxllm.pretrained.bert import BERT
-from jaxllm.pretrained.distilbert import DISTILBERT
-from jaxllm.pretrained.electra import ELECTRA
-from jaxllm.pretrained.modernbert import MODERNBERT
-from jaxllm.pretrained.names import Family
-from jaxllm.pretrained.roberta import ROBERTA, XLM_ROBERTA
+from jaxllm.names.bert import BERT
+from jaxllm.names.distilbert import DISTILBERT
+from jaxllm.names.electra import ELECTRA
+from jaxllm.names.modernbert import MODERNBERT
+from jaxllm.names.roberta import ROBERTA, XLM_ROBERTA
+from jaxllm.names.table import Family
 
 # transformers' model_type -> its table
 FAMILIES: dict[str, Family] = {

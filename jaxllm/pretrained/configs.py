@@ -5,10 +5,11 @@ from typing import Any
 
 import jax
 
-from jaxllm import files, memory, no_torch
+from jaxllm import files
 from jaxllm.errors import InputError
+from jaxllm.names.values import are_names, problems
 from jaxllm.pretrained import FAMILIES
-from jaxllm.pretrained.values import are_names, problems
+from jaxllm.runtime import memory, no_torch
 
 
 def read_config(directory: Path) -> dict[str, Any]:

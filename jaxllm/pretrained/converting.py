@@ -12,11 +12,11 @@ import numpy as np
 
 from jaxllm import models
 from jaxllm.errors import InputError
+from jaxllm.names.table import Family
 from jaxllm.pretrained import FAMILIES, loading, saving, sentence_transformers
 from jaxllm.pretrained.configs import make_config, read_config
 from jaxllm.pretrained.formats import read_tensors
 from jaxllm.pretrained.location import resolve
-from jaxllm.pretrained.names import Family
 from jaxllm.trees import leaf_at, map_params
 
 log = logging.getLogger("jaxllm.pretrained")

@@ -11,10 +11,10 @@ import numpy as np
 
 from jaxllm import files
 from jaxllm.errors import InputError
+from jaxllm.names.values import is_whole
 from jaxllm.pretrained.flax_msgpack import read_msgpack
 from jaxllm.pretrained.tensors import Span, Tensor, damaged, in_file, refuse_pointer
 from jaxllm.pretrained.torch_pickle import EXPECTED, read_torch
-from jaxllm.pretrained.values import is_whole
 
 # In order of preference; of each, the single file before the sharded one.
 WEIGHT_FILES = {

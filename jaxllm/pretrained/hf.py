@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from jaxllm import memory
 from jaxllm.errors import InputError
 from jaxllm.models import module_parts
+from jaxllm.names.table import join
 from jaxllm.pretrained import FAMILIES, configs, loading, saving
 from jaxllm.pretrained.converting import ConvertReport, convert
 from jaxllm.pretrained.formats import read_tensors
 from jaxllm.pretrained.loading import LoadReport
 from jaxllm.pretrained.location import resolve
-from jaxllm.pretrained.names import join
 from jaxllm.pretrained.tensors import all_finite
+from jaxllm.runtime import memory
 from jaxllm.trees import flatten
 
 __all__ = [

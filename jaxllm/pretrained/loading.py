@@ -10,8 +10,8 @@ import ml_dtypes
 import numpy as np
 
 from jaxllm.errors import InputError
+from jaxllm.names.table import Family, Leaf
 from jaxllm.pretrained.formats import Tensor
-from jaxllm.pretrained.names import Family, Leaf
 from jaxllm.pretrained.tensors import all_finite
 from jaxllm.trees import flatten, map_params
 

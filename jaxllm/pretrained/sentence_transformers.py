@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxllm.errors import InputError
 from jaxllm.files import read_json, write_json
-from jaxllm.pooling import ACTIVATIONS, DenseLayer, Pooling
+from jaxllm.nn.pooling import ACTIVATIONS, DenseLayer, Pooling
 from jaxllm.pretrained import saving
 from jaxllm.pretrained.formats import read_tensors
 from jaxllm.pretrained.json_object import JsonObject

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from jaxllm.config_fields import QAConfig
+from jaxllm.config.fields import QAConfig
 from jaxllm.data.squad import Questions
 from jaxllm.data.windows import Windows
-from jaxllm.metrics import softmax
+from jaxllm.metrics.classification import softmax
 
 _Span = tuple[str, int, int, float, float]  # an Answer without its probability
 _CHUNK = 64  # windows at a time: some 30 MB of scores for windows of 384 tokens

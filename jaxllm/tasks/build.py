@@ -10,25 +10,20 @@ from typing import Any
 
 import jax
 
-from jaxllm import models, processes
-from jaxllm.config_fields import Config
+from jaxllm import models
+from jaxllm.config.fields import Config
 from jaxllm.data.corpus import Examples
 from jaxllm.data.loader import TrainExamples, TrainLoader
 from jaxllm.data.sampler import Balanced
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
 from jaxllm.files import finite, write_atomic, write_json, writing
-from jaxllm.flops import training_flops_per_token
-from jaxllm.job import Job
-from jaxllm.optim import (
-    check_frozen,
-    learning_rate_schedule,
-    make_optimizer,
-    make_penalty,
-    moves_idle_rows,
-)
+from jaxllm.metrics.flops import training_flops_per_token
+from jaxllm.metrics.throughput import tokens_per_second_at_peak
+from jaxllm.nn.sharding import batch_sharding, batch_shards, make_mesh
 from jaxllm.pretrained import hf
-from jaxllm.sharding import batch_sharding, batch_shards, make_mesh
+from jaxllm.runs.job import Job
+from jaxllm.runtime import processes
 from jaxllm.tasks import (
     classification,
     embedding,
@@ -46,10 +41,16 @@ from jaxllm.tasks.model import (
     place,
 )
 from jaxllm.tasks.task import SMALLER_IS_BETTER, Prepare
-from jaxllm.throughput import tokens_per_second_at_peak
-from jaxllm.train import init_state, make_train_step, state_shapes
+from jaxllm.training.optim import (
+    check_frozen,
+    learning_rate_schedule,
+    make_optimizer,
+    make_penalty,
+    moves_idle_rows,
+)
+from jaxllm.training.step import init_state, make_train_step, state_shapes
+from jaxllm.training.vocabulary import Vocabulary
 from jaxllm.trees import flatten
-from jaxllm.vocabulary import Vocabulary
 
 logger = logging.getLogger("jaxllm")
 

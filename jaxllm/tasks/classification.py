@@ -7,15 +7,14 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxllm import losses, metrics
-from jaxllm.config_fields import Config
+from jaxllm.config.fields import Config
 from jaxllm.data.corpus import Examples, load_examples
 from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.errors import InputError
-from jaxllm.objectives import Apply, labelled
+from jaxllm.metrics.classification import classification_metrics
+from jaxllm.prediction.inputs import InputFormat
 from jaxllm.tasks.evaluation import Evaluator
 from jaxllm.tasks.head import Head, fitted, matched
-from jaxllm.tasks.inputs import InputFormat
 from jaxllm.tasks.model import (
     MULTI,
     SINGLE,
@@ -25,7 +24,9 @@ from jaxllm.tasks.model import (
 )
 from jaxllm.tasks.storage import OneModel
 from jaxllm.tasks.task import Task
-from jaxllm.train import make_eval_step
+from jaxllm.training import losses
+from jaxllm.training.objectives import Apply, labelled
+from jaxllm.training.step import make_eval_step
 
 logger = logging.getLogger("jaxllm")
 
@@ -108,7 +109,7 @@ def check_metric(config: Config, names: list[str]) -> str:
     """The metric that chooses the best model; InputError where the labels `names` have no such."""
     problem = config.model.problem_type
     labels = np.zeros((1, len(names)) if problem == MULTI else 1)
-    known = metrics.classification_metrics(problem, np.zeros((1, len(names) or 1)), labels, names)
+    known = classification_metrics(problem, np.zeros((1, len(names) or 1)), labels, names)
     metric = config.train.metric or METRIC[problem]
     if metric not in {*known, "loss"}:
         raise InputError(

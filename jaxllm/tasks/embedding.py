@@ -10,22 +10,22 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxllm import metrics
-from jaxllm.config_fields import Config, DataConfig
+from jaxllm.config.fields import Config, DataConfig
 from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.data.pairs import Pairs, load_pairs, text_length
 from jaxllm.errors import InputError
 from jaxllm.files import write_atomic
-from jaxllm.objectives import Apply, contrastive, embedded
-from jaxllm.pooling import Pooling
+from jaxllm.metrics.classification import pearson, spearman
+from jaxllm.nn.pooling import Pooling
+from jaxllm.prediction.inputs import InputFormat
 from jaxllm.pretrained import hf, sentence_transformers
 from jaxllm.pretrained.sentence_transformers import Settings
 from jaxllm.tasks.evaluation import outputs_of, read_summary
-from jaxllm.tasks.inputs import InputFormat
 from jaxllm.tasks.model import HEADS, check_fit
 from jaxllm.tasks.storage import OneModel, SentenceModel
 from jaxllm.tasks.task import Evaluator, Task
-from jaxllm.train import make_eval_step
+from jaxllm.training.objectives import Apply, contrastive, embedded
+from jaxllm.training.step import make_eval_step
 
 BLOCK = 1024  # anchors that are compared with all positives at a time
 
@@ -187,8 +187,8 @@ class PairsEvaluator:
         kept = np.ones(len(self.pairs), bool)
         if scores is not None:
             cosine_N = np.sum(anchors_ND * positives_ND, axis=1)
-            values["spearman"] = metrics.spearman(cosine_N, scores)
-            values["pearson"] = metrics.pearson(cosine_N, scores)
+            values["spearman"] = spearman(cosine_N, scores)
+            values["pearson"] = pearson(cosine_N, scores)
             least = self.config.data.positive_from
             kept = np.zeros_like(kept) if least is None else scores >= least
         if kept.any():

@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxllm import metrics
-from jaxllm.classification_plots import draw
-from jaxllm.config_fields import DataConfig
+from jaxllm.config.fields import DataConfig
 from jaxllm.data.corpus import Examples
 from jaxllm.data.loader import eval_batches
 from jaxllm.files import write_atomic
-from jaxllm.metric_report import one_prediction, text_report
-from jaxllm.sharding import batch_sharding, batch_shards
+from jaxllm.metrics.classification import Sums, classification_metrics, predictions, probabilities
+from jaxllm.metrics.classification_plots import draw
+from jaxllm.metrics.report import one_prediction, text_report
+from jaxllm.nn.sharding import batch_sharding, batch_shards
 
 logger = logging.getLogger("jaxllm")
 
@@ -47,7 +47,7 @@ class Evaluator:
         """
         count = len(self.examples)
         logits_NC = np.full((count, len(self.label_names) or 1), np.nan, np.float32)
-        sums = metrics.Sums()
+        sums = Sums()
         for values, logits_BPC, index_BP in outputs_of(
             self.examples,
             lambda batch: self.eval_step(params, batch),
@@ -79,7 +79,7 @@ class Evaluator:
         return self._metrics(logits_NC, loss)
 
     def _metrics(self, logits_NC: np.ndarray, loss: float) -> dict[str, float]:
-        values = metrics.classification_metrics(
+        values = classification_metrics(
             self.problem_type, logits_NC, self._labels, self.label_names
         )
         return values | {"loss": loss}
@@ -108,14 +108,14 @@ class Evaluator:
 
     def _rows(self, logits_NC: np.ndarray) -> list[dict[str, Any]]:
         labels, rows = self._labels, self.examples.rows.tolist()
-        predicted = metrics.predictions(self.problem_type, logits_NC)
+        predicted = predictions(self.problem_type, logits_NC)
         if self.problem_type == "regression":
             return [
                 {"row": row, "label": float(label), "predicted": float(value)}
                 for row, label, value in zip(rows, labels, predicted, strict=True)
             ]
         names = self.label_names
-        probability_NC = metrics.probabilities(self.problem_type, logits_NC).round(6)
+        probability_NC = probabilities(self.problem_type, logits_NC).round(6)
         if self.problem_type == "multi_label_classification":
             return [
                 {

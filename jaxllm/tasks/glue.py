@@ -9,18 +9,19 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxllm import loop, metrics, summary
-from jaxllm.config_check import check
-from jaxllm.config_fields import Config, DataConfig
+from jaxllm.config.checks import check
+from jaxllm.config.fields import Config, DataConfig
 from jaxllm.data.corpus import Examples, load_examples
 from jaxllm.data.glue import TASKS, check_tasks, test_rows, train_and_dev
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
 from jaxllm.files import finite, write_atomic, write_json, writing
+from jaxllm.metrics.classification import NAN
 from jaxllm.models import apply_fn
+from jaxllm.nn.sharding import make_mesh
 from jaxllm.pretrained import hf
-from jaxllm.run_dir import check_path
-from jaxllm.sharding import make_mesh
+from jaxllm.runs import loop, summary
+from jaxllm.runs.directory import check_path
 from jaxllm.tasks import build, classification
 from jaxllm.tasks.model import computation, label_names, load_saved
 from jaxllm.tasks.storage import OneModel
@@ -113,7 +114,7 @@ def _metrics(name: str) -> list[str]:
     return [prefix + metric for prefix, _ in task.dev for metric in task.metrics]
 
 
-def _known(values: Summary, key: str, otherwise: float = metrics.NAN) -> float:
+def _known(values: Summary, key: str, otherwise: float = NAN) -> float:
     """A value of a summary; `otherwise` where it is undefined, as a correlation may be."""
     value = values.get(key)
     return otherwise if value is None or math.isnan(value) else value

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from jaxllm import models
-from jaxllm.config_fields import Config
+from jaxllm.config.fields import Config
 from jaxllm.data.label_cells import LabelNames, unnamed, whole
 from jaxllm.errors import InputError
 from jaxllm.pretrained import FAMILIES, hf

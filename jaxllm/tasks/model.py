@@ -11,19 +11,20 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxllm import memory, models
+from jaxllm import models
 from jaxllm.attention.backends import ATTENDS
-from jaxllm.config_fields import Config, ModelConfig
+from jaxllm.config.fields import Config, ModelConfig
 from jaxllm.data.tokenizer import load_tokenizer, vocabulary_size
 from jaxllm.errors import InputError
 from jaxllm.models import Compute, Graph
-from jaxllm.objectives import Apply
+from jaxllm.nn.sharding import batch_sharding, batch_shards, parameter_sharding
+from jaxllm.prediction.inputs import InputFormat
 from jaxllm.pretrained import FAMILIES, hf
 from jaxllm.pretrained.saving import INPUT_FILE
-from jaxllm.sharding import batch_sharding, batch_shards, parameter_sharding
-from jaxllm.tasks.inputs import InputFormat
+from jaxllm.runtime import memory
 from jaxllm.tasks.storage import OneModel, TaskModel
 from jaxllm.tasks.task import Task
+from jaxllm.training.objectives import Apply
 from jaxllm.trees import flatten, map_params
 
 logger = logging.getLogger("jaxllm")

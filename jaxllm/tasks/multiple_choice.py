@@ -9,25 +9,26 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxllm import losses, metrics
-from jaxllm.config_fields import Config
+from jaxllm.config.fields import Config
 from jaxllm.data.builder import second_text
 from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.data.questions import Questions, load_questions
 from jaxllm.data.tokenizer import Encoder
 from jaxllm.errors import InputError
-from jaxllm.objectives import Apply, Objective, labelled
+from jaxllm.metrics.classification import softmax
+from jaxllm.prediction.batched import BatchSizes, EncodedLine, Predictor
+from jaxllm.prediction.classification import short
+from jaxllm.prediction.inputs import InputFormat, RowError, column, parse_object
+from jaxllm.prediction.texts import no_tokens, rows_of
 from jaxllm.pretrained import hf
-from jaxllm.tasks.batched import BatchSizes, EncodedLine, Predictor
-from jaxllm.tasks.classifier import short
 from jaxllm.tasks.evaluation import Evaluator
 from jaxllm.tasks.head import fitted
-from jaxllm.tasks.inputs import InputFormat, RowError, column, parse_object
 from jaxllm.tasks.model import SINGLE, SavedModel, check_fit
 from jaxllm.tasks.storage import OneModel
 from jaxllm.tasks.task import Task
-from jaxllm.tasks.texts import no_tokens, rows_of
-from jaxllm.train import make_eval_step
+from jaxllm.training import losses
+from jaxllm.training.objectives import Apply, Objective, labelled
+from jaxllm.training.step import make_eval_step
 
 HEAD = "multiple-choice"
 METRICS = ("accuracy", "loss")  # F1 and the like of places of choices would mean nothing
@@ -141,7 +142,7 @@ class ChoicePredictor(Predictor):
         return EncodedLine(rows_of(encoded), truncated, choices)
 
     def answer(self, asked: list[str], outputs: list[Any]) -> dict[str, Any]:
-        shares = metrics.softmax(np.array(outputs))
+        shares = softmax(np.array(outputs))
         best = int(np.argmax(shares))
         return {
             "label": best,

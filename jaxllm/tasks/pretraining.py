@@ -11,22 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxllm import pretraining_objectives
-from jaxllm.config_fields import Config
+from jaxllm.config.fields import Config
 from jaxllm.data.documents import Documents, load_documents
 from jaxllm.data.loader import EpochExamples, eval_batches
 from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.data.pretraining import PretrainingExamples, special_ids
 from jaxllm.errors import InputError
-from jaxllm.metrics import Sums
-from jaxllm.objectives import Apply, Batch, Metrics, Objective
+from jaxllm.metrics.classification import Sums
+from jaxllm.nn.sharding import batch_sharding, batch_shards
+from jaxllm.prediction.inputs import InputFormat
 from jaxllm.pretrained import hf
-from jaxllm.sharding import batch_sharding, batch_shards
-from jaxllm.tasks.inputs import InputFormat
 from jaxllm.tasks.model import check_fit
 from jaxllm.tasks.storage import GENERATOR, ElectraPair, OneModel, TaskModel
 from jaxllm.tasks.task import Task
-from jaxllm.train import make_eval_step
+from jaxllm.training import pretraining_objectives
+from jaxllm.training.objectives import Apply, Batch, Metrics, Objective
+from jaxllm.training.step import make_eval_step
 
 METRIC = "masked_accuracy"  # chooses the best model where train.metric is null
 _DEV_SEED = 0  # the dev part has the same masks in all runs

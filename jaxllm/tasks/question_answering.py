@@ -11,24 +11,24 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxllm.answer_metrics import SCORINGS, answer_metrics
-from jaxllm.config_fields import Config
+from jaxllm.config.fields import Config
 from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.data.squad import Questions
 from jaxllm.data.window_cache import load_windows
 from jaxllm.data.windows import Windows
 from jaxllm.errors import InputError
 from jaxllm.files import write_atomic
-from jaxllm.metrics import Sums, check_finite
-from jaxllm.objectives import Apply, spans
+from jaxllm.metrics.answers import SCORINGS, answer_metrics
+from jaxllm.metrics.classification import Sums, check_finite
+from jaxllm.prediction.inputs import InputFormat
 from jaxllm.pretrained import hf
 from jaxllm.tasks.answers import Answers, best_answers
 from jaxllm.tasks.evaluation import outputs_of, read_summary
-from jaxllm.tasks.inputs import InputFormat
 from jaxllm.tasks.model import check_fit
 from jaxllm.tasks.storage import OneModel
 from jaxllm.tasks.task import Task
-from jaxllm.train import make_eval_step
+from jaxllm.training.objectives import Apply, spans
+from jaxllm.training.step import make_eval_step
 
 HEAD = "question-answering"
 

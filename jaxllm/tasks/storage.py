@@ -16,9 +16,9 @@ from flax import nnx
 from jaxllm import models
 from jaxllm.errors import InputError
 from jaxllm.models import Compute, Graph, Params, electra
-from jaxllm.pooling import LAYERS, DenseLayer
+from jaxllm.nn.pooling import LAYERS, DenseLayer
+from jaxllm.nn.sharding import replicated
 from jaxllm.pretrained import hf, sentence_transformers
-from jaxllm.sharding import replicated
 from jaxllm.trees import leaf_at, map_params
 
 Init = Callable[[str], Any]

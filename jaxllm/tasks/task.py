@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from jax.sharding import Mesh
 
 from jaxllm.data.loader import TrainExamples
-from jaxllm.objectives import Apply, Batch, Objective
 from jaxllm.tasks.storage import TaskModel
+from jaxllm.training.objectives import Apply, Batch, Objective
 
 SMALLER_IS_BETTER = {"loss", "mse", "mae", "perplexity"}
 

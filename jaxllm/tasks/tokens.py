@@ -12,27 +12,27 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxllm import losses
-from jaxllm.config_fields import Config, DataConfig
+from jaxllm.config.fields import Config, DataConfig
 from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.data.sentences import Sentences, load_sentences
 from jaxllm.data.tags import OUTSIDE, Scheme, scheme_of
-from jaxllm.entities import entity_metrics, entity_report
 from jaxllm.errors import InputError
 from jaxllm.files import write_atomic
-from jaxllm.metric_report import majority, one_class
-from jaxllm.metrics import Sums, check_finite, softmax
-from jaxllm.objectives import Apply, labelled
+from jaxllm.metrics.classification import Sums, check_finite, softmax
+from jaxllm.metrics.entities import entity_metrics, entity_report
+from jaxllm.metrics.report import majority, one_class
+from jaxllm.metrics.tags import tag_metrics, tag_report
+from jaxllm.prediction.inputs import InputFormat
 from jaxllm.pretrained import hf
-from jaxllm.tag_metrics import tag_metrics, tag_report
 from jaxllm.tasks.classification import training_loss
 from jaxllm.tasks.evaluation import outputs_of, read_summary
 from jaxllm.tasks.head import fitted, matched
-from jaxllm.tasks.inputs import InputFormat
 from jaxllm.tasks.model import check_fit, head_config
 from jaxllm.tasks.storage import OneModel
 from jaxllm.tasks.task import Task
-from jaxllm.train import make_eval_step
+from jaxllm.training import losses
+from jaxllm.training.objectives import Apply, labelled
+from jaxllm.training.step import make_eval_step
 
 logger = logging.getLogger("jaxllm")
 

@@ -22,9 +22,9 @@ from jaxllm import AutoModel
 from jaxllm.attention import blocked, triton
 from jaxllm.attention.backends import make_attend
 from jaxllm.attention.visibility import Visibility
-from jaxllm.config_fields import ModelConfig
+from jaxllm.config.fields import ModelConfig
 from jaxllm.errors import InputError
-from jaxllm.sharding import make_mesh
+from jaxllm.nn.sharding import make_mesh
 from jaxllm.tasks.model import computation
 
 B, T, N, H = 2, 256, 2, 16
@@ -325,7 +325,7 @@ from jax.experimental.topologies import get_topology_desc
 from jax.sharding import NamedSharding, PartitionSpec as P
 from jaxllm.attention.backends import make_attend
 from jaxllm.attention.visibility import Visibility
-from jaxllm.sharding import make_mesh
+from jaxllm.nn.sharding import make_mesh
 
 topology = get_topology_desc(
     platform="tpu", topology_name="v5e:2x2", chip_config_name="default",

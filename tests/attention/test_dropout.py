@@ -18,8 +18,8 @@ from jaxllm.attention.backends import make_attend
 from jaxllm.attention.blocks import Dropping, block_ranges, kept_weights
 from jaxllm.attention.triton_kernels import Static
 from jaxllm.attention.visibility import Visibility
-from jaxllm.layers import key_words
-from jaxllm.sharding import make_mesh
+from jaxllm.nn.layers import key_words
+from jaxllm.nn.sharding import make_mesh
 
 B, T, N, H = 2, 192, 2, 16
 STATIC = Static(N, 0.1)

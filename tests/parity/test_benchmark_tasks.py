@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxllm.answer_metrics import SCORINGS, answer_metrics
-from jaxllm.config_fields import DataConfig, QAConfig
+from jaxllm.config.fields import DataConfig, QAConfig
 from jaxllm.data.sentences import load_sentences
 from jaxllm.data.tags import Scheme
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.data.window_cache import load_windows
-from jaxllm.entities import entity_metrics
+from jaxllm.metrics.answers import SCORINGS, answer_metrics
+from jaxllm.metrics.entities import entity_metrics
 from jaxllm.tasks.answers import best_answers
 
 ROOT = Path(__file__).resolve().parents[2]

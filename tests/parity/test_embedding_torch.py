@@ -11,12 +11,13 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers import BertTokenizer
 
-from jaxllm import AutoModel, losses
+from jaxllm import AutoModel
 from jaxllm.data.tokenizer import load_tokenizer
-from jaxllm.pooling import DenseLayer, Pooling
+from jaxllm.nn.pooling import DenseLayer, Pooling
+from jaxllm.prediction.predict import predict
 from jaxllm.pretrained import hf, sentence_transformers
 from jaxllm.pretrained.sentence_transformers import Settings
-from jaxllm.tasks.predict import predict
+from jaxllm.training import losses
 
 TEXTS = [
     "A man is playing a guitar on the stage.",

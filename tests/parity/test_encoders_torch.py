@@ -27,7 +27,7 @@ from safetensors.numpy import load_file
 from transformers.activations import ACT2FN
 
 from jaxllm import auto, models
-from jaxllm.layers import ACTIVATIONS
+from jaxllm.nn.layers import ACTIVATIONS
 from jaxllm.pretrained import FAMILIES
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}

@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from jaxllm import AutoModelForQuestionAnswering
-from jaxllm.objectives import spans
+from jaxllm.training.objectives import spans
 
 LENGTHS, LABELS = [9, 5, 7], [(3, 6), (0, 0), (6, 6)]
 

@@ -10,8 +10,8 @@ import optax
 import pytest
 import torch
 
-from jaxllm import losses, optim
-from jaxllm.config import OptimizerConfig
+from jaxllm.config.reading import OptimizerConfig
+from jaxllm.training import losses, optim
 
 WEIGHTS = np.array([1, 1, 0, 1, 1], np.float32)  # the third slot is empty
 KEPT = WEIGHTS > 0

@@ -1,0 +1,336 @@
+"""Typed configuration: frozen dataclasses, YAML files and command-line overrides.
+
+A key that the dataclasses do not have, a value of another type and a value out of range are
+InputErrors that name the file, the line and the key. YAML 1.1 reads ``2e-5`` as text; here it is a
+number, in files and on the command line.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import re
+import types
+from collections.abc import Hashable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+
+import yaml
+
+from jaxllm.config import renamed as old_keys
+from jaxllm.config import yaml_text
+from jaxllm.config.checks import check, nearest
+from jaxllm.config.fields import (
+    Config,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
+from jaxllm.errors import InputError
+from jaxllm.files import reading
+from jaxllm.runtime import streams
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RunConfig",
+    "TrainConfig",
+    "check",
+    "from_yaml",
+    "load",
+    "parser",
+    "to_yaml",
+]
+
+_SECTIONS: dict[str, Any] = {section.name: section.type for section in dataclasses.fields(Config)}
+_TYPES = {
+    f"{name}.{field.name}": field.type
+    for name, section in _SECTIONS.items()
+    for field in dataclasses.fields(section)
+}
+
+_KEYS = list(_TYPES)
+_UNIONS = (types.UnionType, Union)
+
+
+def from_yaml(path: str | Path) -> Config:
+    """The configuration of a YAML file, checked; keys that are not in the file have their defaults.
+
+    Raises:
+        InputError: the file is not there or is not YAML, has an unknown or repeated key, or a value
+            is of another type or out of range.
+    """
+    renamed: list[str] = []
+    config = _build(_read(Path(path), renamed))
+    old_keys.tell(renamed)
+    _check(config, [str(path)])
+    return config
+
+
+def to_yaml(config: Config, *, ascii: bool = False) -> str:
+    """YAML with every field; `from_yaml` of it is equal to `config`."""
+    return yaml_text.dump(dataclasses.asdict(config), ascii=ascii)
+
+
+def load(argv: list[str], prog: str = "jaxllm train") -> Config:
+    """The configuration of a command line: ``--config FILE``, then ``--section.field value``.
+
+    ``--help`` and ``--print_config`` print and leave with SystemExit(0). Where several files are
+    given, a later one goes over an earlier one.
+
+    Raises:
+        InputError: as `from_yaml`, and for an unknown option or a value of another type.
+    """
+    from jsonargparse import ArgumentError
+
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    files.add_argument("--config", action="append", default=[])
+    options = parser(prog)
+    values: dict[str, Any] = {}
+    overridden: list[str] = []
+    renamed: list[str] = []
+    try:
+        paths = files.parse_known_args(argv)[0].config
+        for file in paths:
+            values |= _read(Path(file), renamed)
+        argv = old_keys.options(argv, renamed)
+        # Only where an option may add to a value, or help shows it: jsonargparse copies a list for
+        # each of its items, half a minute for one of 2,000.
+        shown = bool({"-h", "--help"} & set(argv))
+        mentioned = {k: x for k, x in values.items() if shown or any(k in word for word in argv)}
+        options.set_defaults(mentioned)
+        before, given = options.parse_args([]), options.parse_args(argv)
+    except (ArgumentError, argparse.ArgumentError) as error:
+        raise InputError(_explain(str(error))) from None
+    for key, kind in _TYPES.items():
+        # Values of a file are kept as they were read: in a dict of Any, jsonargparse would make
+        # the text "2e-5" a number.
+        if given[key] != before[key]:
+            values[key] = _typed(f"--{key}", given[key], kind)
+            overridden.append(key)
+    old_keys.tell(renamed)
+    config = _build(values)
+    if given["print_config"]:
+        text = to_yaml(config)
+        print(text if streams.can_print(text) else to_yaml(config, ascii=True), end="")
+        raise SystemExit(0)
+    _check(config, paths, overridden)
+    return config
+
+
+def parser(prog: str = "jaxllm train") -> "ArgumentParser":
+    """The options of `load`: ``--config``, ``--print_config`` and one for every field."""
+    from jsonargparse import ArgumentParser
+
+    result = ArgumentParser(prog=prog, allow_abbrev=False, exit_on_error=False, print_config=None)
+    result.usage = f"{prog} --config FILE [--section.field value ...]"
+    result.add_argument("--config", type=str, metavar="FILE", help="YAML file of the configuration")
+    result.add_argument(
+        "--print_config", action="store_true", help="print the resulting configuration and leave"
+    )
+    for name, section in _SECTIONS.items():
+        summary = (section.__doc__ or "").partition("\n")[0]
+        group = result.add_argument_group(name, summary)
+        group.add_class_arguments(section, name, as_group=False)
+    return result
+
+
+def _check(config: Config, paths: list[str], overridden: Iterable[str] = ()) -> None:
+    """`check`, with where the value came from in front of the message."""
+    try:
+        check(config)
+    except InputError as error:
+        message = str(error)
+        if message.partition(":")[0] in overridden:
+            raise InputError(f"--{message}") from None
+        raise InputError(": ".join([*paths[-1:], message])) from None
+
+
+def _read(path: Path, renamed: list[str]) -> dict[str, Any]:
+    """The values of a YAML file by dotted key, each of its field's type.
+
+    `renamed` gets the place of each key that has another name now.
+    """
+    with reading(path, "a configuration in YAML", "write it again, or restore it from a copy"):
+        return _values(path, _compose(path), renamed)
+
+
+def _compose(path: Path) -> yaml.Node:
+    """The root of a YAML file's nodes."""
+    try:
+        root = yaml_text.compose(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot read the configuration: {error.strerror} (looked in {Path.cwd()}); "
+            "--config names a YAML file"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise InputError(f"{path}, line {line}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if root is None:
+        raise InputError(f"{path}: is empty, expected the sections {', '.join(_SECTIONS)}")
+    return root
+
+
+def _values(path: Path, root: yaml.Node, renamed: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for section, section_node in _items(path, "", root):
+        if section not in _SECTIONS:
+            raise InputError(
+                f"{_at(path, section_node)}: unknown section {nearest(str(section), _KEYS)}"
+            )
+        for name, node in _items(path, section, section_node):
+            key, where = f"{section}.{name}", _at(path, node)
+            if key == old_keys.OLD:
+                renamed.append(f"{where}: {key}")
+                value = old_keys.trackers(renamed[-1], _value(path, key, node))
+                key = old_keys.NEW
+            elif key not in _TYPES:
+                raise InputError(f"{where}: unknown key {nearest(key, _KEYS)}")
+            else:
+                value = _typed(f"{where}: {key}", _value(path, key, node), _TYPES[key])
+            if key in values:
+                raise InputError(f"{where}: {key} is there twice, once as {old_keys.OLD}")
+            values[key] = value
+    return values
+
+
+def _at(path: Path, node: yaml.Node) -> str:
+    return f"{path}, line {node.start_mark.line + 1}"
+
+
+def _items(path: Path, key: str, node: yaml.Node) -> list[tuple[Any, yaml.Node]]:
+    """The keys and nodes of a mapping; a repeated key is an error, as one of the two would go."""
+    if not isinstance(node, yaml.MappingNode):
+        wanted = f"keys of {key}" if key else f"the sections {', '.join(_SECTIONS)}"
+        found = _construct(path, node)
+        raise InputError(
+            f"{_at(path, node)}: {key or 'file'}: found {_show(found)}, expected {wanted}"
+        )
+    items: dict[Any, yaml.Node] = {}
+    for name_node, value_node in node.value:
+        name = _construct(path, name_node)
+        if not isinstance(name, Hashable):
+            raise InputError(f"{_at(path, name_node)}: found {_show(name)}, expected a name")
+        if name in items:
+            full = f"{key}.{name}" if key else name
+            raise InputError(f"{_at(path, name_node)}: {full} is there twice; remove one")
+        items[name] = value_node
+    return list(items.items())
+
+
+def _value(path: Path, key: str, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        return {name: _value(path, f"{key}.{name}", v) for name, v in _items(path, key, node)}
+    return _construct(path, node)
+
+
+def _construct(path: Path, node: yaml.Node) -> Any:
+    try:
+        return yaml_text.Loader("").construct_object(node, deep=True)
+    except yaml.MarkedYAMLError as error:
+        raise InputError(f"{_at(path, node)}: not valid YAML: {error.problem}") from None
+    except ValueError as error:  # such as the date 2020-99-99
+        raise InputError(f"{_at(path, node)}: {error}; put text in quotes") from None
+
+
+def _typed(where: str, value: Any, kind: Any) -> Any:
+    """`value` as a `kind`, or an InputError that begins with `where`."""
+    try:
+        return _convert(value, kind)
+    except (TypeError, OverflowError):  # an integer of 400 digits is no float
+        pass
+    hint = ""
+    with contextlib.suppress(TypeError):
+        _convert([value], kind)
+        hint = f"; write a list, [{_show(value)}]"
+    if not hint and "str" in str(kind) and value is not None:
+        hint = "; put text in quotes where YAML reads it as something else"
+    raise InputError(f"{where}: found {_show(value)}, expected {_describe(kind)}{hint}")
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    """`value` as a `kind`: an integer is a float as well; TypeError where it does not fit."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in _UNIONS:
+        for one in arguments:
+            with contextlib.suppress(TypeError):
+                return _convert(value, one)
+        raise TypeError
+    if origin is list and isinstance(value, list):
+        return [_convert(v, arguments[0]) for v in value]
+    if origin is dict and isinstance(value, dict) and all(isinstance(k, str) for k in value):
+        return value
+    if origin is Literal and isinstance(value, str) and value in arguments:
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is kind and not (kind is str and "\0" in value):  # no name of a file has it
+        return value
+    raise TypeError
+
+
+def _describe(kind: Any) -> str:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in _UNIONS:
+        return " or ".join(map(_describe, arguments))
+    if origin is list:
+        named = {str: "text", int: "whole numbers", float: "numbers"}
+        return f"a list of {named.get(arguments[0]) or ', '.join(get_args(arguments[0]))}"
+    if origin is dict:
+        return "names with values"
+    if origin is Literal:
+        return f"one of {', '.join(arguments)}" if len(arguments) > 1 else arguments[0]
+    return {
+        str: "text",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        types.NoneType: "null",
+    }[kind]
+
+
+def _build(values: dict[str, Any]) -> Config:
+    sections: dict[str, dict[str, Any]] = {name: {} for name in _SECTIONS}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        sections[section][name] = value
+    return Config(**{name: _SECTIONS[name](**given) for name, given in sections.items()})
+
+
+def _explain(message: str) -> str:
+    """The message for what jsonargparse did not understand."""
+    unknown = re.match(r"unrecognized arguments: ([^\s=]*)", message)
+    if unknown and not unknown[1].startswith("-"):
+        return f"unexpected argument {unknown[1]}; options begin with --"
+    if unknown:
+        return f"unknown option {nearest(unknown[1], [f'--{key}' for key in _KEYS])}"
+    key = re.match(r'Parser key "([\w.]+)"', message)
+    match = re.search(r"Given value: (.*)", message) or re.search(r"Got value: (.*)", message)
+    if key is None or key[1] not in _TYPES or match is None:
+        return " ".join(message.split()).replace('Parser key "', "--").replace('":', ":", 1)
+    nested = re.match(r"NestedArg\(key='([\w.]+)'", match[1])
+    if nested:
+        return f"unknown option --{key[1]}.{nested[1]}; {key[1]} has no parts"
+    found = {"None": "null", "True": "true", "False": "false"}.get(match[1], match[1])
+    kind = _TYPES[key[1]]
+    hint = f"; write a list, [{found}]" if "list" in str(kind) and not found.startswith("[") else ""
+    return f"--{key[1]}: found {found}, expected {_describe(kind)}{hint if found != 'null' else ''}"

@@ -1,0 +1,1 @@
+"""What is computed from predictions, and how fast they were made."""

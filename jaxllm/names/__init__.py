@@ -1,0 +1,1 @@
+"""What parameters and config attributes are called elsewhere: one table a family."""

@@ -1,0 +1,167 @@
+"""`jaxllm predict`: JSON lines in, JSON lines out, an answer for every line and in their order.
+
+Lines are read in windows, so that memory is bounded; in a window rows are sorted by length and
+batched into a few static shapes. Where the input pauses, as a conversation over pipes does, the
+lines that are there are answered. A bad line is answered with an error.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from jaxllm.errors import InputError
+from jaxllm.files import writing
+from jaxllm.prediction.lines import LineReader
+
+if TYPE_CHECKING:
+    from jaxllm.prediction.batched import Predictor
+
+logger = logging.getLogger("jaxllm")
+
+WINDOW_BATCHES = 32  # lines held in memory: this many batches
+
+
+def predict(model: str, input: str, output: str, batch_size: int = 32) -> dict[str, int]:
+    """Answers every line of `input` with one line of `output`, in order.
+
+    Args:
+        model: a directory, Hub id or package: with a model of a task that has a predictor.
+        input: a file of JSON lines, `-` = standard input: objects with the text columns that the
+            model was trained with (`jaxllm.json` beside its weights; without that file those that
+            `InputFormat.load` names), or bare strings.
+        output: the file to write, `-` = standard output; an object a line, as the task's predictor
+            says. A bad line: `error` and `line`.
+        batch_size: rows of a batch; rounded up to a multiple of the devices.
+
+    Returns:
+        How many `rows` there were, and of them `errors` and `truncated`.
+
+    Raises:
+        InputError: no such input or model, a model without the head, an unwritable output.
+    """
+    if batch_size < 1:
+        raise InputError(f"--batch_size {batch_size}: expected 1 or more")
+    _check_files(input, output)
+    predictor = load_predictor(model, batch_size)
+    counts = {"rows": 0, "errors": 0, "truncated": 0}
+    # First the input, then the output: of two named pipes the other side has to know the order.
+    size = predictor.batch_sizes[1] * WINDOW_BATCHES
+    with _reader(input, size) as windows, _writer(output) as sink:
+        for window in windows:
+            if not counts["rows"]:
+                window[0] = window[0].removeprefix(b"\xef\xbb\xbf")
+            for answer in predictor.answers(window, first_line=counts["rows"] + 1):
+                counts["rows"] += 1
+                if "error" in answer and not counts["errors"]:
+                    logger.warning("the first error: line %d: %s", counts["rows"], answer["error"])
+                counts["errors"] += "error" in answer
+                counts["truncated"] += "truncated" in answer
+                sink.write(_json(answer, sink.encoding) + "\n")
+            sink.flush()
+    logger.info(
+        "predicted %d rows: %d answered with an error, %d truncated; output: %s",
+        *counts.values(),
+        "standard output" if output == "-" else output,
+    )
+    return counts
+
+
+def _check_files(input: str, output: str) -> None:
+    """Tells a wrong name before a model is loaded. Pipes and devices are files, too."""
+    # os.path: of a name that no file can have these say no, where pathlib raises.
+    if input == "-" and getattr(sys.stdin, "buffer", None) is None:
+        raise InputError("--input -: standard input is closed; give a file of JSON lines")
+    if input != "-" and (os.path.isdir(input) or not os.path.exists(input)):
+        found = "a directory" if os.path.isdir(input) else "no such file"
+        raise InputError(f"--input {input}: {found}; expected a file of JSON lines, or -")
+    if output == "-":
+        if sys.stdout is None:
+            raise InputError("--output -: standard output is closed; give a file to write")
+        return
+    parent = os.path.dirname(output) or "."
+    if os.path.isdir(output) or not os.path.isdir(parent):
+        found = "a directory" if os.path.isdir(output) else f"there is no directory {parent}"
+        raise InputError(f"--output {output}: {found}; expected a file in an existing directory")
+    if input != "-" and os.path.exists(output) and os.path.samefile(input, output):
+        raise InputError(f"--output {output}: this is the input; give another name")
+
+
+def _reader(input: str, size: int) -> LineReader:
+    name = f"--input {input}"
+    if input == "-":
+        stdin = sys.stdin.buffer
+        # Its buffer is locked while a thread waits in it, which ends a process in a fatal error.
+        return LineReader(getattr(stdin, "raw", stdin), name, size, keep_open=True)
+    try:
+        return LineReader(open(input, "rb", buffering=0), name, size)
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read: {error.strerror}") from error
+
+
+def _json(answer: dict[str, Any], encoding: str | None) -> str:
+    """`answer` in one line, in characters that `encoding` has; JSON can spell all others."""
+    line = json.dumps(answer, ensure_ascii=False)
+    try:
+        line.encode(encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(answer)
+    return line
+
+
+@contextlib.contextmanager
+def _writer(output: str) -> Iterator[TextIO]:
+    """Standard output, a pipe or device, or a file that gets its name when it is complete."""
+    if output == "-":
+        yield sys.stdout
+        return
+    with writing(output, "Nothing was changed; make room, or give another --output."):
+        target = Path(output).resolve()  # a link stays, what it points to is replaced
+        if target.exists() and not target.is_file():
+            with open(target, "w", encoding="utf-8") as file:
+                yield file
+            return
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def load_predictor(model: str, batch_size: int) -> "Predictor":
+    """Loads a model onto all devices of this host, batches split over them."""
+    import jax
+
+    from jaxllm.nn.sharding import batch_shards, make_mesh
+    from jaxllm.prediction.batched import SHORTEST_ROW, BatchSizes
+    from jaxllm.prediction.classification import classifier
+    from jaxllm.prediction.embedding import embedder
+    from jaxllm.prediction.masked_lm import filler
+    from jaxllm.prediction.question_answering import Answerer
+    from jaxllm.prediction.token_classification import Tagger
+    from jaxllm.tasks.model import SavedModel, check_batch
+    from jaxllm.tasks.multiple_choice import ChoicePredictor
+
+    predictors: dict[str, Callable[[SavedModel, BatchSizes], Predictor]] = {
+        "sequence-classification": classifier,
+        "token-classification": Tagger.of,
+        "sentence-embedding": embedder,
+        "question-answering": Answerer.of,
+        "multiple-choice": ChoicePredictor.of,
+        "masked-lm": filler,
+        "pretraining": filler,
+    }
+    mesh = make_mesh(devices=jax.local_devices())
+    shards = batch_shards(mesh)
+    saved = SavedModel.load(model, mesh)
+    length = min(SHORTEST_ROW, saved.form.max_length)
+    check_batch("--batch_size", batch_size, length, saved.config, mesh)
+    return predictors[saved.form.task](saved, (shards, -(-batch_size // shards) * shards))

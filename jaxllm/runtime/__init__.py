@@ -1,0 +1,1 @@
+"""What must precede JAX, and what joins processes."""

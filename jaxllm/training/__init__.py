@@ -1,0 +1,1 @@
+"""Pure training: the step, losses, objectives, optimizers."""
