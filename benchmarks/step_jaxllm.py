@@ -14,12 +14,12 @@ from benchmarks.stepping import Batch, JaxSteps, Steps, facts_of_jax, serve
 from benchmarks.texts import BATCHES, GATE_ROWS, Text, digest, row_of_all, texts
 from benchmarks.workloads import StepJob
 from jaxllm import models
+from jaxllm.attention.backends import attention_on
 from jaxllm.config.fields import OptimizerConfig
 from jaxllm.data.packing import Rows, fill_packed, first_fit, one_per_row, slots, starts_of
 from jaxllm.nn.sharding import batch_sharding, make_mesh
 from jaxllm.pretrained import hf
-from jaxllm.tasks.model import attention_on, load_saved
-from jaxllm.tasks.storage import OneModel
+from jaxllm.pretrained.storage import OneModel, load_saved
 from jaxllm.training import losses
 from jaxllm.training.objectives import INPUTS
 from jaxllm.training.optim import make_optimizer

@@ -34,8 +34,9 @@ def train(argv: list[str]) -> int | None:
         raise InputError("data.train: found no file, expected training files, or data.dataset")
     with _work_on(options.run.dir):
         from jaxllm.runs import loop
+        from jaxllm.tasks.build import build
 
-        return _stoppable(options, lambda: loop.train(options))
+        return _stoppable(options, lambda: loop.train(options, build))
 
 
 def glue(argv: list[str]) -> int | None:
@@ -67,10 +68,10 @@ def evaluate(argv: list[str]) -> None:
     options = load(argv, "jaxllm evaluate")
     with _work_on(options.run.dir):
         from jaxllm.runtime import processes
-        from jaxllm.tasks import build
+        from jaxllm.tasks import evaluate as task
 
         with processes.joined(options.mesh.processes):
-            metrics = build.evaluate(options)
+            metrics = task.evaluate(options)
         print(json.dumps(metrics, indent=2))
 
 
@@ -92,9 +93,11 @@ def predict(argv: list[str]) -> int:
     with _work_on(options.output):
         from jaxllm.prediction import predict as task
         from jaxllm.runtime import compile_cache
+        from jaxllm.tasks.registry import TASKS
 
         compile_cache.enable()
-        counts = task.predict(options.model, options.input, options.output, options.batch_size)
+        files = options.input, options.output
+        counts = task.predict(options.model, *files, options.batch_size, kinds=TASKS)
     if counts["rows"] == counts["errors"] > 0:
         raise InputError(
             f"--input {options.input}: not one of its {counts['rows']} lines could be answered. "

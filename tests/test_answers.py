@@ -7,7 +7,7 @@ from jaxllm.config.fields import QAConfig
 from jaxllm.data.squad import Faults, Question, Questions
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.data.windows import WindowEncoder
-from jaxllm.tasks.answers import best_answers
+from jaxllm.prediction.answers import best_answers
 
 CONTEXTS = ["she liked the plot of it , but he never liked the acting at all", "good plot"]
 ASKED = [("who liked it", 0), ("what", 1), ("what was it", 0)]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from answering import predict
 
 from jaxllm.config.fields import (
     Config,
@@ -25,14 +26,14 @@ from jaxllm.data.loader import LoaderState
 from jaxllm.errors import InputError
 from jaxllm.models import Compute
 from jaxllm.nn.sharding import make_mesh
-from jaxllm.prediction.predict import predict
 from jaxllm.pretrained import hf
+from jaxllm.pretrained.labels import label_names, problem_type
+from jaxllm.pretrained.storage import OneModel, load_saved
 from jaxllm.tasks import build as task_build
 from jaxllm.tasks import classification, evaluation
 from jaxllm.tasks.build import build
+from jaxllm.tasks.evaluate import evaluate
 from jaxllm.tasks.evaluation import Evaluator
-from jaxllm.tasks.model import label_names, load_saved, problem_type
-from jaxllm.tasks.storage import OneModel
 from jaxllm.training import losses
 from jaxllm.trees import flatten
 
@@ -232,7 +233,7 @@ def test_evaluate_predict_and_training_agree(base_config, job, saved, files, tmp
     config = change(config, run={"dir": str(tmp_path)}, mesh={"data": 2, "fsdp": 2, "tensor": 2})
     config = change(config, train={"eval_batch_size": 5, "label_smoothing": 0.3})
     with caplog.at_level("INFO", logger="jaxllm"):
-        values = task_build.evaluate(config)
+        values = evaluate(config)
     assert values.keys() == expected.keys()
     for name, value in expected.items():
         assert values[name] == pytest.approx(value, abs=1e-5), name
@@ -350,7 +351,7 @@ def test_several_labels_and_regression(
     model_config = hf.load_config(saved.model.path)
     assert problem_type(model_config) == problem
     assert label_names(model_config) == names
-    assert task_build.evaluate(saved) == pytest.approx(expected, abs=1e-5, nan_ok=True)
+    assert evaluate(saved) == pytest.approx(expected, abs=1e-5, nan_ok=True)
 
 
 def test_pairs_are_learned_by_a_model_of_one_token_type(base_config):
@@ -373,7 +374,7 @@ def test_pretrained_weights_with_a_new_head(base_config, job, trunk):
     other = flatten(build(change(config, train={"seed": 1})).state.params)
     assert not np.array_equal(other["classifier/kernel"], head)
     with pytest.raises(InputError, match="no sequence-classification head"):
-        task_build.evaluate(config)
+        evaluate(config)
 
 
 @pytest.mark.parametrize("train", [{"label_smoothing": 0.2}, {"class_weights": [1.0, 2.0, 5.0]}])
@@ -496,7 +497,7 @@ def test_evaluating_with_what_does_not_fit_is_refused(base_config, saved, job, t
     cases["file/evaluate: Not a directory"] = change(config, run={"dir": str(tmp_path / "file")})
     for message, case in cases.items():
         with pytest.raises(InputError) as error:
-            task_build.evaluate(case)
+            evaluate(case)
         assert message in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -507,7 +508,7 @@ def test_a_foreign_model_takes_the_labels_of_the_config(base_config, job, tmp_pa
     head = "sequence-classification"
     hf.save_pretrained(tmp_path / "model", whole(job, tmp_path / "whole"), foreign, head)
     config = change(base_config, model={"path": str(tmp_path / "model"), "config": {}})
-    values = task_build.evaluate(change(config, run={"dir": str(tmp_path)}))
+    values = evaluate(change(config, run={"dir": str(tmp_path)}))
     assert values["f1/很差"] == job.evaluate(job.state.params)["f1/很差"]
     with pytest.raises(InputError, match="unknown label"):
-        task_build.evaluate(change(config, data={"labels": None}, run={"dir": str(tmp_path)}))
+        evaluate(change(config, data={"labels": None}, run={"dir": str(tmp_path)}))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from answering import predict
 from safetensors.numpy import save_file
 from transformers import BertTokenizer
 
@@ -30,11 +31,11 @@ from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
 from jaxllm.nn.pooling import Pooling
 from jaxllm.nn.sharding import batch_sharding, make_mesh
-from jaxllm.prediction.predict import predict
 from jaxllm.pretrained import hf, sentence_transformers
 from jaxllm.pretrained.sentence_transformers import Settings
 from jaxllm.runs import loop
 from jaxllm.tasks import build, embedding
+from jaxllm.tasks.evaluate import evaluate
 from jaxllm.training import objectives
 
 ST = "sentence_transformers.models"
@@ -333,7 +334,7 @@ def test_dev_metrics_are_those_of_all_pairs(config, tokenizer, rng, monkeypatch)
 
 
 def test_train_evaluate_and_predict(config, tmp_path):
-    loop.train(config)
+    loop.train(config, build.build)
     directory = Path(config.run.dir)
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["train/steps"] == 20
@@ -344,7 +345,7 @@ def test_train_evaluate_and_predict(config, tmp_path):
 
     model = str(directory / "model")
     again = change(config, model={"path": model, "config": {}}, run={"dir": str(tmp_path / "e")})
-    values = build.evaluate(again)
+    values = evaluate(again)
     for name, value in values.items():
         assert summary[f"eval/{name}"] == pytest.approx(value, abs=1e-5)
     rows = read_lines(tmp_path / "e/evaluate/predictions.jsonl")
@@ -548,7 +549,7 @@ def test_a_dense_module_is_trained_and_written_again(config, tiny_bert_dir, tmp_
 
     values = job.evaluate(state.params)
     again = change(started, model={"path": str(tmp_path / "new")})
-    assert build.evaluate(again) == pytest.approx(values, abs=1e-5)
+    assert evaluate(again) == pytest.approx(values, abs=1e-5)
     shutil.rmtree(model / "2_Dense")
     dense(model / "2_Dense", inputs=31)
     with pytest.raises(InputError, match="a Dense of 31 inputs behind vectors of 32 numbers"):

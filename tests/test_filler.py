@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from answering import predict
 from encoders import random_params, tiny_config
 
 from jaxllm import AutoModelForMaskedLM
@@ -13,7 +14,6 @@ from jaxllm.errors import InputError
 from jaxllm.metrics.classification import softmax
 from jaxllm.prediction import masked_lm
 from jaxllm.prediction.inputs import InputFormat
-from jaxllm.prediction.predict import predict
 from jaxllm.pretrained import hf
 
 

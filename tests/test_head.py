@@ -11,11 +11,12 @@ from jaxllm.config.fields import Config, DataConfig, ModelConfig, RunConfig, Tra
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
 from jaxllm.models import Compute, module_parts
-from jaxllm.nn.sharding import make_mesh
+from jaxllm.nn.sharding import make_mesh, place
 from jaxllm.pretrained import hf
-from jaxllm.tasks import build, classification, tokens
+from jaxllm.pretrained.storage import initial_params
+from jaxllm.tasks import classification, tokens
+from jaxllm.tasks.evaluate import evaluate
 from jaxllm.tasks.head import fitted
-from jaxllm.tasks.model import initial_params, place
 from jaxllm.trees import flatten, map_params
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
@@ -80,7 +81,7 @@ def loaded(config, task):
     """The parameters that training begins with, by path."""
     _, abstract = task.model.parts(Compute())
     mesh = make_mesh(devices=jax.devices()[:1])
-    return flatten(initial_params(config, task, place(mesh, abstract)))
+    return flatten(initial_params(task.model, config.model.path, 0, place(mesh, abstract)))
 
 
 def names_of(task):
@@ -309,6 +310,6 @@ def test_a_model_without_a_head_is_not_warned_of(tiny_bert_dir, config_of, token
 
 def test_evaluation_takes_names_in_any_case(nli, config_of, tmp_path):
     config = config_of(nli[0], ROWS)
-    build.evaluate(config)
+    evaluate(config)
     lines = (tmp_path / "run/evaluate/predictions.jsonl").read_text().splitlines()
     assert ['"label": "ENTAILMENT"' in line for line in lines] == [True, False, False]

@@ -17,7 +17,7 @@ from jaxllm.data.sentences import load_sentences
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.data.window_cache import load_windows
 from jaxllm.errors import InputError
-from jaxllm.tasks.build import TASKS
+from jaxllm.tasks.registry import TASKS
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 
@@ -204,7 +204,7 @@ def test_rows_of_a_hub_data_set_are_held_out(tokenizer, tmp_path):
 def test_a_run_has_a_dev_part(data, tiny_bert_dir, caplog):
     rows = [{"text": f"film {i % 20}", "label": i % 2} for i in range(40)]
     made = reading.Config(model=ModelConfig(path=str(tiny_bert_dir)), data=data(rows))
-    task = TASKS["sequence-classification"](made, load_tokenizer(tiny_bert_dir))
+    task = TASKS["sequence-classification"].prepare(made, load_tokenizer(tiny_bert_dir))
     assert len(task.train) == 32
     assert task.evaluator is not None
     assert "have the text of one in data.train" not in caplog.text

@@ -9,18 +9,19 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from answering import load_predictor
 from checkpoints import GOLDEN, load, random_params
 
 import jaxllm
 from jaxllm.config.fields import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
+from jaxllm.data.fit import check_batch
 from jaxllm.errors import InputError
 from jaxllm.models import module_parts
-from jaxllm.nn.sharding import make_mesh
-from jaxllm.prediction.predict import load_predictor
+from jaxllm.nn.sharding import make_mesh, place
 from jaxllm.pretrained import hf
 from jaxllm.runtime import memory
-from jaxllm.tasks.build import build, evaluate
-from jaxllm.tasks.model import check_batch, place
+from jaxllm.tasks.build import build
+from jaxllm.tasks.evaluate import evaluate
 from jaxllm.training.step import init_state
 
 HUGE = 10**9

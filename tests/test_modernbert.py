@@ -11,12 +11,12 @@ from checkpoints import GOLDEN, assert_same, leaves_of, load
 
 from jaxllm import AutoModel, AutoModelForSequenceClassification, auto, models
 from jaxllm.errors import InputError
-from jaxllm.models import apply_fn, module_parts
+from jaxllm.models import FAMILIES, apply_fn, module_parts
 from jaxllm.nn.sharding import make_mesh, parameter_sharding
-from jaxllm.pretrained import FAMILIES, hf
+from jaxllm.pretrained import hf
 from jaxllm.trees import map_params
 
-MODERNBERT = FAMILIES["modernbert"]
+MODERNBERT = FAMILIES["modernbert"].table
 TASKS = list(models.FAMILIES["modernbert"].heads)
 LENGTHS = (11, 1, 9, 3)  # the window is 3 tokens to either side
 # A config as those on the Hub are, written by transformers 4.

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from answering import predict
 
 from jaxllm.config.checks import check
 from jaxllm.config.fields import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
@@ -17,9 +18,9 @@ from jaxllm.data.questions import load_questions
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
 from jaxllm.models.outputs import HeadOutput
-from jaxllm.prediction.predict import predict
 from jaxllm.runs import loop
 from jaxllm.tasks import build
+from jaxllm.tasks.evaluate import evaluate
 from jaxllm.tasks.multiple_choice import by_question
 
 COLUMNS = ["video-id", "sent1", "sent2", *(f"ending{i}" for i in range(4)), "label"]
@@ -211,7 +212,7 @@ def config(files, tiny_bert_dir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(config):
-    return config, loop.train(config)
+    return config, loop.train(config, build.build)
 
 
 def read_lines(path):
@@ -232,7 +233,7 @@ def test_the_saved_model_is_judged_alike(finished):
     config, summary = finished
     model = replace(config.model, path=f"{config.run.dir}/model")
     data = replace(config.data, packing=False)
-    values = build.evaluate(replace(config, model=model, data=data))
+    values = evaluate(replace(config, model=model, data=data))
     assert values["accuracy"] == summary["eval/accuracy"]
     assert values["loss"] == pytest.approx(summary["eval/loss"], rel=1e-5)
 

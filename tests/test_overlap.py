@@ -11,7 +11,7 @@ from jaxllm.data.corpus import Examples, ReadReport
 from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.data.rows import text_hash
 from jaxllm.data.tokenizer import load_tokenizer
-from jaxllm.tasks.build import TASKS
+from jaxllm.tasks.registry import TASKS
 
 
 def examples(*texts, rows):
@@ -121,5 +121,5 @@ def test_every_task_warns_from_the_cache_too(name, tiny_bert_dir, tmp_path, capl
     tokenizer = load_tokenizer(tiny_bert_dir)
     for _ in range(2):
         caplog.clear()
-        TASKS[task](config, tokenizer)
+        TASKS[task].prepare(config, tokenizer)
         assert message in caplog.text

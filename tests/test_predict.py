@@ -13,8 +13,10 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from answering import predict
 
 from jaxllm import AutoModelForSequenceClassification, models
+from jaxllm.data.fit import check_fit
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
 from jaxllm.metrics.classification import sigmoid, softmax
@@ -23,9 +25,7 @@ from jaxllm.prediction import predict as task
 from jaxllm.prediction.batched import EncodedLine, Predictor, Row
 from jaxllm.prediction.batched import run as run_rows
 from jaxllm.prediction.inputs import InputFormat, RowError, parse_line
-from jaxllm.prediction.predict import predict
 from jaxllm.pretrained import hf
-from jaxllm.tasks.model import check_fit
 from jaxllm.trees import map_params
 
 NAMES = ["bad", "fine", "très bien 好"]

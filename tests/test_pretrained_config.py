@@ -13,8 +13,8 @@ from checkpoints import GOLDEN, load
 from encoders import tiny_config
 
 from jaxllm.errors import InputError
-from jaxllm.models import module_parts
-from jaxllm.pretrained import FAMILIES, formats, hf, location
+from jaxllm.models import FAMILIES, module_parts
+from jaxllm.pretrained import formats, hf, location
 
 HUB_ID = "jaxllm-tests/tiny"
 

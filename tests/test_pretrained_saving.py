@@ -16,7 +16,8 @@ from encoders import PAIRS, tiny_config
 from safetensors.numpy import load_file, save_file
 
 from jaxllm.errors import InputError
-from jaxllm.pretrained import FAMILIES, formats, hf, saving
+from jaxllm.models import FAMILIES
+from jaxllm.pretrained import formats, hf, saving
 from jaxllm.trees import map_params
 
 TASK = "sequence-classification"
@@ -31,10 +32,10 @@ def test_saved_is_loaded_again(tmp_path, family, task, weights):
     hf.save_pretrained(target, params, config, task, weights=weights)
     again = load(target, task)
     assert_same(again.params, params)
-    assert again.config.architectures == [FAMILIES[family].architecture(task)]
+    assert again.config.architectures == [FAMILIES[family].table.architecture(task)]
     attributes = json.loads((target / "config.json").read_text())
     assert (attributes["model_type"], attributes["dtype"]) == (family, "float32")
-    prefix = FAMILIES[family].prefix
+    prefix = FAMILIES[family].table.prefix
     bare = not any(name.startswith(prefix) for name in formats.read_tensors(target))
     assert bare == (task == "base")
     assert siblings(target) == ["model"]

@@ -7,6 +7,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from answering import predict
 
 from jaxllm import models
 from jaxllm.config.fields import (
@@ -23,12 +24,12 @@ from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
 from jaxllm.metrics.classification import throughput
 from jaxllm.nn.sharding import make_mesh
-from jaxllm.prediction.predict import predict
 from jaxllm.pretrained import hf
 from jaxllm.runs import loop
 from jaxllm.tasks import build as task_build
-from jaxllm.tasks import pretraining
+from jaxllm.tasks import pretraining, registry
 from jaxllm.tasks.build import build
+from jaxllm.tasks.evaluate import evaluate
 from jaxllm.training import pretraining_objectives
 
 SENTENCE = "the film was good and not bad but great with plot music acting story book"
@@ -103,7 +104,7 @@ TASKS = {"masked-lm": lambda config: config, "pretraining": pairs}
 def test_a_run_from_files_to_a_model_that_is_judged_again(config, task, tmp_path, monkeypatch):
     config = TASKS[task](config)
     monkeypatch.setitem(throughput.PEAK_FLOPS, "cpu", 1e12)
-    summary = loop.train(config)
+    summary = loop.train(config, task_build.build)
     expected = {"loss", "masked_accuracy", "perplexity", "surplus_masks"}
     if task == "pretraining":
         expected |= {"masked_loss", "next_sentence_loss", "next_sentence_accuracy"}
@@ -121,7 +122,7 @@ def test_a_run_from_files_to_a_model_that_is_judged_again(config, task, tmp_path
     saved = change(
         config, model={"path": str(tmp_path / "run/model"), "tokenizer": None, "config": {}}
     )
-    again = task_build.evaluate(saved)
+    again = evaluate(saved)
     assert again["loss"] == pytest.approx(summary["eval/loss"], rel=1e-5)
     report = (tmp_path / "run" / "evaluate" / "report.txt").read_text()
     assert f"masked_accuracy {again['masked_accuracy']:.4f}" in report
@@ -138,7 +139,7 @@ def test_a_run_of_electra_leaves_a_pair_that_is_judged_and_trained_again(config,
     config = electra(config)
     config = change(config, model={"config": {**config.model.config, "generator": sizes}})
     with caplog.at_level("INFO", "jaxllm"):
-        summary = loop.train(config)
+        summary = loop.train(config, task_build.build)
     assert {"eval/replaced_loss", "eval/replaced_accuracy"} <= set(summary)
     parts = summary["eval/masked_loss"] + 50 * summary["eval/replaced_loss"]
     assert summary["eval/loss"] == pytest.approx(parts)
@@ -164,16 +165,16 @@ def test_a_run_of_electra_leaves_a_pair_that_is_judged_and_trained_again(config,
         model={"path": str(directory), "tokenizer": None, "config": {}},
         run={"dir": str(tmp_path / "more")},
     )
-    assert task_build.evaluate(saved)["loss"] == pytest.approx(summary["eval/loss"], rel=1e-5)
+    assert evaluate(saved)["loss"] == pytest.approx(summary["eval/loss"], rel=1e-5)
     job, _ = batch_of(saved)
     assert job.evaluate(job.state.params)["loss"] == pytest.approx(summary["eval/loss"], rel=1e-5)
 
     moved = tmp_path / "elsewhere"
     (directory / "generator").rename(moved)
     with pytest.raises(InputError, match=r"discriminator alone.* as model\.generator"):
-        task_build.evaluate(saved)
+        evaluate(saved)
     apart = change(saved, model={"generator": str(moved)})
-    assert task_build.evaluate(apart)["loss"] == pytest.approx(summary["eval/loss"], rel=1e-5)
+    assert evaluate(apart)["loss"] == pytest.approx(summary["eval/loss"], rel=1e-5)
 
 
 def save_electra(directory, config, head, **sizes):
@@ -228,7 +229,7 @@ def test_electra_replaces_masks_by_samples_and_shares_its_embeddings(config):
     job, batch = batch_of(electra(config))
     params = jax.tree.map(np.array, job.state.params)
     assert set(params["generator"]["embeddings"]) == {"project"}
-    task = task_build.TASKS["pretraining"](electra(config), tokenizer(config))
+    task = registry.TASKS["pretraining"].prepare(electra(config), tokenizer(config))
     apply = models.apply_fn(task.model.parts(models.Compute())[0])
     names = ("input_ids", "segment_ids", "token_type_ids", "head_positions", "labels")
     inputs = {name: batch[name] for name in (*names, "label_weights")}
@@ -263,7 +264,7 @@ def test_electra_replaces_masks_by_samples_and_shares_its_embeddings(config):
 def test_the_loss_of_electra_is_that_of_the_plain_definition(config):
     job, batch = batch_of(electra(config))
     params = jax.tree.map(np.array, job.state.params)
-    task = task_build.TASKS["pretraining"](electra(config), tokenizer(config))
+    task = registry.TASKS["pretraining"].prepare(electra(config), tokenizer(config))
     apply = models.apply_fn(task.model.parts(models.Compute())[0])
     objective = task.objective(apply)
     loss, (metrics, _) = objective(params, task.whole_batch(batch), None)
@@ -285,7 +286,7 @@ def test_it_learns_to_fill_masks(config, tmp_path):
     lines = [" ".join([word] * 20) for word in WORDS]
     for name in ("train.txt", "dev.txt"):
         (tmp_path / name).write_text("\n\n".join(lines))
-    summary = loop.train(change(config, train={"steps": 150, "eval_every": 150}))
+    summary = loop.train(change(config, train={"steps": 150, "eval_every": 150}), task_build.build)
     assert summary["eval/masked_accuracy"] > 0.9
 
 
@@ -299,7 +300,7 @@ def test_the_loss_is_that_of_the_plain_definition(config, task):
     job, batch = batch_of(TASKS[task](config))
     params = jax.tree.map(np.array, job.state.params)
     _, metrics = job.train_step(job.state, batch)
-    model_config = task_build.TASKS[task](TASKS[task](config), tokenizer(config)).model.config
+    model_config = registry.TASKS[task].prepare(TASKS[task](config), tokenizer(config)).model.config
     apply = models.apply_fn(models.module_parts(model_config, task)[0])
     names = ("input_ids", "segment_ids", "token_type_ids", "head_positions", "pooled_positions")
     out = apply(params, **{name: batch[name] for name in names if name in batch})
@@ -362,7 +363,7 @@ def same_step(config, settings):
 def test_stopped_and_taken_up_is_the_same_run(config, tmp_path, monkeypatch):
     steps = {"steps": 6, "save_every": 2, "epochs": 9.0}
     config = change(config, train=steps, data={"mask_unit": "span"})
-    whole = loop.train(config)
+    whole = loop.train(config, task_build.build)
 
     class StopError(Exception):
         pass
@@ -385,7 +386,7 @@ def test_stopped_and_taken_up_is_the_same_run(config, tmp_path, monkeypatch):
 
     with pytest.raises(StopError):
         loop.train(other, failing)
-    again = loop.train(other)
+    again = loop.train(other, task_build.build)
     assert again["eval/loss"] == whole["eval/loss"]
 
 

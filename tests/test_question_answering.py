@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from answering import predict
 
 from jaxllm.config.fields import (
     Config,
@@ -18,9 +19,8 @@ from jaxllm.config.fields import (
 )
 from jaxllm.data.loader import LoaderState
 from jaxllm.errors import InputError
-from jaxllm.prediction.predict import predict
-from jaxllm.tasks import build as task_build
 from jaxllm.tasks.build import build
+from jaxllm.tasks.evaluate import evaluate
 
 WORDS = ["movie", "plot", "story", "good", "bad", "liked", "was", "the", "it", "not", "film"]
 
@@ -130,7 +130,7 @@ def test_metrics_and_predictions_agree(job, report, files):
 def test_packed_and_padded_rows_give_the_same(job, config, report):
     saved = change(config, model={"path": str(report / "model"), "config": {}})
     packed = job.evaluate(job.state.params)
-    padded = task_build.evaluate(
+    padded = evaluate(
         change(saved, data={"packing": False, "buckets": [64]}, run={"dir": str(report / "padded")})
     )
     assert padded == pytest.approx(packed, rel=1e-4)

@@ -10,8 +10,8 @@ PACKAGE = Path(__file__).parent.parent / "jaxllm"
 FLOORS = [
     ["errors"],
     ["files", "trees"],
-    ["config"],
     ["runtime"],
+    ["config"],
     ["nn"],
     ["attention", "names"],
     ["models"],

@@ -13,7 +13,7 @@ from jaxllm.metrics.classification import throughput
 from jaxllm.metrics.flops import effective_length, training_flops_per_token
 from jaxllm.metrics.throughput import StepClock
 from jaxllm.models import Compute, module_parts
-from jaxllm.tasks.storage import ElectraPair
+from jaxllm.pretrained.storage import ElectraPair
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from answering import predict
 from sklearn import metrics as sk
 
 from jaxllm.config.fields import (
@@ -26,12 +27,11 @@ from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
 from jaxllm.metrics.entities import entity_metrics
 from jaxllm.prediction.inputs import InputFormat, RowError
-from jaxllm.prediction.predict import predict
 from jaxllm.prediction.token_classification import parse_words, split_words
 from jaxllm.pretrained import hf
-from jaxllm.tasks import build as task_build
 from jaxllm.tasks import evaluation, tokens
 from jaxllm.tasks.build import build
+from jaxllm.tasks.evaluate import evaluate
 
 FIRST, LAST, PLACES = ["anna", "zoe"], ["lee", "kim"], ["york", "paris"]
 OTHERS = [
@@ -151,7 +151,7 @@ def test_evaluate_agrees_whatever_the_mesh_and_the_batches(trained, saved, base_
         data={"packing": False},
         train={"eval_batch_size": 5, "label_smoothing": 0.3},
     )
-    assert task_build.evaluate(config) == pytest.approx(expected, abs=1e-5)
+    assert evaluate(config) == pytest.approx(expected, abs=1e-5)
     report = (tmp_path / "evaluate" / "report.txt").read_text(encoding="utf-8")
     assert report.startswith(f"model {saved}, 20")
     assert "\n21 rows read, 21 kept\n" in report
@@ -175,9 +175,9 @@ def test_words_without_a_token_count_as_outside(saved, base_config, tmp_path):
     (tmp_path / "dev.conll").write_text(text, encoding="utf-8")
     config = change(base_config, model={"path": saved, "config": {}, "tokenizer": None})
     config = change(config, run={"dir": str(tmp_path)}, data={"dev": [str(tmp_path / "dev.conll")]})
-    whole = task_build.evaluate(config)
+    whole = evaluate(config)
     assert whole["recall"] == pytest.approx(2 / 3)
-    values = task_build.evaluate(change(config, data={"max_length": 7}))  # the an ##n ##a in
+    values = evaluate(change(config, data={"max_length": 7}))  # the an ##n ##a in
     assert values["recall"] == pytest.approx(1 / 3)
     report = (tmp_path / "evaluate" / "report.txt").read_text(encoding="utf-8")
     assert "1 truncated" in report
@@ -277,7 +277,7 @@ def test_entities_of_models_from_elsewhere_may_begin_with_i(saved, tmp_path):
 
 def test_predict_equals_evaluation_and_tells_what_it_cut(saved, base_config, tmp_path):
     config = change(base_config, model={"path": saved, "config": {}, "tokenizer": None})
-    task_build.evaluate(change(config, run={"dir": str(tmp_path)}))
+    evaluate(change(config, run={"dir": str(tmp_path)}))
     lines = read_lines(tmp_path / "evaluate" / "predictions.jsonl")
     long = {"tokens": ["the"] * 70 + ["anna"]}
     answers, counts = run_predict(
@@ -319,7 +319,7 @@ def renamed(saved, directory, names, **form):
 def test_plain_tags_are_judged_word_by_word(saved, base_config, tmp_path):
     config = change(base_config, model={"path": saved, "config": {}, "tokenizer": None})
     config = change(config, model={"tags": "plain"}, run={"dir": str(tmp_path)})
-    values = task_build.evaluate(config)
+    values = evaluate(config)
     lines = read_lines(tmp_path / "evaluate" / "predictions.jsonl")
     truth = [tag for line in lines for tag in line["tags"]]
     predicted = [tag for line in lines for tag in line["predicted"]]
@@ -334,7 +334,7 @@ def test_plain_tags_are_judged_word_by_word(saved, base_config, tmp_path):
     report = (tmp_path / "evaluate" / "report.txt").read_text(encoding="utf-8")
     assert [line.split()[0] for line in report.splitlines()[-6:]] == ["tag", *NAMES]
     # A word that was cut off has no predicted tag, which is wrong.
-    cut = task_build.evaluate(change(config, data={"max_length": 7}))
+    cut = evaluate(change(config, data={"max_length": 7}))
     lines = read_lines(tmp_path / "evaluate" / "predictions.jsonl")
     hits = [a == b for x in lines for a, b in zip(x["tags"], x["predicted"], strict=True)]
     assert cut["accuracy"] == pytest.approx(np.mean(hits))
@@ -354,14 +354,14 @@ def test_words_without_a_tag_are_not_judged(saved, base_config, tmp_path):
     (tmp_path / "dev.jsonl").write_text(text)
     config = change(base_config, model={"path": saved, "config": {}, "tokenizer": None})
     config = change(config, data={"dev": [str(tmp_path / "dev.jsonl")]}, run={"dir": str(tmp_path)})
-    values = task_build.evaluate(config)
+    values = evaluate(config)
     assert (values["recall"], values["precision"]) == (1, 1)  # not 2 of 3, as anna is thrice there
     report = (tmp_path / "evaluate" / "report.txt").read_text(encoding="utf-8")
     assert "6 words, of them 0 without a token" in report
     assert [
         line["tags"] for line in read_lines(tmp_path / "evaluate" / "predictions.jsonl")
     ] == rows
-    plain = task_build.evaluate(change(config, model={"tags": "plain"}))
+    plain = evaluate(change(config, model={"tags": "plain"}))
     assert plain["accuracy"] == 1
 
 
@@ -418,11 +418,11 @@ def test_evaluation_remembers_what_the_tags_mean(saved, base_config, tmp_path):
     config = change(base_config, model={"path": saved, "config": {}, "tokenizer": None})
     config = change(config, run={"dir": str(tmp_path)}, train={"metric": None})
     plain = renamed(saved, tmp_path / "plain", NAMES, tags="plain")
-    assert "f1_macro" in task_build.evaluate(change(config, model={"path": plain}))
-    assert "f1" in task_build.evaluate(change(config, model={"path": plain, "tags": "entities"}))
+    assert "f1_macro" in evaluate(change(config, model={"path": plain}))
+    assert "f1" in evaluate(change(config, model={"path": plain, "tags": "entities"}))
     other = renamed(saved, tmp_path / "other", NAMES, tags="some")
     with pytest.raises(InputError, match=r"tags: found 'some', expected \['auto', 'entities'"):
-        task_build.evaluate(change(config, model={"path": other}))
+        evaluate(change(config, model={"path": other}))
 
 
 def test_bare_types_of_models_from_elsewhere_are_entities(saved, tmp_path):
@@ -495,8 +495,8 @@ def test_a_model_whose_labels_are_no_tags_is_refused(saved, base_config, tmp_pat
     (path / "config.json").write_text(json.dumps(description | {"num_labels": 5}))
     config = change(base_config, model={"path": str(path), "config": {}, "tokenizer": None})
     with pytest.raises(InputError, match="the labels: found LABEL_0"):
-        task_build.evaluate(change(config, run={"dir": str(tmp_path)}))
+        evaluate(change(config, run={"dir": str(tmp_path)}))
     with pytest.raises(InputError, match=r"the model's labels \(id2label\): found LABEL_0"):
         run_predict(str(path), [], tmp_path)
     named = change(config, run={"dir": str(tmp_path)}, data={"labels": NAMES})
-    assert task_build.evaluate(named)["f1"] > 0.95
+    assert evaluate(named)["f1"] > 0.95

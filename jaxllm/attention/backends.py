@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxllm.attention import blocked
@@ -246,3 +247,21 @@ def make_attend(
             "model.attention: xla"
         )
     return attend
+
+
+def attention_on(name: str, mesh: Mesh) -> str:
+    """The name in ATTENDS that `name`, a value of model.attention, has on the mesh's devices.
+
+    Raises:
+        InputError: it does not run there.
+    """
+    here = mesh.devices.flat[0].platform
+    if name == "auto":
+        return "blocked" if here == "cpu" else "xla"
+    needed = ATTENDS[name].platform
+    if needed not in (None, here):
+        raise InputError(
+            f"model.attention: {name} runs on a {str(needed).upper()}, and JAX found a "
+            f"{here.upper()}; set model.attention: auto"
+        )
+    return name

@@ -12,7 +12,7 @@ from jaxllm.models.compute import Compute
 from jaxllm.models.family import Family
 from jaxllm.models.model import Graph, Model, Params
 
-__all__ = ["FAMILIES", "Compute", "Family", "Graph", "Model", "Params"]
+__all__ = ["FAMILIES", "Apply", "Compute", "Family", "Graph", "Model", "Params"]
 
 FAMILIES: dict[str, Family] = {  # by transformers' model_type
     "bert": bert.FAMILY,
@@ -20,9 +20,10 @@ FAMILIES: dict[str, Family] = {  # by transformers' model_type
     "electra": electra.FAMILY,
     "modernbert": modernbert_heads.FAMILY,
     "roberta": roberta.FAMILY,
-    "xlm-roberta": roberta.FAMILY,
+    "xlm-roberta": roberta.XLM_FAMILY,
 }
 PLAIN = Compute()
+Apply = Callable[..., Any]  # f(params, **inputs) -> a model's output
 
 
 def family_of(config: Any) -> Family:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllm.errors import InputError
+from jaxllm.models import FAMILIES
 from jaxllm.names.attributes import BOOKKEEPING, nearest
-from jaxllm.pretrained import FAMILIES
 
 DTYPES = ("float32", "bfloat16")
 # transformers' keyword -> what to do here
@@ -41,7 +41,8 @@ def check_keywords(
     """
     known, expected = set(arguments), ", ".join(arguments)
     if attributes:
-        known |= BOOKKEEPING.union(*(family.attributes.effective for family in FAMILIES.values()))
+        tables = [family.table for family in FAMILIES.values()]
+        known |= BOOKKEEPING.union(*(table.attributes.effective for table in tables))
         known -= _INSTEAD.keys()
         expected += " or an attribute of the model's config"
     for name in given:

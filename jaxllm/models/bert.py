@@ -13,6 +13,7 @@ from jaxllm.models.blocks import gather_tokens
 from jaxllm.models.encoder import Encoder, encoder_family
 from jaxllm.models.outputs import PretrainingOutput
 from jaxllm.models.spec import EncoderSpec, Layers, head_dropout
+from jaxllm.names.bert import BERT
 from jaxllm.nn.layers import Key
 
 
@@ -88,4 +89,4 @@ HEADS = {
     "question-answering": heads.QuestionAnswering,
     "multiple-choice": heads.MultipleChoice,
 }
-FAMILY = encoder_family(spec, HEADS)
+FAMILY = encoder_family(spec, HEADS, BERT)

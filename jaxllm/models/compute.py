@@ -6,6 +6,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+
+from jaxllm.attention.backends import attention_on
+from jaxllm.config.fields import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -26,3 +30,13 @@ class Compute:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
+
+
+def computation(model: ModelConfig, mesh: Mesh) -> Compute:
+    """How the model is computed on the mesh's devices.
+
+    Raises:
+        InputError: attention that does not run on the mesh's devices.
+    """
+    attention = attention_on(model.attention, mesh)
+    return Compute(model.dtype, attention, model.remat, model.unroll)

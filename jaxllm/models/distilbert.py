@@ -10,6 +10,7 @@ from jaxllm.models import heads
 from jaxllm.models.encoder import encoder_family
 from jaxllm.models.family import POSITIONS
 from jaxllm.models.spec import EncoderSpec
+from jaxllm.names.distilbert import DISTILBERT
 
 
 def spec(config: Any) -> EncoderSpec:
@@ -38,4 +39,4 @@ HEADS = {
     "question-answering": heads.QuestionAnswering,
     "multiple-choice": heads.MultipleChoice,
 }
-FAMILY = encoder_family(spec, HEADS, ids=POSITIONS)
+FAMILY = encoder_family(spec, HEADS, DISTILBERT, ids=POSITIONS)

@@ -19,6 +19,7 @@ from jaxllm.models.compute import Compute
 from jaxllm.models.encoder import encoder_family
 from jaxllm.models.outputs import ReplacedTokenOutput
 from jaxllm.models.spec import EncoderSpec, Layers, head_dropout
+from jaxllm.names.electra import ELECTRA
 from jaxllm.nn.layers import ACTIVATIONS, Key, split_key
 
 SHARED_TABLES = ("word", "position", "token_type", "norm")  # of the embeddings of both
@@ -103,7 +104,7 @@ HEADS = {
     "question-answering": heads.QuestionAnswering,
     "multiple-choice": heads.MultipleChoice,
 }
-FAMILY = encoder_family(spec, HEADS)
+FAMILY = encoder_family(spec, HEADS, ELECTRA)
 
 
 class Joint(nnx.Module):

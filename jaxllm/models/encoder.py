@@ -17,6 +17,7 @@ from jaxllm.models.compute import Compute
 from jaxllm.models.family import POSITIONS, TYPES, Family
 from jaxllm.models.outputs import EncoderOutput
 from jaxllm.models.spec import EncoderSpec, Layers
+from jaxllm.names.table import Table
 from jaxllm.nn.layers import ACTIVATIONS, Key, dropout, split_key
 from jaxllm.nn.sharding import constrain
 
@@ -204,6 +205,7 @@ class Encoder(Stack):
 def encoder_family(
     spec: Callable[[Any], EncoderSpec],
     heads: Mapping[str, Callable[..., nnx.Module]],
+    table: Table,
     *,
     ids: Mapping[str, str] = POSITIONS | TYPES,
 ) -> Family:
@@ -215,4 +217,5 @@ def encoder_family(
         max_tokens=lambda config: spec(config).max_tokens,
         windows=lambda config: [math.inf] * config.num_hidden_layers,
         ids={"input_ids": "vocab_size", **ids},
+        table=table,
     )

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxllm.errors import InputError
 from jaxllm.models.compute import Compute
 from jaxllm.models.model import Model
+from jaxllm.names.table import Table
 
 POSITIONS = {"position_ids": "max_position_embeddings"}
 TYPES = {"token_type_ids": "type_vocab_size"}
@@ -24,7 +25,8 @@ class Family:
         heads: task -> (spec, layers) to what the model ends in; "base" is the model without a head.
         max_tokens: a config to the tokens of the longest example that there are positions for.
         windows: a config to how many tokens a token sees at most, of each layer; infinite: all.
-        ids: inputs that are rows of a table, and the config attribute with the rows it has.
+        ids: inputs that are rows of an embedding, and the config attribute with the rows it has.
+        table: what its parameters and config attributes are called in checkpoints.
     """
 
     spec: Callable[[Any], Any]
@@ -33,6 +35,7 @@ class Family:
     max_tokens: Callable[[Any], int]
     windows: Callable[[Any], list[float]]
     ids: Mapping[str, str]
+    table: Table
 
     def model(self, config: Any, task: str, compute: Compute, rngs: nnx.Rngs) -> Model:
         """The model of a config and a task, with random parameters drawn from `rngs`."""

@@ -12,6 +12,7 @@ from jaxllm.models.family import Family
 from jaxllm.models.modernbert import ModernBertEncoder, ModernBertSpec, spec, windows
 from jaxllm.models.outputs import EncoderOutput
 from jaxllm.models.spec import Layers
+from jaxllm.names.modernbert import MODERNBERT
 from jaxllm.nn.layers import ACTIVATIONS, Embed, Key, add_bias, dropout
 
 
@@ -130,4 +131,5 @@ FAMILY = Family(
     max_tokens=lambda config: config.max_position_embeddings,
     windows=windows,
     ids={"input_ids": "vocab_size"},
+    table=MODERNBERT,
 )

@@ -10,6 +10,7 @@ from jaxllm.errors import InputError
 from jaxllm.models import heads
 from jaxllm.models.encoder import encoder_family
 from jaxllm.models.spec import EncoderSpec, head_dropout
+from jaxllm.names.roberta import ROBERTA, XLM_ROBERTA
 
 
 def spec(config: Any) -> EncoderSpec:
@@ -39,4 +40,5 @@ HEADS = {
     "question-answering": heads.QuestionAnswering,
     "multiple-choice": heads.MultipleChoice,
 }
-FAMILY = encoder_family(spec, HEADS)
+FAMILY = encoder_family(spec, HEADS, ROBERTA)
+XLM_FAMILY = encoder_family(spec, HEADS, XLM_ROBERTA)

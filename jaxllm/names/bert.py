@@ -1,7 +1,7 @@
 """BERT's names: ours, and those of transformers' checkpoints (PyTorch and Flax), in one table."""
 
 from jaxllm.names.attributes import ENCODER_REQUIRED, Attributes
-from jaxllm.names.table import Family, Module
+from jaxllm.names.table import Module, Table
 
 
 def encoder_modules(prefix: str) -> tuple[Module, ...]:
@@ -43,7 +43,7 @@ ATTRIBUTES = Attributes(
     activations=frozenset({"hidden_act"}),
     required=ENCODER_REQUIRED,
 )
-BERT = Family(
+BERT = Table(
     modules=(
         *encoder_modules("bert"),
         Module("pooler", "bert.pooler.dense", "dense"),

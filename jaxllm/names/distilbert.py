@@ -1,11 +1,11 @@
 """DistilBERT's names. What transformers calls its pre_classifier is a pooler here."""
 
 from jaxllm.names.attributes import ENCODER_REQUIRED, Attributes
-from jaxllm.names.table import Family, Module
+from jaxllm.names.table import Module, Table
 
 _LAYER = "distilbert.transformer.layer.{}"
 
-DISTILBERT = Family(
+DISTILBERT = Table(
     modules=(
         Module("embeddings/word", "distilbert.embeddings.word_embeddings", "embedding"),
         Module("embeddings/position", "distilbert.embeddings.position_embeddings", "embedding"),

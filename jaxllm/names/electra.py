@@ -1,9 +1,9 @@
 """ELECTRA's names, of generators and discriminators. Its sequence summary is a pooler here."""
 
 from jaxllm.names.bert import ATTRIBUTES, encoder_modules
-from jaxllm.names.table import Family, Module
+from jaxllm.names.table import Module, Table
 
-ELECTRA = Family(
+ELECTRA = Table(
     modules=(
         *encoder_modules("electra"),
         Module("embeddings/project", "electra.embeddings_project", "dense"),

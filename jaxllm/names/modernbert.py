@@ -3,7 +3,7 @@
 from typing import Any
 
 from jaxllm.names.attributes import Attributes
-from jaxllm.names.table import Family, Module
+from jaxllm.names.table import Module, Table
 from jaxllm.names.values import is_above_zero
 
 # What the modules read, or what is checked below.
@@ -84,7 +84,7 @@ ATTRIBUTES = Attributes(
 )
 _LAYER = "model.layers.{}"
 
-MODERNBERT = Family(
+MODERNBERT = Table(
     modules=(
         Module("embeddings/word", "model.embeddings.tok_embeddings", "embedding"),
         Module("embeddings/norm", "model.embeddings.norm", "norm"),

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from jaxllm.names.bert import ATTRIBUTES, encoder_modules
-from jaxllm.names.table import Family, Module
+from jaxllm.names.table import Module, Table
 
-ROBERTA = Family(
+ROBERTA = Table(
     modules=(
         *encoder_modules("roberta"),
         Module("pooler", "roberta.pooler.dense", "dense"),

@@ -115,7 +115,7 @@ def join(parts: dict[int, np.ndarray], *, flax: bool) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Family:
+class Table:
     """One model type's table, and what its checkpoints of all ages need to be read by it."""
 
     modules: tuple[Module, ...]

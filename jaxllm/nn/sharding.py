@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxllm.errors import InputError
-from jaxllm.trees import path_name
+from jaxllm.trees import map_params, path_name
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -182,3 +182,13 @@ def constrain(x: jax.Array, letters: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(
         x, P(*(ACTIVATION_AXES.get(letter) for letter in letters))
     )
+
+
+def place(mesh: Mesh, abstract: Any) -> Any:
+    """The abstract parameters with their shardings."""
+
+    def leaf(path: str, x: Any) -> jax.ShapeDtypeStruct:
+        sharding = parameter_sharding(mesh, path, x.shape)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return map_params(leaf, abstract)

@@ -6,8 +6,9 @@ import numpy as np
 
 from jaxllm.metrics.classification import THRESHOLD, probabilities
 from jaxllm.prediction.batched import BatchSizes
+from jaxllm.prediction.saved import SavedModel
 from jaxllm.prediction.texts import TextPredictor
-from jaxllm.tasks.model import SavedModel, label_names, problem_type
+from jaxllm.pretrained.labels import label_names, problem_type
 
 
 def classifier(model: SavedModel, batch_sizes: BatchSizes) -> TextPredictor:

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxllm.models import Apply
 from jaxllm.nn.pooling import Pooling
 from jaxllm.prediction.batched import BatchSizes
 from jaxllm.prediction.classification import short
+from jaxllm.prediction.saved import SavedModel
 from jaxllm.prediction.texts import TextPredictor
 from jaxllm.pretrained import sentence_transformers
 from jaxllm.pretrained.sentence_transformers import Settings
-from jaxllm.tasks.model import SavedModel
-from jaxllm.training.objectives import Apply
 
 
 def embedder(model: SavedModel, batch_sizes: BatchSizes) -> TextPredictor:

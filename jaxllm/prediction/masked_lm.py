@@ -8,12 +8,12 @@ import numpy as np
 
 from jaxllm.data.tokenizer import vocabulary_size
 from jaxllm.errors import InputError
+from jaxllm.models import Apply
 from jaxllm.prediction.batched import BatchSizes
 from jaxllm.prediction.classification import short
 from jaxllm.prediction.inputs import RowError
+from jaxllm.prediction.saved import SavedModel
 from jaxllm.prediction.texts import TextPredictor
-from jaxllm.tasks.model import SavedModel
-from jaxllm.training.objectives import Apply
 
 CANDIDATES = 5  # of a mask
 

@@ -10,23 +10,26 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from jaxllm.errors import InputError
 from jaxllm.files import writing
 from jaxllm.prediction.lines import LineReader
 
 if TYPE_CHECKING:
-    from jaxllm.prediction.batched import Predictor
+    from jaxllm.prediction.batched import BatchSizes, Predictor
+    from jaxllm.prediction.saved import SavedModel
 
 logger = logging.getLogger("jaxllm")
 
 WINDOW_BATCHES = 32  # lines held in memory: this many batches
 
 
-def predict(model: str, input: str, output: str, batch_size: int = 32) -> dict[str, int]:
+def predict(
+    model: str, input: str, output: str, batch_size: int = 32, *, kinds: "Mapping[str, Kind]"
+) -> dict[str, int]:
     """Answers every line of `input` with one line of `output`, in order.
 
     Args:
@@ -37,6 +40,7 @@ def predict(model: str, input: str, output: str, batch_size: int = 32) -> dict[s
         output: the file to write, `-` = standard output; an object a line, as the task's predictor
             says. A bad line: `error` and `line`.
         batch_size: rows of a batch; rounded up to a multiple of the devices.
+        kinds: tasks by name.
 
     Returns:
         How many `rows` there were, and of them `errors` and `truncated`.
@@ -47,7 +51,7 @@ def predict(model: str, input: str, output: str, batch_size: int = 32) -> dict[s
     if batch_size < 1:
         raise InputError(f"--batch_size {batch_size}: expected 1 or more")
     _check_files(input, output)
-    predictor = load_predictor(model, batch_size)
+    predictor = load_predictor(model, batch_size, kinds)
     counts = {"rows": 0, "errors": 0, "truncated": 0}
     # First the input, then the output: of two named pipes the other side has to know the order.
     size = predictor.batch_sizes[1] * WINDOW_BATCHES
@@ -136,32 +140,30 @@ def _writer(output: str) -> Iterator[TextIO]:
             temporary.unlink(missing_ok=True)
 
 
-def load_predictor(model: str, batch_size: int) -> "Predictor":
-    """Loads a model onto all devices of this host, batches split over them."""
+class Kind(Protocol):
+    """What prediction needs to know of a task; `tasks.registry.TASKS` has one for each."""
+
+    @property
+    def head(self) -> str: ...
+    @property
+    def predictor(self) -> "Callable[[SavedModel, BatchSizes], Predictor]": ...
+
+
+def load_predictor(model: str, batch_size: int, kinds: Mapping[str, Kind]) -> "Predictor":
+    """Loads a model onto all devices of this host, batches split over them.
+
+    kinds: by the names of tasks.
+    """
     import jax
 
+    from jaxllm.data.fit import check_batch
     from jaxllm.nn.sharding import batch_shards, make_mesh
-    from jaxllm.prediction.batched import SHORTEST_ROW, BatchSizes
-    from jaxllm.prediction.classification import classifier
-    from jaxllm.prediction.embedding import embedder
-    from jaxllm.prediction.masked_lm import filler
-    from jaxllm.prediction.question_answering import Answerer
-    from jaxllm.prediction.token_classification import Tagger
-    from jaxllm.tasks.model import SavedModel, check_batch
-    from jaxllm.tasks.multiple_choice import ChoicePredictor
+    from jaxllm.prediction.batched import SHORTEST_ROW
+    from jaxllm.prediction.saved import SavedModel
 
-    predictors: dict[str, Callable[[SavedModel, BatchSizes], Predictor]] = {
-        "sequence-classification": classifier,
-        "token-classification": Tagger.of,
-        "sentence-embedding": embedder,
-        "question-answering": Answerer.of,
-        "multiple-choice": ChoicePredictor.of,
-        "masked-lm": filler,
-        "pretraining": filler,
-    }
     mesh = make_mesh(devices=jax.local_devices())
     shards = batch_shards(mesh)
-    saved = SavedModel.load(model, mesh)
+    saved = SavedModel.load(model, mesh, {name: kind.head for name, kind in kinds.items()})
     length = min(SHORTEST_ROW, saved.form.max_length)
     check_batch("--batch_size", batch_size, length, saved.config, mesh)
-    return predictors[saved.form.task](saved, (shards, -(-batch_size // shards) * shards))
+    return kinds[saved.form.task].predictor(saved, (shards, -(-batch_size // shards) * shards))

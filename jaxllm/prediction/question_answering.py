@@ -9,11 +9,11 @@ import numpy as np
 from jaxllm.config.fields import QAConfig
 from jaxllm.data.squad import Faults, Question, Questions
 from jaxllm.data.windows import WindowEncoder, Windows
+from jaxllm.prediction.answers import best_answers
 from jaxllm.prediction.batched import BatchSizes, EncodedLine, Predictor, Row
 from jaxllm.prediction.classification import short
 from jaxllm.prediction.inputs import RowError, parse_line
-from jaxllm.tasks.answers import best_answers
-from jaxllm.tasks.model import SavedModel
+from jaxllm.prediction.saved import SavedModel
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxllm.data.tokenizer import Encoded, Encoder
 from jaxllm.prediction.batched import BatchSizes, EncodedLine, Predictor, Row
 from jaxllm.prediction.inputs import InputFormat, RowError, parse_line
-from jaxllm.tasks.model import SavedModel
+from jaxllm.prediction.saved import SavedModel
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from jaxllm.metrics.classification import softmax
 from jaxllm.prediction.batched import BatchSizes, EncodedLine, Predictor
 from jaxllm.prediction.classification import short
 from jaxllm.prediction.inputs import InputFormat, RowError, column, parse_object
+from jaxllm.prediction.saved import SavedModel
 from jaxllm.prediction.texts import no_tokens, rows_of
+from jaxllm.pretrained.labels import label_names
 from jaxllm.pretrained.saving import INPUT_FILE
-from jaxllm.tasks.model import SavedModel, label_names
 
 # Han, kana: scripts without spaces, of which each character is a word, as in Chinese CoNLL files.
 _CHARACTER = "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"

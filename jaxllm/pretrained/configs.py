@@ -7,8 +7,8 @@ import jax
 
 from jaxllm import files
 from jaxllm.errors import InputError
+from jaxllm.models import FAMILIES
 from jaxllm.names.values import are_names, problems
-from jaxllm.pretrained import FAMILIES
 from jaxllm.runtime import memory, no_torch
 
 
@@ -32,7 +32,7 @@ def check_attributes(attributes: dict[str, Any], where: str) -> None:
             f"{where}: model_type={model_type!r:.80}, a checkpoint of another architecture; "
             f"implemented: {', '.join(FAMILIES)}"
         )
-    FAMILIES[model_type].attributes.check(attributes, where)
+    FAMILIES[model_type].table.attributes.check(attributes, where)
 
 
 def check_config(config: Any, where: str) -> None:
@@ -122,6 +122,6 @@ def _merge(attributes: dict[str, Any], overrides: dict[str, Any]) -> dict[str, A
 def _model_type(architectures: Any) -> dict[str, str]:
     """{"model_type": …} of the model type whose classes `architectures` names; empty if none."""
     for model_type, family in FAMILIES.items():
-        if are_names(architectures) and any(map(family.is_class, architectures)):
+        if are_names(architectures) and any(map(family.table.is_class, architectures)):
             return {"model_type": model_type}
     return {}

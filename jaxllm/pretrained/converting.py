@@ -12,8 +12,9 @@ import numpy as np
 
 from jaxllm import models
 from jaxllm.errors import InputError
-from jaxllm.names.table import Family
-from jaxllm.pretrained import FAMILIES, loading, saving, sentence_transformers
+from jaxllm.models import family_of
+from jaxllm.names.table import Table
+from jaxllm.pretrained import loading, saving, sentence_transformers
 from jaxllm.pretrained.configs import make_config, read_config
 from jaxllm.pretrained.formats import read_tensors
 from jaxllm.pretrained.location import resolve
@@ -47,25 +48,23 @@ def convert(source: str | Path, target: str | Path, weights: str) -> ConvertRepo
     directory = resolve(source)
     attributes = read_config(directory)
     config = make_config(attributes, str(directory / "config.json"))
-    family = FAMILIES[config.model_type]
+    table = family_of(config).table
     tensors = read_tensors(directory)
-    sources = loading.gather(family, tensors, directory)
-    loading.merge_tied(family, sources, directory, check=True)
-    unknown = sorted(s.name for name, s in sources.items() if family.leaf_of(name) is None)
+    sources = loading.gather(table, tensors, directory)
+    loading.merge_tied(table, sources, directory, check=True)
+    unknown = sorted(s.name for name, s in sources.items() if table.leaf_of(name) is None)
     if unknown:
         raise InputError(
             f"{directory}: tensors that are in no {config.model_type} model known here: "
             f"{', '.join(unknown)}; they cannot be converted"
         )
     architecture = next(iter(attributes.get("architectures") or ()), None)
-    task = _task(family, config, architecture, sources)
-    architecture = architecture or family.architecture(task)
+    task = _task(table, config, architecture, sources)
+    architecture = architecture or table.architecture(task)
 
     def fill(temporary: Path) -> None:
         arrays = {
-            _stored_name(family, name, weights, architecture): _stored_array(
-                family, name, s, weights
-            )
+            _stored_name(table, name, weights, architecture): _stored_array(table, name, s, weights)
             for name, s in sources.items()
         }
         described = {**attributes, "model_type": config.model_type, "architectures": [architecture]}
@@ -77,8 +76,8 @@ def convert(source: str | Path, target: str | Path, weights: str) -> ConvertRepo
         )
         saving.copy_files(directory, temporary, beside)
         saving.write_weights(temporary, arrays, weights, saving.MAX_SHARD_BYTES)
-        _verify_tensors(family, sources, temporary)
-        _verify_outputs(family, config, task, directory, temporary)
+        _verify_tensors(table, sources, temporary)
+        _verify_outputs(table, config, task, directory, temporary)
 
     saving.write_directory(Path(target), fill, replace=False)
     kept = {source.name for source in sources.values()}
@@ -95,15 +94,15 @@ def convert(source: str | Path, target: str | Path, weights: str) -> ConvertRepo
     return ConvertReport(architecture, len(sources), dropped, task)
 
 
-def _task(family: Family, config: Any, architecture: str | None, names: Iterable[str]) -> str:
+def _task(table: Table, config: Any, architecture: str | None, names: Iterable[str]) -> str:
     """The task of transformers' class `architecture`; where the config names none, of the tensors.
 
     "base", which every checkpoint has the tensors of, for a class that there is no module for.
     """
-    tasks = models.family_of(config).heads
+    tasks = family_of(config).heads
     if architecture is not None:
-        return next((task for task in tasks if family.architecture(task) == architecture), "base")
-    leaves = (family.leaf_of(name) for name in names)
+        return next((task for task in tasks if table.architecture(task) == architecture), "base")
+    leaves = (table.leaf_of(name) for name in names)
     paths = {leaf.path for leaf in leaves if leaf is not None}
 
     def is_whole(task: str) -> bool:
@@ -117,13 +116,13 @@ def _task(family: Family, config: Any, architecture: str | None, names: Iterable
     return next(filter(is_whole, tasks), "base")
 
 
-def _stored_name(family: Family, name: str, weights: str, architecture: str) -> str:
-    stored = family.flax_name(name) if weights == "flax" else name
-    return family.bare(stored) if architecture == family.architecture("base") else stored
+def _stored_name(table: Table, name: str, weights: str, architecture: str) -> str:
+    stored = table.flax_name(name) if weights == "flax" else name
+    return table.bare(stored) if architecture == table.architecture("base") else stored
 
 
-def _stored_array(family: Family, name: str, source: loading.Source, weights: str) -> np.ndarray:
-    leaf, array = family.leaf_of(name), source.tensor.read()
+def _stored_array(table: Table, name: str, source: loading.Source, weights: str) -> np.ndarray:
+    leaf, array = table.leaf_of(name), source.tensor.read()
     is_kernel = leaf is not None and leaf.inputs is not None
     return array.T if is_kernel and source.flax != (weights == "flax") else array
 
@@ -132,8 +131,8 @@ def _as_torch(source: loading.Source) -> np.ndarray:
     return source.tensor.read().T if source.flax else source.tensor.read()
 
 
-def _verify_tensors(family: Family, sources: dict[str, loading.Source], written: Path) -> None:
-    again = loading.gather(family, read_tensors(written), written)
+def _verify_tensors(table: Table, sources: dict[str, loading.Source], written: Path) -> None:
+    again = loading.gather(table, read_tensors(written), written)
     different = sorted(sources.keys() ^ again.keys())
     for name in sources.keys() & again.keys():
         old, new = _as_torch(sources[name]), _as_torch(again[name])
@@ -143,7 +142,7 @@ def _verify_tensors(family: Family, sources: dict[str, loading.Source], written:
         raise InputError(f"converted tensors differ from their sources: {', '.join(different)}")
 
 
-def _verify_outputs(family: Family, config: Any, task: str, source: Path, written: Path) -> None:
+def _verify_outputs(table: Table, config: Any, task: str, source: Path, written: Path) -> None:
     graphdef, abstract = models.module_parts(config, task)
     rng = np.random.default_rng(0)
     T = min(16, models.max_tokens(config))
@@ -151,7 +150,7 @@ def _verify_outputs(family: Family, config: Any, task: str, source: Path, writte
     run = jax.jit(models.apply_fn(graphdef))
 
     def outputs(directory: Path) -> list[np.ndarray]:
-        params, _ = loading.load(family, read_tensors(directory), abstract, directory, init)
+        params, _ = loading.load(table, read_tensors(directory), abstract, directory, init)
         return [np.asarray(x) for x in jax.tree.leaves(run(params, input_ids=input_ids))]
 
     def init(path: str) -> np.ndarray:  # the pooler of a checkpoint without one, on both sides

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from jaxllm.errors import InputError
-from jaxllm.models import module_parts
+from jaxllm.models import family_of, module_parts
 from jaxllm.names.table import join
-from jaxllm.pretrained import FAMILIES, configs, loading, saving
+from jaxllm.pretrained import configs, loading, saving
 from jaxllm.pretrained.converting import ConvertReport, convert
 from jaxllm.pretrained.formats import read_tensors
 from jaxllm.pretrained.loading import LoadReport
@@ -64,8 +64,8 @@ def load_params(
     """
     memory.check(memory.bytes_of(abstract), f"{directory}: the parameters", "use more devices")
     tensors = read_tensors(directory)
-    family = FAMILIES[config.model_type]
-    params, report = loading.load(family, tensors, abstract, directory, init, dropped)
+    table = family_of(config).table
+    params, report = loading.load(table, tensors, abstract, directory, init, dropped)
     if report.new:
         log.warning("%s: newly initialised, to be trained: %s", directory, ", ".join(report.new))
     if report.unused:
@@ -77,10 +77,10 @@ def stored_outputs(directory: Path, config: Any, paths: Collection[str]) -> set[
     """How many outputs the layers of the parameters at `paths` have in the weights of a directory;
     none where the weights lack them.
     """
-    family = FAMILIES[config.model_type]
+    table = family_of(config).table
     found = set()
-    for name, source in loading.gather(family, read_tensors(directory), directory).items():
-        leaf = family.leaf_of(name)
+    for name, source in loading.gather(table, read_tensors(directory), directory).items():
+        leaf = table.leaf_of(name)
         if leaf is not None and leaf.path in paths:
             found.add(source.tensor.shape[-1 if source.flax else 0])
     return found
@@ -106,14 +106,14 @@ def save_pretrained(
     """
     saving.check_format(weights)
     configs.check_config(config, "the model's config")
-    family = FAMILIES[config.model_type]
+    table = family_of(config).table
     flax = weights == "flax"
-    architecture = family.architecture(task)
+    architecture = table.architecture(task)
     leaves = flatten(params)
     _check_whole(leaves, module_parts(config, task)[1], architecture)
     parts: dict[str, dict[int, np.ndarray]] = {}
     for path, array in leaves.items():
-        leaf, host = family.by_path[path], np.asarray(array)
+        leaf, host = table.by_path[path], np.asarray(array)
         if not all_finite(host):
             raise InputError(
                 f"the parameter {path} holds NaN or infinite numbers, and nothing is written: "
@@ -121,8 +121,8 @@ def save_pretrained(
             )
         names = leaf.names(host.shape[0])
         for name, one in zip(names, host if leaf.stacked else [host], strict=True):
-            stored = family.flax_name(name) if flax else name
-            tensor = parts.setdefault(family.bare(stored) if task == "base" else stored, {})
+            stored = table.flax_name(name) if flax else name
+            tensor = parts.setdefault(table.bare(stored) if task == "base" else stored, {})
             tensor[leaf.part[0]] = leaf.to_stored(one, flax=flax)
     arrays = {name: join(tensor, flax=flax) for name, tensor in parts.items()}
     described = config.to_diff_dict() | {

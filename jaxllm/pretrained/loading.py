@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxllm.errors import InputError
-from jaxllm.names.table import Family, Leaf
+from jaxllm.names.table import Leaf, Table
 from jaxllm.pretrained.formats import Tensor
 from jaxllm.pretrained.tensors import all_finite
 from jaxllm.trees import flatten, map_params
@@ -39,15 +39,15 @@ class Source:
     flax: bool
 
 
-def gather(family: Family, tensors: dict[str, Tensor], where: Path) -> dict[str, Source]:
+def gather(table: Table, tensors: dict[str, Tensor], where: Path) -> dict[str, Source]:
     """Sources by canonical name, without buffers.
 
     Raises InputError where two tensors are one parameter.
     """
     sources: dict[str, Source] = {}
     for name, tensor in tensors.items():
-        canonical, flax = family.canonical(name)
-        if family.is_buffer(canonical):
+        canonical, flax = table.canonical(name)
+        if table.is_buffer(canonical):
             continue
         if canonical in sources:
             raise InputError(
@@ -58,16 +58,14 @@ def gather(family: Family, tensors: dict[str, Tensor], where: Path) -> dict[str,
     return sources
 
 
-def merge_tied(
-    family: Family, sources: dict[str, Source], where: Path, *, check: bool
-) -> list[str]:
+def merge_tied(table: Table, sources: dict[str, Source], where: Path, *, check: bool) -> list[str]:
     """Drops the copies of tied tensors from `sources`; returns their names in the file.
 
     Raises InputError if `check` and a copy differs from its original: an untied model would be
     computed wrongly.
     """
     dropped = []
-    for duplicate, original in family.tied.items():
+    for duplicate, original in table.tied.items():
         copy = sources.pop(duplicate, None)
         if copy is None:
             continue
@@ -86,7 +84,7 @@ def merge_tied(
 
 
 def fit(
-    family: Family,
+    table: Table,
     sources: dict[str, Source],
     shapes: dict[str, tuple[int, ...]],
     where: Path,
@@ -101,12 +99,12 @@ def fit(
     plan: dict[str, list[Source]] = {}
     new: list[str] = []
     problems: dict[str, list[str]] = {"missing": [], "unexpected": [], "wrong": []}
-    rows = {name: family.leaf_of(name) for name in sources}
-    heads = {family.head(leaf) for leaf in rows.values() if leaf is not None}
+    rows = {name: table.leaf_of(name) for name in sources}
+    heads = {table.head(leaf) for leaf in rows.values() if leaf is not None}
     taken = set()
     for path, shape in shapes.items():
-        leaf = family.by_path[path]
-        head = family.head(leaf)
+        leaf = table.by_path[path]
+        head = table.head(leaf)
         if path in dropped or (head is not None and head not in heads):
             new.append(path)
             continue
@@ -126,7 +124,7 @@ def fit(
     unused = []
     for name in sources.keys() - taken:
         leaf_or_none = rows[name]
-        known = leaf_or_none is not None and family.head(leaf_or_none) is not None
+        known = leaf_or_none is not None and table.head(leaf_or_none) is not None
         path = "" if leaf_or_none is None else leaf_or_none.path
         if known and (path not in shapes or path in dropped):
             unused.append(sources[name].name)
@@ -152,7 +150,7 @@ def _misfit(problems: dict[str, list[str]], where: Path, limit: int = 40) -> str
 
 
 def load(
-    family: Family,
+    table: Table,
     tensors: dict[str, Tensor],
     abstract: dict[str, Any],
     where: Path,
@@ -165,14 +163,14 @@ def load(
     checkpoint has.
     """
     leaves: dict[str, jax.ShapeDtypeStruct] = flatten(abstract)
-    sources = gather(family, tensors, where)
-    copies = merge_tied(family, sources, where, check=family.tied_head in abstract)
+    sources = gather(table, tensors, where)
+    copies = merge_tied(table, sources, where, check=table.tied_head in abstract)
     shapes = {path: struct.shape for path, struct in leaves.items()}
-    plan, new, unused = fit(family, sources, shapes, where, dropped)
+    plan, new, unused = fit(table, sources, shapes, where, dropped)
     arrays: dict[str, jax.Array] = {}
     # Largest first: while there is little else, so that the peak stays near the sum of all.
     for path in sorted(plan, key=lambda path: -leaves[path].size):
-        arrays[path] = place(leaves[path], family.by_path[path], plan[path])
+        arrays[path] = place(leaves[path], table.by_path[path], plan[path])
     for path in new:
         arrays[path] = _place_new(leaves[path], path, init)
     report = LoadReport(sorted(new), sorted(unused + copies))

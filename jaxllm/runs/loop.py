@@ -29,7 +29,7 @@ __all__ = ["Interrupted", "Job", "RunError", "run", "train"]
 logger = logging.getLogger("jaxllm.runs.loop")
 
 
-def train(config: Config, build: Callable[[Config], Job] | None = None) -> dict[str, float]:
+def train(config: Config, build: Callable[[Config], Job]) -> dict[str, float]:
     """Trains as `config` says, once or once per seed of `run.seeds`, and returns the summary.
 
     Takes up a run that was stopped, and leaves a finished one as it is, unless `config` asks for
@@ -42,7 +42,6 @@ def train(config: Config, build: Callable[[Config], Job] | None = None) -> dict[
         RunError: a loss was not finite.
         Interrupted: SIGTERM or Ctrl-C; the state is saved.
     """
-    build = build or _build
     with RunDir(config) as directory:
         if not config.run.seeds:
             return _run(build, config, directory)
@@ -71,12 +70,6 @@ def run(job: Job, config: Config) -> dict[str, float]:
     """Trains `job` in `config.run.dir` and returns the summary; errors as in `train`."""
     with RunDir(config) as directory:
         return _run(lambda _: job, config, directory)
-
-
-def _build(config: Config) -> Job:
-    from jaxllm.tasks import build
-
-    return build.build(config)
 
 
 def _run(build: Callable[[Config], Job], config: Config, directory: RunDir) -> dict[str, float]:

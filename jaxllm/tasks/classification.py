@@ -9,23 +9,19 @@ from jax.sharding import Mesh
 
 from jaxllm.config.fields import Config
 from jaxllm.data.corpus import Examples, load_examples
+from jaxllm.data.fit import check_fit
 from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.errors import InputError
 from jaxllm.metrics.classification import classification_metrics
+from jaxllm.models import Apply
 from jaxllm.prediction.inputs import InputFormat
+from jaxllm.pretrained.labels import MULTI, SINGLE, problem_type
+from jaxllm.pretrained.storage import OneModel
 from jaxllm.tasks.evaluation import Evaluator
-from jaxllm.tasks.head import Head, fitted, matched
-from jaxllm.tasks.model import (
-    MULTI,
-    SINGLE,
-    check_fit,
-    head_config,
-    problem_type,
-)
-from jaxllm.tasks.storage import OneModel
+from jaxllm.tasks.head import Head, fitted, head_config, matched
 from jaxllm.tasks.task import Task
 from jaxllm.training import losses
-from jaxllm.training.objectives import Apply, labelled
+from jaxllm.training.objectives import labelled
 from jaxllm.training.step import make_eval_step
 
 logger = logging.getLogger("jaxllm")

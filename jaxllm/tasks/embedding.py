@@ -11,20 +11,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxllm.config.fields import Config, DataConfig
+from jaxllm.data.fit import check_fit
 from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.data.pairs import Pairs, load_pairs, text_length
 from jaxllm.errors import InputError
 from jaxllm.files import write_atomic
 from jaxllm.metrics.classification import pearson, spearman
+from jaxllm.models import Apply
 from jaxllm.nn.pooling import Pooling
 from jaxllm.prediction.inputs import InputFormat
 from jaxllm.pretrained import hf, sentence_transformers
 from jaxllm.pretrained.sentence_transformers import Settings
+from jaxllm.pretrained.storage import OneModel, SentenceModel
 from jaxllm.tasks.evaluation import outputs_of, read_summary
-from jaxllm.tasks.model import HEADS, check_fit
-from jaxllm.tasks.storage import OneModel, SentenceModel
 from jaxllm.tasks.task import Evaluator, Task
-from jaxllm.training.objectives import Apply, contrastive, embedded
+from jaxllm.training.objectives import contrastive, embedded
 from jaxllm.training.step import make_eval_step
 
 BLOCK = 1024  # anchors that are compared with all positives at a time
@@ -68,7 +69,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
             settings=settings,
         )
 
-    model = OneModel(HEADS["sentence-embedding"], model_config)
+    model = OneModel("base", model_config)
     if pooling.layers:
         model = SentenceModel(model.head, model_config, layers=pooling.layers)
     return Task(

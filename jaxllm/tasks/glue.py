@@ -18,13 +18,15 @@ from jaxllm.errors import InputError
 from jaxllm.files import finite, write_atomic, write_json, writing
 from jaxllm.metrics.classification import NAN
 from jaxllm.models import apply_fn
+from jaxllm.models.compute import computation
 from jaxllm.nn.sharding import make_mesh
 from jaxllm.pretrained import hf
+from jaxllm.pretrained.labels import label_names
+from jaxllm.pretrained.storage import OneModel, load_saved
 from jaxllm.runs import loop, summary
 from jaxllm.runs.directory import check_path
 from jaxllm.tasks import build, classification
-from jaxllm.tasks.model import computation, label_names, load_saved
-from jaxllm.tasks.storage import OneModel
+from jaxllm.tasks.evaluate import evaluate
 
 logger = logging.getLogger("jaxllm")
 
@@ -132,7 +134,7 @@ def _flat(summaries: dict[str, Summary]) -> Summary:
 def _train(name: str, config: Config, more: list[Config]) -> Summary:
     """The summary of a task's run, and the metrics on its further dev parts."""
     try:
-        result = loop.train(config)
+        result = loop.train(config, build.build)
     except loop.Interrupted as stop:
         message = f"{stop} (this task; for all: the same jaxllm glue command)"
         raise loop.Interrupted(stop.signum, message) from None
@@ -149,7 +151,7 @@ def _judge(run: Path, prefix: str, part: str, config: Config) -> Summary:
         model=dataclasses.replace(config.model, path=str(run / "model"), tokenizer=None, config={}),
         run=dataclasses.replace(config.run, dir=str(run / part)),
     )
-    return {f"eval/{prefix}{metric}": x for metric, x in build.evaluate(saved).items()}
+    return {f"eval/{prefix}{metric}": x for metric, x in evaluate(saved).items()}
 
 
 def _runs(config: Config) -> list[Path]:

@@ -23,8 +23,8 @@ from jaxllm import models
 from jaxllm.config.fields import Config
 from jaxllm.data.label_cells import LabelNames, unnamed, whole
 from jaxllm.errors import InputError
-from jaxllm.pretrained import FAMILIES, hf
-from jaxllm.tasks.model import label_names
+from jaxllm.pretrained import hf
+from jaxllm.pretrained.labels import label_names
 from jaxllm.trees import flatten
 
 logger = logging.getLogger("jaxllm")
@@ -67,7 +67,7 @@ def fitted(config: Config, names: list[str], task: str) -> Head:
     if not outputs:  # no such head: loading tells that it is new
         return Head.of(names)
     old = [saved.id2label.get(i, "") for i in range(saved.num_labels)]
-    own = FAMILIES[saved.model_type].architecture(task)
+    own = models.family_of(saved).table.architecture(task)
     classes = saved.architectures or [own]
     if not names and outputs == {1}:
         return Head.of(names)
@@ -144,3 +144,37 @@ def _label_layer(model_config: Any, task: str) -> frozenset[str]:
 def _listed(names: list[str]) -> str:
     shown = ", ".join(name[:40] for name in names[:10])
     return f"{len(names)} labels ({shown}{', …' if len(names) > 10 else ''})"
+
+
+def head_config(config: Config, names: list[str]) -> Any:
+    """The transformers config at `model.path`, or of `model.config`, with a head for these labels.
+
+    Raises:
+        InputError: no such model, or attributes that are not implemented or that follow from the
+            labels.
+    """
+    head: dict[str, Any] = {
+        "num_labels": len(names) or 1,
+        "problem_type": config.model.problem_type,
+    }
+    if names:
+        head["id2label"] = dict(enumerate(names))
+        head["label2id"] = {name: i for i, name in enumerate(names)}
+    for name in ("num_labels", "id2label", "label2id", "problem_type"):
+        if name in config.model.config:
+            raise InputError(
+                f"model.config: {name} follows from the labels; remove it, and give data.labels or "
+                "model.problem_type instead"
+            )
+    return hf.load_config(config.model.path, **config.model.config, **head)
+
+
+def check_head(config: Config, saved: Any) -> None:
+    """Refuses a bare model before its missing labels are taken for the mistake."""
+    bare = models.family_of(saved).table.architecture("base")
+    task = config.model.task
+    if task in models.family_of(saved).heads and saved.architectures == [bare]:
+        raise InputError(
+            f"{config.model.path}: the model has no {task} head, it is a {bare}; expected a model "
+            "that `jaxllm train` wrote, or another with such a head"
+        )

@@ -13,19 +13,20 @@ from jax.sharding import Mesh
 
 from jaxllm.config.fields import Config
 from jaxllm.data.documents import Documents, load_documents
+from jaxllm.data.fit import check_fit
 from jaxllm.data.loader import EpochExamples, eval_batches
 from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.data.pretraining import PretrainingExamples, special_ids
 from jaxllm.errors import InputError
 from jaxllm.metrics.classification import Sums
+from jaxllm.models import Apply
 from jaxllm.nn.sharding import batch_sharding, batch_shards
 from jaxllm.prediction.inputs import InputFormat
 from jaxllm.pretrained import hf
-from jaxllm.tasks.model import check_fit
-from jaxllm.tasks.storage import GENERATOR, ElectraPair, OneModel, TaskModel
+from jaxllm.pretrained.storage import GENERATOR, ElectraPair, OneModel, StoredModel
 from jaxllm.tasks.task import Task
 from jaxllm.training import pretraining_objectives
-from jaxllm.training.objectives import Apply, Batch, Metrics, Objective
+from jaxllm.training.objectives import Batch, Metrics, Objective
 from jaxllm.training.step import make_eval_step
 
 METRIC = "masked_accuracy"  # chooses the best model where train.metric is null
@@ -92,7 +93,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     sizes = attributes.pop(GENERATOR, None)
     model_config = saved or hf.load_config(config.model.path, **attributes)
     kind = _kind(config, model_config.model_type)
-    model: TaskModel
+    model: StoredModel
     if kind.head is not None:
         model = OneModel(kind.head, model_config)
     elif path := config.model.path:

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxllm.config.fields import Config
+from jaxllm.data.fit import check_fit
 from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.data.squad import Questions
 from jaxllm.data.window_cache import load_windows
@@ -20,14 +21,14 @@ from jaxllm.errors import InputError
 from jaxllm.files import write_atomic
 from jaxllm.metrics.answers import SCORINGS, answer_metrics
 from jaxllm.metrics.classification import Sums, check_finite
+from jaxllm.models import Apply
+from jaxllm.prediction.answers import Answers, best_answers
 from jaxllm.prediction.inputs import InputFormat
 from jaxllm.pretrained import hf
-from jaxllm.tasks.answers import Answers, best_answers
+from jaxllm.pretrained.storage import OneModel
 from jaxllm.tasks.evaluation import outputs_of, read_summary
-from jaxllm.tasks.model import check_fit
-from jaxllm.tasks.storage import OneModel
 from jaxllm.tasks.task import Task
-from jaxllm.training.objectives import Apply, spans
+from jaxllm.training.objectives import spans
 from jaxllm.training.step import make_eval_step
 
 HEAD = "question-answering"

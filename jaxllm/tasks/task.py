@@ -8,8 +8,9 @@ from typing import Any, Protocol
 from jax.sharding import Mesh
 
 from jaxllm.data.loader import TrainExamples
-from jaxllm.tasks.storage import TaskModel
-from jaxllm.training.objectives import Apply, Batch, Objective
+from jaxllm.models import Apply
+from jaxllm.pretrained.storage import StoredModel
+from jaxllm.training.objectives import Batch, Objective
 
 SMALLER_IS_BETTER = {"loss", "mse", "mae", "perplexity"}
 
@@ -40,7 +41,7 @@ class Task:
         whole_batch: see `train.make_train_step`.
     """
 
-    model: TaskModel
+    model: StoredModel
     train: TrainExamples | None
     reads_word_table_only: bool
     objective: Callable[[Apply], Objective]

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxllm.config.fields import Config, DataConfig
+from jaxllm.data.fit import check_fit
 from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.data.sentences import Sentences, load_sentences
 from jaxllm.data.tags import OUTSIDE, Scheme, scheme_of
@@ -22,16 +23,16 @@ from jaxllm.metrics.classification import Sums, check_finite, softmax
 from jaxllm.metrics.entities import entity_metrics, entity_report
 from jaxllm.metrics.report import majority, one_class
 from jaxllm.metrics.tags import tag_metrics, tag_report
+from jaxllm.models import Apply
 from jaxllm.prediction.inputs import InputFormat
 from jaxllm.pretrained import hf
+from jaxllm.pretrained.storage import OneModel
 from jaxllm.tasks.classification import training_loss
 from jaxllm.tasks.evaluation import outputs_of, read_summary
-from jaxllm.tasks.head import fitted, matched
-from jaxllm.tasks.model import check_fit, head_config
-from jaxllm.tasks.storage import OneModel
+from jaxllm.tasks.head import fitted, head_config, matched
 from jaxllm.tasks.task import Task
 from jaxllm.training import losses
-from jaxllm.training.objectives import Apply, labelled
+from jaxllm.training.objectives import labelled
 from jaxllm.training.step import make_eval_step
 
 logger = logging.getLogger("jaxllm")

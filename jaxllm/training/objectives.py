@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxllm.models import Apply
 from jaxllm.nn.pooling import Pooling, unit
 from jaxllm.training.losses import LossFn, cross_entropy, info_nce
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight); "loss" is among them
-Apply = Callable[..., Any]  # f(params, **inputs) -> a model's output
 # `key=None` is evaluation. Outputs are arrays that begin with the batch's rows.
 Objective = Callable[[Any, Batch, jax.Array | None], tuple[jax.Array, tuple[Metrics, Any]]]
 

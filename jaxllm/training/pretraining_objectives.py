@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxllm.models import Apply
 from jaxllm.training.losses import binary_cross_entropy, cross_entropy
-from jaxllm.training.objectives import INPUTS, Apply, Batch, Metrics, Objective
+from jaxllm.training.objectives import INPUTS, Batch, Metrics, Objective
 
 # What losses are multiplied with where their means are added (50: Clark et al., 2020).
 FACTORS = {"masked_loss": 1.0, "next_sentence_loss": 1.0, "replaced_loss": 50.0}

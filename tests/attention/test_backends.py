@@ -24,8 +24,8 @@ from jaxllm.attention.backends import make_attend
 from jaxllm.attention.visibility import Visibility
 from jaxllm.config.fields import ModelConfig
 from jaxllm.errors import InputError
+from jaxllm.models.compute import computation
 from jaxllm.nn.sharding import make_mesh
-from jaxllm.tasks.model import computation
 
 B, T, N, H = 2, 256, 2, 16
 RADIUS = 40

@@ -15,7 +15,7 @@ from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.data.window_cache import load_windows
 from jaxllm.metrics.answers import SCORINGS, answer_metrics
 from jaxllm.metrics.entities import entity_metrics
-from jaxllm.tasks.answers import best_answers
+from jaxllm.prediction.answers import best_answers
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # benchmarks are not part of the installed package

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from answering import predict
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
@@ -14,7 +15,6 @@ from transformers import BertTokenizer
 from jaxllm import AutoModel
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.nn.pooling import DenseLayer, Pooling
-from jaxllm.prediction.predict import predict
 from jaxllm.pretrained import hf, sentence_transformers
 from jaxllm.pretrained.sentence_transformers import Settings
 from jaxllm.training import losses

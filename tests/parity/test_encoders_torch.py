@@ -27,8 +27,8 @@ from safetensors.numpy import load_file
 from transformers.activations import ACT2FN
 
 from jaxllm import auto, models
+from jaxllm.models import FAMILIES
 from jaxllm.nn.layers import ACTIVATIONS
-from jaxllm.pretrained import FAMILIES
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 # task -> where the encoder's spec has the dropout rate of its head
@@ -46,7 +46,7 @@ def random_torch(family, task, **changes):
     config = tiny_config(family, task, **changes)
     config._attn_implementation = "eager"  # sdpa gives no attentions
     torch.manual_seed(0)
-    model = getattr(transformers, FAMILIES[family].architecture(task))(config).eval()
+    model = getattr(transformers, FAMILIES[family].table.architecture(task))(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -118,7 +118,9 @@ def test_outputs_and_gradients(family, task, length, rng, tmp_path):
     type(ours)(ours.config, grads, None).save_pretrained(tmp_path)
     written = load_file(tmp_path / "model.safetensors")
     for name, p in theirs.named_parameters():
-        name = FAMILIES[family].tied.get(name, name)  # written once, under the original's name
+        name = FAMILIES[family].table.tied.get(
+            name, name
+        )  # written once, under the original's name
         if length > 1:  # a token alone has no choice of keys
             scale = float(p.grad.abs().max())
             assert scale > 1e-6 or name.endswith(("key.bias", "k_lin.bias")), name

@@ -1,6 +1,6 @@
-"""The model of a task: its module, and where its parameters lie on disk.
+"""A model as it is stored: its module, and where on disk its parameters are.
 
-It is one that transformers knows, or ELECTRA's two.
+It is one that transformers knows, one with layers behind its pooling, or ELECTRA's two.
 """
 
 from collections.abc import Callable
@@ -12,22 +12,24 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from jaxllm import models
 from jaxllm.errors import InputError
 from jaxllm.models import Compute, Graph, Params, electra
 from jaxllm.nn.pooling import LAYERS, DenseLayer
-from jaxllm.nn.sharding import replicated
+from jaxllm.nn.sharding import place, replicated
 from jaxllm.pretrained import hf, sentence_transformers
-from jaxllm.trees import leaf_at, map_params
+from jaxllm.runtime import memory
+from jaxllm.trees import flatten, leaf_at, map_params
 
 Init = Callable[[str], Any]
 GENERATOR = "generator"  # its directory within the discriminator's, and its name in the parameters
 _SHARED_SIZES = ("vocab_size", "embedding_size", "max_position_embeddings", "type_vocab_size")
 
 
-class TaskModel(Protocol):
-    """What a task needs of its model."""
+class StoredModel(Protocol):
+    """What training, evaluation and prediction need of a model."""
 
     @property
     def config(self) -> Any:
@@ -190,3 +192,44 @@ def _generator(params: Any) -> Any:
 @jax.jit
 def _equal(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.array_equal(a, b)
+
+
+def initial_params(model: StoredModel, path: str | None, seed: int, abstract: Any) -> Any:
+    """The parameters at `path`, or random ones; either is born in the shardings of `abstract`.
+
+    `seed`: of random parameters, those too that the weights lack.
+    """
+
+    def random() -> Any:
+        return model.init(seed)
+
+    if path is None:
+        way_out = "give model.config smaller sizes, or use more devices with mesh.fsdp"
+        memory.check(memory.bytes_of(abstract), "model.config: the parameters", way_out)
+        return jax.jit(random, out_shardings=map_params(lambda _, x: x.sharding, abstract))()
+
+    def new(parameter: str) -> jax.Array:
+        # The compiler drops all that this one parameter does not need.
+        return jax.jit(lambda: flatten(random())[parameter])()
+
+    return model.load(hf.resolve(path), abstract, new)
+
+
+def load_saved(
+    path: str, model: StoredModel, mesh: Mesh, compute: Compute
+) -> tuple[Path, Graph, Any]:
+    """(directory, graph, parameters in their shardings) of a saved model with its head.
+
+    Raises:
+        InputError: no model there, or one whose weights lack the head.
+    """
+    directory = hf.resolve(path)
+    graph, abstract = model.parts(compute)
+
+    def refuse(parameter: str) -> Any:
+        raise InputError(
+            f"{path}: the model has no {model.head} head, {parameter} is not in its weights; "
+            "expected a model that `jaxllm train` wrote, or another with such a head"
+        )
+
+    return directory, graph, model.load(directory, place(mesh, abstract), refuse)

@@ -1,0 +1,9 @@
+"""`jaxllm predict` as the command calls it: with the one table of tasks."""
+
+from functools import partial
+
+from jaxllm.prediction import predict as prediction
+from jaxllm.tasks.registry import TASKS
+
+predict = partial(prediction.predict, kinds=TASKS)
+load_predictor = partial(prediction.load_predictor, kinds=TASKS)
