@@ -22,7 +22,7 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "chat_template.jinja",
 )
-INPUT_FILE = "jaxllm.json"  # how a row becomes tokens, see `tasks.inputs`
+INPUT_FILE = "jaxllm.json"  # how a row becomes tokens, see `prediction.inputs`
 
 
 def check_format(weights: str) -> None:
