@@ -16,6 +16,7 @@ from jaxllm.data.fit import check_batch
 from jaxllm.data.loader import TrainExamples, TrainLoader
 from jaxllm.data.sampler import Balanced
 from jaxllm.data.tokenizer import load_tokenizer
+from jaxllm.errors import InputError
 from jaxllm.metrics.flops import training_flops_per_token
 from jaxllm.metrics.throughput import tokens_per_second_at_peak
 from jaxllm.models.compute import computation
