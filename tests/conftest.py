@@ -21,14 +21,14 @@ _DEVICES = "--xla_force_host_platform_device_count=8"
 # that XLA had before those of MLIR, a gradient of a tiny BERT compiles in 0.8 s instead of 2.8.
 # .ci/run compares with PyTorch by the emitters that users have.
 _QUICK = "--xla_backend_optimization_level=0"
-if os.environ.get("JAXLLM_TESTS_EMITTERS") != "new":
-    _QUICK += " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+_QUICKER = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 # A collective whose threads do not all arrive within a minute ends the process (SIGABRT, jax 0.10
 # and 0.11): on a busy machine 8 devices on few cores may take as long.
 _PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=1800"
-os.environ["XLA_FLAGS"] = " ".join(
-    [_DEVICES, _QUICK, _PATIENT, os.environ.get("XLA_FLAGS", "")]
-).strip()
+_FLAGS = [_DEVICES, _QUICK, _PATIENT, os.environ.get("XLA_FLAGS", "")]
+if os.environ.get("JAXLLM_TESTS_EMITTERS") != "new":
+    _FLAGS.insert(0, _QUICKER)
+os.environ["XLA_FLAGS"] = " ".join(_FLAGS).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["XDG_CACHE_HOME"] = _CACHE
@@ -81,6 +81,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.parity)
         if item.get_closest_marker("gpu") and "cuda" not in os.environ["JAX_PLATFORMS"]:
             item.add_marker(no_gpu)
+
+
+@pytest.fixture
+def quick_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that a test starts have one device, as outside of tests, and compile quickly: for
+    what they do, where the numbers are compared elsewhere.
+    """
+    monkeypatch.setenv("XLA_FLAGS", f"{_QUICK} {_QUICKER}")
 
 
 @pytest.fixture

@@ -63,6 +63,8 @@ def test_binary_cross_entropy():
     second = (log(4 / 3) + 0.5 * log(4) + 0.5 * log(4 / 3)) / 2
     got = binary_cross_entropy(logits, labels, weights)
     np.testing.assert_allclose(got, (first + second / 2, 1.5), rtol=1e-6, atol=1e-6)
+    slots = (logits[None], labels[None], weights[None])  # [B, P, C]
+    np.testing.assert_allclose(binary_cross_entropy(*slots), got, rtol=1e-6)
     large = jnp.array([[200.0, -200.0]], jnp.bfloat16)
     assert float(binary_cross_entropy(large, jnp.array([[0.0, 0.0]]), jnp.ones(1))[0]) == 100.0
     assert float(binary_cross_entropy(large, jnp.array([[1.0, 1.0]]), jnp.ones(1))[0]) == 100.0

@@ -148,6 +148,12 @@ def test_multi_label_exactly_half_is_not_predicted_and_absent_labels_are_noted()
     ]
 
 
+def test_multi_label_without_any_label_is_zero():
+    values = classification_metrics(MULTI, -np.ones((2, 2)), np.zeros((2, 2)), ["x", "y"])
+    assert values["accuracy"] == 1.0
+    assert values["f1"] == values["f1_micro"] == values["precision_macro"] == 0.0
+
+
 def test_regression_by_hand():
     labels = np.array([1.0, 2.0, 3.0, 4.0])
     logits = np.array([[1.0], [3.0], [2.0], [6.0]])
@@ -171,7 +177,16 @@ def test_correlations_agree_with_scipy_with_ties():
     assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
 
 
+def test_correlations_end_at_one_whatever_the_rounding():
+    rng = np.random.default_rng(0)
+    series = rng.normal(size=(50, 10))
+    assert max(pearson(x, 3 * x) for x in series) == 1.0
+    assert min(pearson(x, -3 * x) for x in series) == -1.0
+
+
 def test_correlation_with_a_constant_is_nan_with_a_note():
+    assert np.isnan(pearson([1.0, 2.0], [3.0, 3.0]))
+    assert np.isnan(pearson([1.0], [2.0]))
     labels, logits = np.array([1.0, 2.0]), np.array([[3.0], [3.0]])
     values = classification_metrics("regression", logits, labels, [])
     assert np.isnan(values["pearson"])
@@ -188,6 +203,9 @@ def test_probabilities_stay_finite_for_extreme_logits():
     np.testing.assert_array_equal(sigmoid(logits), [[1, 0], [0, 0]])
     assert sigmoid(np.log(3.0)) == pytest.approx(0.75)
     np.testing.assert_allclose(softmax(np.log([[1.0, 3.0]])), [[0.25, 0.75]])
+    np.testing.assert_allclose(
+        softmax(np.log([[[1.0, 3.0], [4.0, 1.0]]])), [[[0.25, 0.75], [0.8, 0.2]]]
+    )
     np.testing.assert_array_equal(probabilities(MULTI, logits), sigmoid(logits))
     np.testing.assert_array_equal(probabilities(SINGLE, logits), softmax(logits))
 

@@ -1,8 +1,6 @@
 """benchmarks.finetune from end to end, at toy size; needs PyTorch."""
 
 import json
-import os
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,15 +17,8 @@ from benchmarks.examples import labelled  # noqa: E402
 from benchmarks.recipe import Job  # noqa: E402
 from benchmarks.workers import BenchmarkError  # noqa: E402
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("quick_processes")]
 pytest.importorskip("torch", reason="the baseline needs PyTorch: install the parity extra")
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A benchmark sees the CPU as one device, as it is outside the tests."""
-    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
-    monkeypatch.setenv("XLA_FLAGS", flags.strip())
 
 
 @pytest.fixture(scope="module")

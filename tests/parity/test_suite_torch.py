@@ -16,6 +16,8 @@ from benchmarks.finetune import compare  # noqa: E402
 from benchmarks.workers import ON_CPU, BenchmarkError  # noqa: E402
 from benchmarks.workloads import SUITES, VARIANTS  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("quick_processes")
+
 
 @pytest.mark.slow
 def test_a_masked_lm_step_packed_and_as_of_2021_beside_pytorch(tmp_path):
