@@ -10,6 +10,7 @@ import errno
 import io
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -81,8 +82,11 @@ def predict(argv: list[str]) -> int:
     parser.add_argument(
         "--model", required=True, metavar="DIR", help="directory, Hub id or package:NAME/sub/dir"
     )
-    parser.add_argument("--input", required=True, metavar="FILE", help="JSON lines; - = stdin")
-    parser.add_argument("--output", required=True, metavar="FILE", help="JSON lines; - = stdout")
+    for option, stream in (("--input", "stdin"), ("--output", "stdout")):
+        said = f"JSON lines; - = {stream}"
+        parser.add_argument(
+            option, required=True, metavar="FILE", type=os.path.expanduser, help=said
+        )
     parser.add_argument("--batch_size", type=int, default=32, help="rows of a batch (default 32)")
     options = parser.parse_args(argv)
     if options.batch_size < 1:

@@ -15,13 +15,15 @@ import pytest
 
 import jaxllm
 from jaxllm import cli
-from jaxllm.config.reading import Config, DataConfig, ModelConfig, RunConfig, reading
+from jaxllm.config import reading
+from jaxllm.config.fields import Config, DataConfig, ModelConfig, RunConfig
 from jaxllm.errors import InputError
 from jaxllm.prediction import predict
 from jaxllm.pretrained import hf
 from jaxllm.runs import loop
 from jaxllm.runtime import cpu_guard
-from jaxllm.tasks import build
+from jaxllm.tasks import evaluate
+from jaxllm.tasks.build import build
 
 CONFIG = "model: {path: weights}\ndata: {train: [a.csv]}\nrun: {dir: runs/a}\n"
 TRAIN = Config(
@@ -40,13 +42,13 @@ def calls(monkeypatch):
     class Calls(list):
         effect = staticmethod(lambda: {"rows": 2, "errors": 1})
 
-        def record(self, *arguments):
+        def record(self, *arguments, **_):
             self.append(arguments)
             return self.effect()
 
     result = Calls()
     monkeypatch.setattr(loop, "train", result.record)
-    monkeypatch.setattr(build, "evaluate", result.record)
+    monkeypatch.setattr(evaluate, "evaluate", result.record)
     monkeypatch.setattr(predict, "predict", result.record)
     monkeypatch.setattr(hf, "convert", result.record)
     return result
@@ -67,7 +69,7 @@ def raising(error):
 
 def test_train_gets_the_configuration(calls, file):
     assert cli.main(["train", "--config", file]) == 0
-    assert calls == [(TRAIN,)]
+    assert calls == [(TRAIN, build)]
 
 
 def test_evaluate_prints_json(calls, file, capsys):
@@ -90,6 +92,12 @@ def test_predict_and_convert_get_their_arguments(calls):
     assert cli.main([*PREDICT, "--batch_size", "7"]) == 0
     assert cli.main(CONVERT) == 0
     assert calls == [("m", "-", "out.jsonl", 32), ("m", "-", "out.jsonl", 7), ("a", "b", "flax")]
+
+
+def test_predict_knows_the_home_directory(calls, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert cli.main(["predict", "--model", "m", "--input=~/i", "--output=~/o"]) == 0
+    assert calls == [("m", "/home/me/i", "/home/me/o", 32)]
 
 
 def test_evaluation_needs_no_training_files_but_training_does(calls, file, capsys):
@@ -208,7 +216,7 @@ def test_closed_and_full_streams(argv, redirect, status, says):
 
 def test_a_closed_stream_is_not_the_next_file_that_is_opened(tmp_path):
     program = (
-        "import os, sys; from jaxllm import streams; streams.secure(); "
+        "import os, sys; from jaxllm.runtime import streams; streams.secure(); "
         "f = open(sys.argv[1], 'w'); os.write(1, b'x'); os.write(2, b'x'); f.close()"
     )
     command = f"{shlex.join([sys.executable, '-c', program, str(tmp_path / 'data')])} <&- >&- 2>&-"

@@ -6,14 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxllm.config.reading import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TrainConfig,
-    reading,
-)
+from jaxllm.config import reading
+from jaxllm.config.fields import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from jaxllm.errors import InputError
 
 BASE = "model: {path: weights}\ndata: {train: [a.csv]}\n"
@@ -114,6 +108,15 @@ def test_override(write, options, section, field, value):
     loaded = reading.load(["--config", write(BASE), *options])
     assert loaded == changed(section, **{field: value})
     assert reading.load([*options, "--config", write(BASE)]) == loaded
+
+
+def test_the_home_directory_is_meant_by_a_tilde(write, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    text = "model: {path: weights}\ndata: {train: [~/a.csv, b~.csv], dev: [~/b.csv]}\n"
+    loaded = reading.load(["--config", write(text), "--run.dir=~/runs/a"])
+    assert loaded.data.train == ["/home/me/a.csv", "b~.csv"]
+    assert loaded.data.dev == ["/home/me/b.csv"]
+    assert loaded.run.dir == "/home/me/runs/a"
 
 
 def test_chinese_stays_readable():

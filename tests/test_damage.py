@@ -10,6 +10,7 @@ from toy_run import build, last_state, make_config
 from jaxllm.errors import InputError
 from jaxllm.runs import curves, loop, summary
 from jaxllm.runs.log import read_records
+from jaxllm.tasks.evaluate import write_report
 
 DAMAGES = {
     "empty": b"",
@@ -171,3 +172,9 @@ def test_any_file_of_a_checkpoint_damaged_is_told_or_harmless(run):
                 with pytest.raises(InputError, match="step_00000012 is damaged"):
                     last_state(run)
         file.write_bytes(content)
+
+
+def test_a_report_on_a_model_whose_name_is_not_utf_8(tmp_path):
+    text = write_report(tmp_path, "models/a\udcff", "accuracy 1.0\n")
+    assert text.startswith("model models/a\\udcff, 2")
+    assert (tmp_path / "report.txt").read_text(encoding="utf-8") == text

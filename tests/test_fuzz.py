@@ -4,10 +4,14 @@ import random
 
 import pytest
 
-from jaxllm import cli, config, loop
+from jaxllm import cli
+from jaxllm.config import reading
 from jaxllm.data import train_tokenizer
+from jaxllm.errors import InputError
+from jaxllm.prediction import predict
 from jaxllm.pretrained import hf
-from jaxllm.tasks import build, glue, predict
+from jaxllm.runs import loop
+from jaxllm.tasks import evaluate, glue
 
 VALUES = (
     *("", "null", "true", "-1", "0", "1e999", "nan", "[]", "[a]", "[1,2", "{", "{a: 1}", "'", '"'),
@@ -36,7 +40,7 @@ BASE = b"model: {path: m}\ndata: {train: [a]}\n"
 def nothing_is_done(monkeypatch):
     counts = {"rows": 0, "errors": 0, "truncated": 0}
     for module, name in (
-        *((loop, "train"), (build, "evaluate"), (glue, "run"), (hf, "convert")),
+        *((loop, "train"), (evaluate, "evaluate"), (glue, "run"), (hf, "convert")),
         (train_tokenizer, "train_tokenizer"),
     ):
         monkeypatch.setattr(module, name, lambda *_, **__: None)
@@ -55,7 +59,7 @@ def damaged(rng: random.Random) -> bytes:
             text[at : at + rng.randrange(3)] = rng.choice(PIECES)
         return bytes(text)
     sections = {"model": {"path": "m"}, "data": {"train": "[a]"}}
-    section, _, name = rng.choice(config._KEYS).partition(".")
+    section, _, name = rng.choice(reading._KEYS).partition(".")
     sections.setdefault(section, {})[name] = rng.choice(VALUES).replace("\n", " ")
     lines = [
         f"{section}: {{{', '.join(f'{key}: {value}' for key, value in keys.items())}}}\n"
@@ -82,7 +86,7 @@ def command_line(rng: random.Random, file: str) -> list[str]:
             argv[at : at + rng.randrange(2)] = [rng.choice(VALUES)]
         return [command, *argv]
     for _ in range(rng.randrange(2)):
-        key = rng.choice(config._KEYS) + rng.choice(["", "", "", "", "+", ".x", "."])
+        key = rng.choice(reading._KEYS) + rng.choice(["", "", "", "", "+", ".x", "."])
         value = rng.choice(VALUES)
         argv += rng.choice([[f"--{key}={value}"], [f"--{key}", value], [f"--{key}"]])
     return [command, *argv]
@@ -110,5 +114,5 @@ def test_command_lines(nothing_is_done, tmp_path, capsys):
 
 @pytest.mark.parametrize("value", ["", "\n"])
 def test_an_empty_value_of_a_list(value):
-    with pytest.raises(config.InputError, match=r"data\.dev: found \s*, expected a list of text"):
-        config.load(["--data.dev", value])
+    with pytest.raises(InputError, match=r"data\.dev: found \s*, expected a list of text"):
+        reading.load(["--data.dev", value])

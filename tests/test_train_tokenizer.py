@@ -95,3 +95,8 @@ def test_the_command_writes_it(corpus, tmp_path):
     arguments = ["--files", corpus, corpus, "--output", str(tmp_path / "out"), "--kind", "bpe"]
     assert main(["train-tokenizer", *arguments, "--vocab_size", "400", "--cased"]) == 0
     assert load_tokenizer(tmp_path / "out").tokenize("The") == ["The"]
+
+
+def test_a_name_that_the_library_cannot_write_is_told_first(tmp_path):
+    with pytest.raises(InputError, match=r"--output: found '.*out\\udcff', expected a name in UTF"):
+        train_tokenizer(["absent.txt"], str(tmp_path / "out\udcff"), kind="wordpiece", vocab_size=9)

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import re
 import types
 from collections.abc import Hashable, Iterable
@@ -59,6 +60,7 @@ _TYPES = {
 }
 
 _KEYS = list(_TYPES)
+_PATHS = ("run.dir", "data.train", "data.dev")  # the others are expanded where they are used
 _UNIONS = (types.UnionType, Union)
 
 
@@ -311,6 +313,9 @@ def _describe(kind: Any) -> str:
 def _build(values: dict[str, Any]) -> Config:
     sections: dict[str, dict[str, Any]] = {name: {} for name in _SECTIONS}
     for key, value in values.items():
+        if key in _PATHS:  # in a file, and behind = on a command line, no shell has expanded ~
+            one = os.path.expanduser
+            value = [one(x) for x in value] if isinstance(value, list) else one(value)
         section, _, name = key.partition(".")
         sections[section][name] = value
     return Config(**{name: _SECTIONS[name](**given) for name, given in sections.items()})

@@ -59,6 +59,11 @@ def train_tokenizer(
         InputError: a file that cannot be read, no text, a vocabulary that does not hold the
             characters of the text, or a directory that is not empty.
     """
+    try:
+        output.encode()
+    except UnicodeEncodeError:
+        expected = "expected a name in UTF-8, as the tokenizers library writes no other"
+        raise InputError(f"--output: found {output!r}, {expected}") from None
     data = DataConfig(train=files, documents="line", text=text, on_bad_row="drop")
     for file in files:
         document_source(Path(file), data)  # complains before the long work begins

@@ -64,6 +64,7 @@ def evaluate(config: Config) -> dict[str, float]:
 
 def write_report(directory: Path, model: str, text: str) -> str:
     """Writes report.txt, which begins with the model and the date; returns it."""
+    model = model.encode(errors="backslashreplace").decode()  # the name may be no UTF-8
     text = f"model {model}, {time.strftime('%Y-%m-%d %H:%M')}\n{text}"
     if jax.process_index() == 0:
         write_atomic(directory / "report.txt", text)
