@@ -146,7 +146,7 @@ def test_a_damaged_config_of_a_run(run, damage):
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_description_of_a_checkpoint(run, damage):
+def test_a_damaged_description_of_a_snapshot(run, damage):
     (run / "summary.json").unlink()
     (run / "checkpoints/step_00000012/jaxllm.json").write_bytes(damage)
     config = make_config(run, **STEPS)
@@ -156,11 +156,11 @@ def test_a_damaged_description_of_a_checkpoint(run, damage):
     assert loop.run(build(config), config)["train/steps"] == 12
 
 
-def test_any_file_of_a_checkpoint_damaged_is_told_or_harmless(run):
+def test_any_file_of_a_snapshot_damaged_is_told_or_harmless(run):
     """Each file, cut and with other bytes: never another state, never another exception."""
-    checkpoint = run / "checkpoints/step_00000012"
+    snapshot = run / "checkpoints/step_00000012"
     state = last_state(run)
-    for file in sorted(p for p in checkpoint.rglob("*") if p.is_file()):
+    for file in sorted(p for p in snapshot.rglob("*") if p.is_file()):
         content = file.read_bytes()
         half = len(content) // 2
         for damage in (content[:half], content[:half] + bytes(255 - x for x in content[half:])):

@@ -1,4 +1,4 @@
-"""A finished run goes on for more epochs or steps, from its last checkpoint, bit for bit."""
+"""A finished run goes on for more epochs or steps, from its last snapshot, bit for bit."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def dies_at(moment):
 
 
 @pytest.mark.parametrize("more", [MORE, {"train.epochs": 2.0, "train.steps": 24}], ids=str)
-def test_more_epochs_or_steps_go_on_from_the_last_checkpoint(run, more, caplog):
+def test_more_epochs_or_steps_go_on_from_the_last_snapshot(run, more, caplog):
     seen = []
     old = summary(run)
     new = train(run, before_step=seen.append, **more)
@@ -218,7 +218,7 @@ def test_what_cannot_go_on_stays_finished(run, harm):
         job.loader.fingerprint += harm == "data"
         return job
 
-    with pytest.raises(InputError, match=r"no checkpoint of it|is damaged|run on other data"):
+    with pytest.raises(InputError, match=r"no snapshot of it|is damaged|run on other data"):
         loop.train(config, of_these_data)
     assert tree(run) == before
     assert train(run, **{"train.epochs": 2.0}) == summary(run)

@@ -115,7 +115,7 @@ def test_the_best_model_is_exported_and_patience_stops(tmp_path):
     loop.run(build(other), other)
     best, end = exported(tmp_path), exported(tmp_path / "short")
     assert all(np.array_equal(best[k], end[k]) for k in end)
-    # The report is on them, too: the checkpoint of the best step outlived `keep`.
+    # The report is on them, too: the snapshot of the best step outlived `keep`.
     report = (tmp_path / "report.txt").read_text()
     assert report.startswith("step 12: ")
     assert report == (tmp_path / "short" / "report.txt").read_text()

@@ -101,7 +101,7 @@ def statuses(started, run_dir):
     return [process.returncode for process in started]
 
 
-def wait_for_a_checkpoint(started, run_dir):
+def wait_for_a_snapshot(started, run_dir):
     deadline = time.monotonic() + 600
     while not list(run_dir.glob("checkpoints/step_????????/jaxllm.json")):
         assert time.monotonic() < deadline, logs(run_dir)
@@ -135,7 +135,7 @@ def assert_same_run(run_dir, other):
 def test_killed_and_continued_over_fsdp_is_one_process_bit_for_bit(config_file, tmp_path):
     options = ("--mesh.fsdp", "2")
     with two(config_file, tmp_path / "run", *options) as started:
-        wait_for_a_checkpoint(started, tmp_path / "run")
+        wait_for_a_snapshot(started, tmp_path / "run")
         for process in started:
             process.send_signal(signal.SIGKILL)
     assert not (tmp_path / "run" / "summary.json").exists()
@@ -151,7 +151,7 @@ def test_killed_and_continued_over_fsdp_is_one_process_bit_for_bit(config_file, 
 def test_a_signal_to_one_stops_both_and_one_process_goes_on(config_file, tmp_path):
     run_dir = tmp_path / "run"
     with two(config_file, run_dir) as started:
-        wait_for_a_checkpoint(started, run_dir)
+        wait_for_a_snapshot(started, run_dir)
         started[1].send_signal(signal.SIGTERM)
         assert statuses(started, run_dir) == [143, 143], logs(run_dir)
     saved = max(run_dir.glob("checkpoints/step_*")).name

@@ -17,7 +17,7 @@ from toy_run import build, last_state, make_config
 from jaxllm.errors import InputError
 from jaxllm.runs import curves, loop
 from jaxllm.runs.log import read_records
-from jaxllm.runs.snapshots import Checkpoints
+from jaxllm.runs.snapshots import Snapshots
 
 PROGRAM = [sys.executable, str(Path(__file__).with_name("toy_run.py"))]
 # The library of this tree, installed or not.
@@ -199,7 +199,7 @@ def test_a_disk_that_fills_up_in_a_save_exits_with_2(tmp_path):
     stopped = program(tmp_path / "run", "disk:9", **changes)
     assert stopped.returncode == 2
     (line,) = stopped.stderr.splitlines()  # nothing of Orbax, TensorStore or asyncio beside it
-    assert line.startswith("jaxllm: error: could not write the checkpoint of step 12 in ")
+    assert line.startswith("jaxllm: error: could not write the snapshot of step 12 in ")
     assert "File too large; that of step 6 is intact" in line
     assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step_00000006"]
     assert program(tmp_path / "run", **changes).returncode == 0
@@ -208,15 +208,15 @@ def test_a_disk_that_fills_up_in_a_save_exits_with_2(tmp_path):
     assert reproduced(tmp_path / "run") == reproduced(tmp_path / "whole")
 
 
-def test_a_full_disk_for_the_checkpoint_keeps_the_one_before(tmp_path, monkeypatch):
-    describe = Checkpoints._describe
+def test_a_full_disk_for_the_snapshot_keeps_the_one_before(tmp_path, monkeypatch):
+    describe = Snapshots._describe
 
-    def full(self: Checkpoints) -> None:
+    def full(self: Snapshots) -> None:
         describe(self)
         if self._saving and self._saving["step"] == 12:
             raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(Checkpoints, "_describe", full)
+    monkeypatch.setattr(Snapshots, "_describe", full)
     config = make_config(tmp_path)
     with pytest.raises(
         InputError, match=r"step 12 .*No space left on device; that of step 6 is intact"
@@ -239,7 +239,7 @@ def test_a_half_written_line_of_metrics_is_dropped(tmp_path):
     assert [r["step"] for r in steps if "loss" in r] == list(range(1, 19))
 
 
-def test_a_damaged_checkpoint_is_refused_and_the_way_out_works(tmp_path):
+def test_a_damaged_snapshot_is_refused_and_the_way_out_works(tmp_path):
     config = make_config(tmp_path / "run")
     with pytest.raises(loop.RunError):
         loop.run(build(config, poison=15), config)
@@ -256,7 +256,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_way_out_works(tmp_path):
 
 
 @pytest.mark.parametrize("harm", ["cut", "delete", "delete_before_the_last_save"])
-def test_a_run_whose_best_checkpoint_is_lost_ends_with_its_best_model(tmp_path, caplog, harm):
+def test_a_run_whose_best_snapshot_is_lost_ends_with_its_best_model(tmp_path, caplog, harm):
     scores = [0.1, 0.9, 0.2, 0.3]
     whole = make_config(tmp_path / "whole", **{"train.steps": 24, "run.keep": 1})
     expected = loop.run(build(whole, scores=[*scores, 0.9]), whole)
@@ -286,7 +286,7 @@ def test_a_run_whose_best_checkpoint_is_lost_ends_with_its_best_model(tmp_path, 
     assert (tmp_path / "run/summary.json").exists()
 
 
-def test_a_best_checkpoint_that_is_deleted_and_then_surpassed(tmp_path):
+def test_a_best_snapshot_that_is_deleted_and_then_surpassed(tmp_path):
     config = make_config(tmp_path, **{"run.keep": 1})
     best = tmp_path / "checkpoints" / "step_00000006"
 
@@ -299,7 +299,7 @@ def test_a_best_checkpoint_that_is_deleted_and_then_surpassed(tmp_path):
     assert summary["train/best_step"] == 18
 
 
-def test_a_damaged_best_checkpoint_says_from_where_the_run_goes_on(tmp_path):
+def test_a_damaged_best_snapshot_says_from_where_the_run_goes_on(tmp_path):
     config = make_config(tmp_path, **{"run.keep": 1})
     scores = [0.9, 0.1, 0.1]
     with pytest.raises(loop.RunError):

@@ -17,7 +17,7 @@ CODE = "import sys; from jaxllm.cli import main; sys.exit(main(sys.argv[1:]))"
 
 @pytest.fixture(scope="module")
 def config_file(tiny_bert_config, tiny_tokenizer_dir, tmp_path_factory):
-    """A tiny BERT with dropout, from random weights: 120 steps, a checkpoint each 20."""
+    """A tiny BERT with dropout, from random weights: 120 steps, a snapshot each 20."""
     directory = tmp_path_factory.mktemp("resume")
     rng = np.random.default_rng(0)
     words = np.array(["good", "bad", "film", "plot", "not", "very", "the", "was"])

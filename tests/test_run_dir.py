@@ -70,13 +70,13 @@ def test_a_directory_of_something_else_is_refused(tmp_path, name):
     assert not (tmp_path / "config.yaml").exists()
 
 
-def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+def test_a_snapshot_of_another_run_is_refused(tmp_path):
     for name, rate in (("a", 1e-3), ("b", 1e-4)):
         config = make_config(tmp_path / name, **{"optimizer.learning_rate": rate})
         with pytest.raises(loop.RunError):
             loop.run(build(config, poison=9), config)
-    for checkpoint in (tmp_path / "b" / "checkpoints").iterdir():
-        checkpoint.rename(tmp_path / "a" / "checkpoints" / "step_00000007")
+    for snapshot in (tmp_path / "b" / "checkpoints").iterdir():
+        snapshot.rename(tmp_path / "a" / "checkpoints" / "step_00000007")
     config = make_config(tmp_path / "a", **{"optimizer.learning_rate": 1e-3})
     with pytest.raises(InputError, match="step_00000007"):
         loop.run(build(config), config)
@@ -95,7 +95,7 @@ def test_a_mesh_whose_batches_have_other_rows_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "name", ["a[b]", "[", "a]", "a*", "a?", "a\\b", "a\udcffb", "a\0b"], ids=ascii
 )
-def test_a_path_that_checkpoints_cannot_be_read_from_is_refused_first(tmp_path, name):
+def test_a_path_that_snapshots_cannot_be_read_from_is_refused_first(tmp_path, name):
     def never(config):
         raise AssertionError("built")
 

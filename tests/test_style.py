@@ -114,3 +114,16 @@ def test_readme_and_ci_run_the_same_tests():
     line = re.search(r"^\s*(pip install [^#\n]*&& pytest)\s*(#.*)?$", readme(), re.MULTILINE)
     assert line, "README.md has no line `pip install ... && pytest`"
     assert line[1] == command[1] == 'pip install -e ".[test]" && pytest'
+
+
+# What Orbax calls its own, the directory of a run, and the format of its description.
+OTHERS = (
+    r"orbax.checkpoint\w*|(Composite|Async)Checkpoint\w+"
+    r"|\"checkpoints\"|checkpoints/|jaxllm checkpoint 1"
+)
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.parent.name == "runs"], ids=relative)
+def test_states_of_a_run_are_snapshots(path):
+    text = re.sub(OTHERS, "", path.read_text(encoding="utf-8"))
+    assert not re.findall(r"(?i).*checkpoint.*", text)

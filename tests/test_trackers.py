@@ -11,7 +11,9 @@ import types
 import pytest
 from toy_run import build, make_config
 
-from jaxllm.config.reading import Config, DataConfig, ModelConfig, RunConfig, reading
+from jaxllm.config import reading
+from jaxllm.config.checks import check
+from jaxllm.config.fields import Config, DataConfig, ModelConfig, RunConfig
 from jaxllm.errors import InputError
 from jaxllm.runs import curves, loop, trackers
 from jaxllm.runs.directory import changes
@@ -82,7 +84,7 @@ def test_wandb_gets_every_record_and_one_run_goes_on(wandb, tmp_path):
     assert after.options["name"] == str(tmp_path)
     assert after.options["config"]["train"]["steps"] == 12
     assert (before.failed, after.failed) == (True, False)
-    # Steps that the first start logged after its last checkpoint come again.
+    # Steps that the first start logged after its last snapshot come again.
     assert [values["step"] for values in before.logged] == [4, 6, 8]
     assert [values["step"] for values in after.logged] == [8, 12, 12]
     assert after.axis == {"*": "step"}
@@ -176,7 +178,7 @@ def test_a_tracker_twice_is_refused():
     one = Config(model=ModelConfig(path="w"), data=DataConfig(train=["a.csv"]))
     one = dataclasses.replace(one, run=RunConfig(trackers=["wandb", "wandb"]))
     with pytest.raises(InputError, match=r"run\.trackers"):
-        reading.check(one)
+        check(one)
     with pytest.raises(InputError, match="expected a list of tensorboard, wandb"):
         reading.load(["--run.trackers", "[neptune]"])
 

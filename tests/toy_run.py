@@ -126,7 +126,7 @@ def build(
         before_step: called with the number of the step that is about to run.
         scores: the metric "score" of each evaluation, by epoch; default: minus the loss.
         poison: the step whose loss is NaN.
-        size: of a parameter that only makes the checkpoint bigger.
+        size: of a parameter that only makes the snapshot bigger.
     """
     loader = Loader(config.train.seed)
     params = {"linear/w": jnp.zeros(WIDTH), "ballast": {"b": jnp.zeros(size)}}
@@ -194,14 +194,14 @@ def make_config(directory: Path, **changes: Any) -> Config:
 
 
 def last_state(directory: Path) -> dict[str, np.ndarray]:
-    """Every array of the last checkpoint of a run, and the loop's counts that are no times."""
+    """Every array of the last snapshot of a run, and the loop's counts that are no times."""
     shape = build(make_config(directory)).state_shape
-    with snapshots.Checkpoints(
+    with snapshots.Snapshots(
         directory / "checkpoints", keep=9, metric="score", higher_is_better=True
-    ) as checkpoints:
-        latest = checkpoints.latest()
+    ) as found:
+        latest = found.latest()
         assert latest is not None
-        state, position, extra = checkpoints.restore(latest, shape)
+        state, position, extra = found.restore(latest, shape)
     progress = {k: v for k, v in extra["progress"].items() if not k.endswith("_seconds")}
     return {**_flat(state), "position": np.array(dataclasses.astuple(position)), **progress}
 
@@ -212,31 +212,31 @@ def _die(*_: Any, **__: Any) -> None:
 
 def _arm(moment: str) -> Callable[[int], None]:
     """Sets where the program is killed: step:N, describe:N (a save whose arrays are written, before
-    its rename), saving:N (somewhere in it), prune (an old checkpoint half removed), export (between
+    its rename), saving:N (somewhere in it), prune (an old snapshot half removed), export (between
     the two renames of the model), summary.
 
     Other moments: signal:N sends itself SIGTERM, disk:N cannot write large files from then on,
     wait:N says so and does nothing any more."""
     what, _, number = moment.partition(":")
     if what == "describe":
-        describe = snapshots.Checkpoints._describe
+        describe = snapshots.Snapshots._describe
 
-        def kill(self: snapshots.Checkpoints) -> None:
+        def kill(self: snapshots.Snapshots) -> None:
             if self._saving and self._saving["step"] == int(number):
                 _die()
             describe(self)
 
-        snapshots.Checkpoints._describe = kill  # type: ignore[method-assign]
+        snapshots.Snapshots._describe = kill  # type: ignore[method-assign]
     elif what == "saving":
-        write = snapshots.Checkpoints.save
+        write = snapshots.Snapshots.save
 
-        def save(self: snapshots.Checkpoints, step: int, *rest: Any) -> None:
+        def save(self: snapshots.Snapshots, step: int, *rest: Any) -> None:
             write(self, step, *rest)
             if step == int(number):
                 time.sleep(0.003)
                 _die()
 
-        snapshots.Checkpoints.save = save  # type: ignore[method-assign]
+        snapshots.Snapshots.save = save  # type: ignore[method-assign]
     elif what == "prune":
         remove = shutil.rmtree
 

@@ -264,7 +264,7 @@ class TrainConfig:
             accuracy, f1_macro, matthews, roc_auc, pearson, spearman, exact_match, best_f1,
             masked_accuracy, retrieval_accuracy or loss; null = the task's own
         patience: evaluations without a better metric before the run stops; 0 = never
-        save_every: steps between checkpoints; 0 = at each evaluation
+        save_every: steps between snapshots of the run; 0 = at each evaluation
         profile: first and last step, as metrics.jsonl counts them, of a trace that is left in
             profile/ of run.dir; null = none
     """
@@ -311,7 +311,7 @@ class RunConfig:
     Attributes:
         dir: directory of the results
         seeds: train once for each of these seeds, in `dir`/seed_N; null = once, with train.seed
-        keep: newest checkpoints that are kept beside the best
+        keep: newest snapshots that are kept beside the best
         log_every: steps between lines of metrics.jsonl
         trackers: where else the numbers of metrics.jsonl go: TensorBoard's event files, wandb
             (pip install 'wandb>=0.31'; WANDB_MODE=offline needs no network)

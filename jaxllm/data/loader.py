@@ -150,7 +150,7 @@ class TrainLoader:
         if not 0 <= start.step < steps:
             raise InputError(
                 f"epoch {start.epoch} has {steps} steps with these data and settings, so it cannot "
-                f"go on at step {start.step}; continue with those the checkpoint was made with"
+                f"go on at step {start.step}; continue with those the snapshot was made with"
             )
         return prefetched(self._endless(start), prefetch)
 

@@ -59,13 +59,13 @@ HARMLESS = (
 )
 
 
-# Orbax reads a checkpoint's path as a pattern: `[a]` is then the letter a, and `*` another run as
+# Orbax reads a snapshot's path as a pattern: `[a]` is then the letter a, and `*` another run as
 # well. TensorStore reads a backslash as a slash.
 _REFUSED = "[]*?\\"
 
 
 def check_path(directory: str) -> None:
-    """Raises InputError for the path of a run whose checkpoints could not be read again."""
+    """Raises InputError for the path of a run whose snapshots could not be read again."""
     path = os.path.abspath(directory)
     found = [character for character in _REFUSED if character in path]
     try:
@@ -76,7 +76,7 @@ def check_path(directory: str) -> None:
         found.append("the character NUL")
     if found:
         raise InputError(
-            f"run.dir: found {path!r} with {' and '.join(found)} in it, where no checkpoint can be "
+            f"run.dir: found {path!r} with {' and '.join(found)} in it, where no snapshot can be "
             f"read; expected a path in UTF-8 without any of {' '.join(_REFUSED)}. Give another "
             "run.dir"
         )
@@ -122,7 +122,7 @@ class RunDir:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.path = Path(config.run.dir)
-        self.checkpoints = self.path / "checkpoints"
+        self.snapshots = self.path / "checkpoints"
         self.model = self.path / "model"
         self.writer = jax.process_index() == 0
         self.going_on = False
@@ -237,9 +237,9 @@ class RunDir:
         self.going_on = more or unfinished
         if more or not changed:
             return
-        checkpoints = any(self.checkpoints.glob("step_*"))
-        if not checkpoints and held == ["checkpoints"]:
-            return  # it stopped before its first checkpoint: nothing of it is lost
+        snapshots = any(self.snapshots.glob("step_*"))
+        if not snapshots and held == ["checkpoints"]:
+            return  # it stopped before its first snapshot: nothing of it is lost
         raise InputError(
             f"{self.path} holds a run of another config ({told(changed)}). To go on with that "
             f"run: {self.command()}; for a new run give another run.dir."

@@ -16,7 +16,7 @@ from jaxllm.runs.job import Job
 from jaxllm.runs.log import METRICS, RunLog, read_records
 from jaxllm.runs.meter import RunError, StepMeter, epochs
 from jaxllm.runs.progress import Progress
-from jaxllm.runs.snapshots import Checkpoints, DamagedError
+from jaxllm.runs.snapshots import DamagedError, Snapshots
 from jaxllm.runs.step_trace import StepTrace
 from jaxllm.runtime import processes
 from jaxllm.runtime.interrupt import Interrupted, StopRequest
@@ -33,7 +33,7 @@ def train(config: Config, build: Callable[[Config], Job]) -> dict[str, float]:
     """Trains as `config` says, once or once per seed of `run.seeds`, and returns the summary.
 
     Takes up a run that was stopped, and leaves a finished one as it is, unless `config` asks for
-    more epochs or steps: then it goes on from its last checkpoint. Several seeds each have their
+    more epochs or steps: then it goes on from its last snapshot. Several seeds each have their
     run in ``run.dir/seed_<n>``; the summary is then their mean, and ``<key>_std`` the sample
     standard deviation.
 
@@ -103,21 +103,21 @@ def _train(
     profile = config.train.profile
     if profile is not None and profile[1] > job.total_steps:
         raise InputError(f"train.profile: found {profile}, but the run has {job.total_steps} steps")
-    checkpoints = Checkpoints(
-        directory.checkpoints,
+    snapshots = Snapshots(
+        directory.snapshots,
         keep=config.run.keep,
         metric=job.metric,
         higher_is_better=job.higher_is_better,
     )
-    with checkpoints:
+    with snapshots:
         with StopRequest() as stop:
-            state, position, progress = resume.start(job, config, directory, checkpoints)
+            state, position, progress = resume.start(job, config, directory, snapshots)
             directory.go_on()
             began -= progress.wall_seconds
             traced = StepTrace(profile if directory.writer else None, directory.path / "profile")
             with RunLog(directory, progress, job.total_steps) as log, traced as trace:
-                meter = StepMeter(job, progress, log, checkpoints, trace, config.run.log_every)
-                run = _Run(job, config, directory, checkpoints, log, stop, progress, meter, began)
+                meter = StepMeter(job, progress, log, snapshots, trace, config.run.log_every)
+                run = _Run(job, config, directory, snapshots, log, stop, progress, meter, began)
                 state = _steps(run, state, position)
         return _finish(run, state)
 
@@ -129,7 +129,7 @@ class _Run:
     job: Job
     config: Config
     directory: RunDir
-    checkpoints: Checkpoints
+    snapshots: Snapshots
     log: RunLog
     stop: StopRequest
     progress: Progress
@@ -214,11 +214,11 @@ def _save(run: _Run, step: int, state: Any, position: "LoaderState") -> None:
         "data": run.job.loader.fingerprint,
     }
     rated = progress.best_metrics if progress.best_step == step else None
-    run.checkpoints.save(step, state, position, extra, rated)
+    run.snapshots.save(step, state, position, extra, rated)
 
 
 def _interrupted(run: _Run, signum: int) -> Interrupted:
-    run.checkpoints.wait()
+    run.snapshots.wait()
     return Interrupted(
         signum,
         f"stopped after step {run.progress.step} of {run.job.total_steps}, and saved. To go on: "
@@ -231,7 +231,7 @@ def _finish(run: _Run, state: Any) -> dict[str, float]:
     from jaxllm.runs import curves
 
     progress, job, directory = run.progress, run.job, run.directory
-    run.checkpoints.wait()
+    run.snapshots.wait()
     best = progress.best_step
     params = state.params
     del state
@@ -251,10 +251,10 @@ def _finish(run: _Run, state: Any) -> dict[str, float]:
 
 
 def _best_params(run: _Run) -> Any:
-    """The best parameters from their checkpoint; None where only model/ still has them."""
+    """The best parameters from their snapshot; None where only model/ still has them."""
     best, directory = run.progress.best_step, run.directory
     try:
-        return run.checkpoints.restore_params(best, run.job.state_shape)
+        return run.snapshots.restore_params(best, run.job.state_shape)
     except DamagedError as error:
         if not directory.model.exists():
             raise

@@ -13,7 +13,7 @@ from jaxllm.metrics.throughput import StepClock, tokens_per_second
 from jaxllm.runs.job import Job, Metrics
 from jaxllm.runs.log import RunLog
 from jaxllm.runs.progress import Progress
-from jaxllm.runs.snapshots import Checkpoints
+from jaxllm.runs.snapshots import Snapshots
 from jaxllm.runs.step_trace import StepTrace
 
 if TYPE_CHECKING:
@@ -44,13 +44,13 @@ class StepMeter:
         job: Job,
         progress: Progress,
         log: RunLog,
-        checkpoints: Checkpoints,
+        snapshots: Snapshots,
         trace: StepTrace,
         every: int,
     ) -> None:
         self.clock = StepClock(progress.train_seconds, progress.compile_seconds)
         self._job, self._progress, self._log = job, progress, log
-        self._checkpoints, self._trace, self._every = checkpoints, trace, every
+        self._snapshots, self._trace, self._every = snapshots, trace, every
         self._pending: tuple[Metrics, LoadedBatch] | None = None
         self._logged = (progress.real_tokens, progress.padded_tokens, self.clock.seconds)
 
@@ -120,11 +120,11 @@ class StepMeter:
         if not bad:
             return
         rows = sorted({int(row) for row in np.ravel(batch.example_rows) if row >= 0})
-        latest = self._checkpoints.latest()
-        last = self._checkpoints.path(latest) if latest is not None else "none yet"
+        latest = self._snapshots.latest()
+        last = self._snapshots.path(latest) if latest is not None else "none yet"
         raise RunError(
             f"{', '.join(bad)} at step {self._progress.step + 1}; the batch held the examples of "
-            f"rows {rows}. Nothing was saved after it; the last good checkpoint: {last}. Look at "
+            f"rows {rows}. Nothing was saved after it; the last good snapshot: {last}. Look at "
             "these rows, or lower optimizer.learning_rate or optimizer.clip_norm and give another "
             "run.dir."
         )

@@ -1,4 +1,4 @@
-"""What a run remembers besides the train state; saved in each checkpoint."""
+"""What a run remembers besides the train state; saved in each snapshot."""
 
 import math
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Where a run begins: at its last checkpoint, or with the state of its job."""
+"""Where a run begins: at its last snapshot, or with the state of its job."""
 
 import logging
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from jaxllm.errors import InputError
 from jaxllm.runs.directory import LENGTH, RunDir, changes, told
 from jaxllm.runs.job import Job
 from jaxllm.runs.progress import Progress
-from jaxllm.runs.snapshots import Checkpoints
+from jaxllm.runs.snapshots import Snapshots
 from jaxllm.training.optim import learning_rate_schedule
 
 if TYPE_CHECKING:
@@ -20,26 +20,26 @@ logger = logging.getLogger("jaxllm.runs.resume")
 
 
 def start(
-    job: Job, config: Config, directory: RunDir, checkpoints: Checkpoints
+    job: Job, config: Config, directory: RunDir, snapshots: Snapshots
 ) -> tuple[Any, "LoaderState", Progress]:
     """The state, the loader's position and the progress to go on from; takes `job.state` away.
 
     Raises:
-        InputError: the last checkpoint is damaged, or of another configuration, mesh or data; or a
-            finished run is to go on and has no checkpoint.
+        InputError: the last snapshot is damaged, or of another configuration, mesh or data; or a
+            finished run is to go on and has no snapshot.
     """
     from jaxllm.data.loader import LoaderState
 
     state, job.state = job.state, None
-    latest = checkpoints.latest()
+    latest = snapshots.latest()
     if latest is None:
         if directory.going_on:
             raise InputError(
-                f"{directory.path} holds a finished run, but no checkpoint of it to go on from. "
-                "Restore its checkpoints, or give another run.dir."
+                f"{directory.path} holds a finished run, but no snapshot of it to go on from. "
+                "Restore its checkpoints/, or give another run.dir."
             )
         return state, LoaderState(epoch=0, step=0), Progress()
-    where, extra = checkpoints.path(latest), checkpoints.extra(latest)
+    where, extra = snapshots.path(latest), snapshots.extra(latest)
     changed = changes(extra["config"], to_yaml(config))
     longer = directory.going_on and bool(changed) and changed.keys() <= set(LENGTH)
     if changed and not longer:
@@ -58,7 +58,7 @@ def start(
             "Restore them, or give another run.dir."
         )
     del state  # before the restored one takes its place
-    state, position, _ = checkpoints.restore(latest, job.state_shape)
+    state, position, _ = snapshots.restore(latest, job.state_shape)
     logger.info("going on after step %d of %d, from %s", latest, job.total_steps, where)
     if longer:
         _tell_schedule(job, config, latest)

@@ -1,4 +1,4 @@
-"""What is in a checkpoint's directory: jaxllm.json, and the state as trees that Orbax takes."""
+"""What is in a snapshot's directory: jaxllm.json, and the state as trees that Orbax takes."""
 
 import json
 import zlib

@@ -1,4 +1,4 @@
-"""The directory of a run's checkpoints: those that are whole, one being written, leftovers."""
+"""The directory of a run's snapshots: those that are whole, one being written, leftovers."""
 
 import os
 import re
@@ -10,11 +10,11 @@ from jaxllm.files import writing
 from jaxllm.runs.snapshot_contents import ABOUT
 
 _STEP = re.compile(r"step_(\d{8,})")
-_TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
+_TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a snapshot that is being written
 _DELETED = re.compile(r"\.step_\d+\.deleted")
 
 
-class CheckpointDirectory:
+class SnapshotDirectory:
     """Made when missing; `root` is absolute, since Orbax refuses relative paths."""
 
     def __init__(self, root: Path) -> None:
@@ -26,7 +26,7 @@ class CheckpointDirectory:
         return self.root / f"step_{step:08d}"
 
     def steps(self) -> list[int]:
-        """Of the whole checkpoints, in order; InputError where something else lies there."""
+        """Of the whole snapshots, in order; InputError where something else lies there."""
         found = []
         for entry in sorted(self.root.iterdir()):
             if entry.name.startswith(".") or _TEMPORARY in entry.name:
@@ -34,7 +34,7 @@ class CheckpointDirectory:
             match = _STEP.fullmatch(entry.name)
             if match is None or not (entry / ABOUT).exists():
                 raise InputError(
-                    f"{self.root} holds {entry.name}, which is not a whole jaxllm checkpoint "
+                    f"{self.root} holds {entry.name}, which is not a whole jaxllm snapshot "
                     f"(a directory step_<number> with {ABOUT}). Move it away, or give another "
                     "run.dir."
                 )
@@ -49,7 +49,7 @@ class CheckpointDirectory:
     def remove(self, step: int) -> None:
         """Unless somebody has deleted it already."""
         if self.path(step).exists():
-            # Renamed first: a crash during the removal must not leave half a checkpoint.
+            # Renamed first: a crash during the removal must not leave half a snapshot.
             trash = self.root / f".{self.path(step).name}.deleted"
             os.rename(self.path(step), trash)
             shutil.rmtree(trash, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Which of a run's checkpoints is the best, and which are no longer needed."""
+"""Which of a run's snapshots is the best, and which are no longer needed."""
 
 import math
 

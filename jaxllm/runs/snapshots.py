@@ -1,9 +1,9 @@
-"""Checkpoints, through Orbax: asynchronous, atomic, verified, the last few and the best.
+"""Snapshots, through Orbax: asynchronous, atomic, verified, the last few and the best.
 
-A checkpoint is ``DIR/step_00000120/``: Orbax's arrays (``params/`` and ``state/``, the rest of
+A snapshot is ``DIR/step_00000120/``: Orbax's arrays (``params/`` and ``state/``, the rest of
 the train state) and ``jaxllm.json``: the step, the loader's position, what the loop remembers, the
 shape of every array, and size and CRC-32 of every file. All of it is written under a temporary name
-and renamed when complete, so a directory with that name is a whole checkpoint. The CRC is checked
+and renamed when complete, so a directory with that name is a whole snapshot. The CRC is checked
 before anything is read: Orbax itself does not notice a changed byte in an array.
 """
 
@@ -29,7 +29,7 @@ from jaxllm.runs.snapshot_contents import (
     sealed,
     split,
 )
-from jaxllm.runs.snapshot_directory import CheckpointDirectory
+from jaxllm.runs.snapshot_directory import SnapshotDirectory
 from jaxllm.runs.snapshot_noise import keep_quiet
 from jaxllm.runs.snapshot_ranking import Ranking
 from jaxllm.runtime import processes
@@ -41,26 +41,26 @@ logger = logging.getLogger("jaxllm.runs.snapshots")
 
 
 class DamagedError(InputError):
-    """A checkpoint that cannot be read: `what` is wrong with it, and a way out."""
+    """A snapshot that cannot be read: `what` is wrong with it, and a way out."""
 
     def __init__(self, what: str, way_out: str) -> None:
         super().__init__(f"{what}. {way_out}")
         self.what = what
 
 
-class Checkpoints:
-    """The checkpoints of one run.
+class Snapshots:
+    """The snapshots of one run.
 
     Args:
         directory: made when missing. Shared by all processes of a run, owned by this run alone.
         keep, metric, higher_is_better: which stay, see `Ranking`; `metric` is one of `save`'s.
 
     Raises:
-        InputError: the directory holds something else, or a damaged checkpoint.
+        InputError: the directory holds something else, or a damaged snapshot.
     """
 
     def __init__(self, directory: Path, *, keep: int, metric: str, higher_is_better: bool) -> None:
-        self._store = CheckpointDirectory(directory)
+        self._store = SnapshotDirectory(directory)
         self.directory = self._store.root
         self._ranking = Ranking(keep=keep, metric=metric, higher_is_better=higher_is_better)
         self._writer = jax.process_index() == 0
@@ -87,7 +87,7 @@ class Checkpoints:
         )
 
     def path(self, step: int) -> Path:
-        """The directory of a step's checkpoint."""
+        """The directory of a step's snapshot."""
         return self._store.path(step)
 
     def latest(self) -> int | None:
@@ -181,7 +181,7 @@ class Checkpoints:
         return join(state_shape.params, self._read(step, {"params": params})["params"], {})
 
     def wait(self) -> None:
-        """Returns when the save in flight is on disk, and removes the checkpoints it replaces.
+        """Returns when the save in flight is on disk, and removes the snapshots it replaces.
 
         Raises:
             InputError: it could not be written; older ones are intact.
@@ -201,7 +201,7 @@ class Checkpoints:
         finally:
             self._orbax.close()
 
-    def __enter__(self) -> "Checkpoints":
+    def __enter__(self) -> "Snapshots":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -275,7 +275,7 @@ class Checkpoints:
         last = self.latest()
         intact = "there is none before it" if last is None else f"that of step {last} is intact"
         raise InputError(
-            f"could not write the checkpoint of step {step} in {self.directory}: {problem}; "
+            f"could not write the snapshot of step {step} in {self.directory}: {problem}; "
             f"{intact}. Make room there and run the same command again: it goes on from there."
         ) from error
 

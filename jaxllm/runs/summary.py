@@ -49,7 +49,7 @@ def read(path: Path) -> dict[str, float]:
     """
     expected = "the numbers of a finished run"
     way_out = (
-        "delete it and run the same command again: the run is taken up at its last checkpoint and "
+        "delete it and run the same command again: the run is taken up at its last snapshot and "
         "writes it anew"
     )
     values = read_json(path, dict, expected, way_out)

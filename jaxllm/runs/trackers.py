@@ -98,7 +98,7 @@ def wandb(directory: Path, config: Config, step: int) -> Iterator[Add]:
         ) from error
     with run:
         # wandb drops values at steps below its own count, and a run that goes on from its last
-        # checkpoint gives some once more; as an axis any number will do.
+        # snapshot gives some once more; as an axis any number will do.
         run.define_metric("*", step_metric="step")
         yield lambda values, step: run.log({**values, "step": step})
 

@@ -125,7 +125,7 @@ class Peers:
         if word == _GONE and not self._failed:
             _end(
                 f"{self._names[index]} is gone: it was killed, or its host is down. Start the same "
-                "command again in all processes: a run goes on from its last checkpoint",
+                "command again in all processes: a run goes on from its last snapshot",
                 status=1,
             )
 

@@ -66,7 +66,7 @@ def init_state(
 
 
 def state_shapes(state: Any) -> Any:
-    """ShapeDtypeStructs with shardings of a tree of arrays: what a checkpoint restores into."""
+    """ShapeDtypeStructs with shardings of a tree of arrays: what a snapshot restores into."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )

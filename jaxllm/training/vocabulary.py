@@ -1,7 +1,7 @@
 """Training with those rows of the word embedding that the data can reach.
 
 A fine-tuning set holds a part of the vocabulary. The gradient of every other row is zero at every
-step, yet the optimizer, the clipping and the checkpoint would go through them all. So the tokens of
+step, yet the optimizer, the clipping and the snapshot would go through them all. So the tokens of
 the training text are numbered anew, from 0, the train state holds the table of these rows only, and
 the whole table is put together again for evaluation and export.
 

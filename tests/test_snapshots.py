@@ -1,4 +1,4 @@
-"""Checkpoints: round trip, another mesh, what is kept, damage, a full disk."""
+"""Snapshots: round trip, another mesh, what is kept, damage, a full disk."""
 
 import dataclasses
 import shutil
@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxllm.data.loader import LoaderState
 from jaxllm.errors import InputError
-from jaxllm.runs.snapshots import Checkpoints
+from jaxllm.runs.snapshots import Snapshots
 
 AT = LoaderState(epoch=2, step=5)
 
@@ -81,21 +81,21 @@ def mesh(*sizes: int) -> Mesh:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Callable[..., Checkpoints]]:
-    """Opens (again) the checkpoints of one directory; the ones before are closed."""
-    opened: list[Checkpoints] = []
+def store(tmp_path: Path) -> Iterator[Callable[..., Snapshots]]:
+    """Opens (again) the snapshots of one directory; the ones before are closed."""
+    opened: list[Snapshots] = []
 
-    def open_(**changes: Any) -> Checkpoints:
-        for checkpoints in opened:
-            checkpoints.close()
+    def open_(**changes: Any) -> Snapshots:
+        for snapshots in opened:
+            snapshots.close()
         opened.clear()
         arguments = {"keep": 2, "metric": "f1", "higher_is_better": True, **changes}
-        opened.append(Checkpoints(tmp_path / "checkpoints", **arguments))
+        opened.append(Snapshots(tmp_path / "checkpoints", **arguments))
         return opened[-1]
 
     yield open_
-    for checkpoints in opened:
-        checkpoints.close()
+    for snapshots in opened:
+        snapshots.close()
 
 
 def test_round_trip_of_a_state_that_is_donated_while_it_is_written(store):
@@ -103,8 +103,8 @@ def test_round_trip_of_a_state_that_is_donated_while_it_is_written(store):
     expected = copies(state)
     shape = shapes(state)
     step = jax.jit(lambda s: jax.tree.map(lambda x: x * 2 + 1, s), donate_argnums=0)
-    checkpoints = store()
-    checkpoints.save(7, state, AT, {"best": 0.1, "stale": 3, "text": "ä"})
+    snapshots = store()
+    snapshots.save(7, state, AT, {"best": 0.1, "stale": 3, "text": "ä"})
     for _ in range(5):
         state = step(state)
     jax.block_until_ready(state)
@@ -138,17 +138,17 @@ def test_a_typed_key_comes_back(store):
     assert restored.key.dtype == state.key.dtype
 
 
-def test_save_returns_before_the_checkpoint_is_written(store, monkeypatch, tmp_path):
+def test_save_returns_before_the_snapshot_is_written(store, monkeypatch, tmp_path):
     go_on = threading.Event()
-    describe = Checkpoints._describe
-    monkeypatch.setattr(Checkpoints, "_describe", lambda self: (go_on.wait(20), describe(self))[1])
-    checkpoints = store()
-    checkpoints.save(1, make_state(), AT, {})
-    assert not checkpoints.path(1).exists()
+    describe = Snapshots._describe
+    monkeypatch.setattr(Snapshots, "_describe", lambda self: (go_on.wait(20), describe(self))[1])
+    snapshots = store()
+    snapshots.save(1, make_state(), AT, {})
+    assert not snapshots.path(1).exists()
     go_on.set()
-    checkpoints.wait()
-    assert checkpoints.path(1).exists()
-    assert checkpoints.path(1).parent == tmp_path / "checkpoints"
+    snapshots.wait()
+    assert snapshots.path(1).exists()
+    assert snapshots.path(1).parent == tmp_path / "checkpoints"
 
 
 @pytest.mark.parametrize(
@@ -161,36 +161,36 @@ def test_save_returns_before_the_checkpoint_is_written(store, monkeypatch, tmp_p
     ],
 )
 def test_keeps_the_last_and_the_best(store, higher, scores, left, best):
-    checkpoints = store(higher_is_better=higher)
+    snapshots = store(higher_is_better=higher)
     state = make_state()
     for step, score in enumerate(scores, 1):
-        checkpoints.save(step, state, AT, {}, None if score is None else {"f1": score, "loss": 0.0})
-    checkpoints.wait()
-    for seen in (checkpoints, store(higher_is_better=higher)):  # also as read from disk
+        snapshots.save(step, state, AT, {}, None if score is None else {"f1": score, "loss": 0.0})
+    snapshots.wait()
+    for seen in (snapshots, store(higher_is_better=higher)):  # also as read from disk
         assert sorted(p.name for p in seen.directory.iterdir()) == [f"step_{n:08d}" for n in left]
         assert (seen.latest(), seen.best()) == (left[-1], best)
 
 
 def test_saving_a_step_again_changes_what_is_said_of_it(store):
     state = make_state()
-    checkpoints = store()
-    checkpoints.save(3, state, AT, {"evaluated": 0})
-    checkpoints.save(3, make_state(seed=1), LoaderState(3, 0), {"evaluated": 3}, {"f1": 0.5})
-    checkpoints = store()
-    assert checkpoints.best() == 3
-    restored, position, extra = checkpoints.restore(3, shapes(state))
+    snapshots = store()
+    snapshots.save(3, state, AT, {"evaluated": 0})
+    snapshots.save(3, make_state(seed=1), LoaderState(3, 0), {"evaluated": 3}, {"f1": 0.5})
+    snapshots = store()
+    assert snapshots.best() == 3
+    restored, position, extra = snapshots.restore(3, shapes(state))
     assert same(restored, copies(state))
     assert (position, extra) == (LoaderState(3, 0), {"evaluated": 3})
 
 
 def test_an_unfinished_save_is_ignored_and_removed(store):
-    checkpoints = store()
-    checkpoints.save(1, make_state(), AT, {})
-    checkpoints.close()
-    unfinished = checkpoints.directory / "step_00000002.orbax-checkpoint-tmp"
+    snapshots = store()
+    snapshots.save(1, make_state(), AT, {})
+    snapshots.close()
+    unfinished = snapshots.directory / "step_00000002.orbax-checkpoint-tmp"
     unfinished.mkdir()
     (unfinished / "x").write_text("half")
-    half_removed = checkpoints.directory / ".step_00000000.deleted"
+    half_removed = snapshots.directory / ".step_00000000.deleted"
     half_removed.mkdir()
     assert store().latest() == 1
     assert not unfinished.exists()
@@ -226,11 +226,11 @@ def _flip(file: Path) -> None:
 @pytest.mark.parametrize("damage", [_delete, _truncate, _flip])
 def test_each_damaged_file_is_noticed(store, damage):
     state = make_state()
-    checkpoints = store(keep=3)
-    checkpoints.save(1, state, AT, {})
-    checkpoints.save(2, state, AT, {})
-    checkpoints.close()
-    directory = checkpoints.path(2)
+    snapshots = store(keep=3)
+    snapshots.save(1, state, AT, {})
+    snapshots.save(2, state, AT, {})
+    snapshots.close()
+    directory = snapshots.path(2)
     contents = {file: file.read_bytes() for file in _files(directory)}
     assert len(contents) > 8
     for file, content in contents.items():
@@ -270,24 +270,24 @@ def test_another_model_is_refused_with_the_name_of_the_parameter(store):
 
 
 def test_a_full_disk_is_seen_before_anything_is_written(store, monkeypatch):
-    checkpoints = store()
-    checkpoints.save(1, make_state(), AT, {})
-    checkpoints.wait()
-    usage = shutil.disk_usage(checkpoints.directory)
+    snapshots = store()
+    snapshots.save(1, make_state(), AT, {})
+    snapshots.wait()
+    usage = shutil.disk_usage(snapshots.directory)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(InputError, match=r"step 2 .*No space.*1,000 are free.*step 1 is intact"):
-        checkpoints.save(2, make_state(), AT, {})
-    assert [p.name for p in checkpoints.directory.iterdir()] == ["step_00000001"]
+        snapshots.save(2, make_state(), AT, {})
+    assert [p.name for p in snapshots.directory.iterdir()] == ["step_00000001"]
 
 
 def test_a_failure_that_is_not_the_disks_is_not_called_one(store, monkeypatch):
-    def broken(self: Checkpoints) -> None:
+    def broken(self: Snapshots) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(Checkpoints, "_describe", broken)
-    checkpoints = store()
-    checkpoints.save(1, make_state(), AT, {})
+    monkeypatch.setattr(Snapshots, "_describe", broken)
+    snapshots = store()
+    snapshots.save(1, make_state(), AT, {})
     with pytest.raises(RuntimeError, match="a bug"):
-        checkpoints.wait()
-    assert checkpoints.latest() is None
-    assert list(checkpoints.directory.iterdir()) == []
+        snapshots.wait()
+    assert snapshots.latest() is None
+    assert list(snapshots.directory.iterdir()) == []
