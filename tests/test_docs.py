@@ -30,8 +30,9 @@ from pages import (
     prose,
 )
 
-from jaxllm import cli, config
-from jaxllm.config import Config
+from jaxllm import cli
+from jaxllm.config import reading
+from jaxllm.config.fields import Config
 
 # What makes a run of any page short; a page's own options come after these.
 QUICK = shlex.split(
@@ -222,7 +223,7 @@ def check_options(where: str, text: str) -> None:
     argv = shlex.split(re.sub(r"--tasks [a-z\d ]+|&$", "", rest), comments=True)
     assert name in ("train", "evaluate", "glue"), where
     try:
-        config.load(argv, f"jaxllm {name}")
+        reading.load(argv, f"jaxllm {name}")
     except BaseException as error:
         error.add_note(where)
         raise
