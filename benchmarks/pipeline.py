@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> str:
 
 def import_seconds() -> float:
     """Of all that a training run imports, in a fresh interpreter."""
-    program = "import time; t = time.perf_counter(); from jaxllm import no_torch; "
+    program = "import time; t = time.perf_counter(); from jaxllm.runtime import no_torch; "
     program += "no_torch.hide(); import jaxllm.runs.loop, jaxllm.tasks.build; "
     program += "print(time.perf_counter() - t)"
     done = subprocess.run(

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from answering import predict
+from answering import load_predictor, predict
 
 from jaxllm import AutoModelForSequenceClassification, models
 from jaxllm.data.fit import check_fit
@@ -323,7 +323,7 @@ def rows(count):
 
 
 def test_few_shapes_are_compiled(model, tmp_path):
-    predictor = task.load_predictor(model, 8)
+    predictor = load_predictor(model, 8)
     shapes = set()
 
     def forward(batch):

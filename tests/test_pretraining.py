@@ -22,7 +22,7 @@ from jaxllm.config.fields import (
 from jaxllm.data.loader import LoaderState
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
-from jaxllm.metrics.classification import throughput
+from jaxllm.metrics import throughput
 from jaxllm.nn.sharding import make_mesh
 from jaxllm.pretrained import hf
 from jaxllm.runs import loop

@@ -9,7 +9,7 @@ from transformers import BertConfig, ElectraConfig
 
 from jaxllm.data.corpus import ReadReport
 from jaxllm.data.groups import Groups
-from jaxllm.metrics.classification import throughput
+from jaxllm.metrics import throughput
 from jaxllm.metrics.flops import effective_length, training_flops_per_token
 from jaxllm.metrics.throughput import StepClock
 from jaxllm.models import Compute, module_parts

@@ -11,6 +11,7 @@ import pytest
 from answering import predict
 from sklearn import metrics as sk
 
+from jaxllm.config import checks
 from jaxllm.config.fields import (
     Config,
     DataConfig,
@@ -20,7 +21,6 @@ from jaxllm.config.fields import (
     RunConfig,
     TrainConfig,
 )
-from jaxllm.config.reading import checks
 from jaxllm.data import loader
 from jaxllm.data.tags import scheme_of
 from jaxllm.data.tokenizer import load_tokenizer
