@@ -70,8 +70,19 @@ def squad(path: str, answers: bool = True) -> None:
 
 
 def chnsenticorp() -> None:
-    for name in ("train.tsv.gz", "dev.tsv"):
+    for name in ("train.tsv", "train.tsv.gz", "dev.tsv"):
         write(f"data/chnsenticorp/{name}", "label\ttext_a\n" + rows("{y}\t房间很好 {a}"))
+
+
+def imdb() -> None:
+    for part in ("train", "test"):
+        for i in range(16):
+            write(f"data/aclImdb/{part}/{('neg', 'pos')[i % 2]}/{i}_7.txt", TEXTS[i % 4])
+
+
+def uci_sentiment() -> None:
+    for site in ("amazon_cells", "imdb", "yelp"):
+        write(f"data/uci_sentiment/{site}_labelled.txt", rows(site + " {a}\t{y}"))
 
 
 def wnut17() -> None:
@@ -100,8 +111,8 @@ def contrastive() -> None:
 
 
 def wikitext2() -> None:
-    for part in ("valid", "test"):
-        write(f"data/wikitext2/{part}.txt.gz", "\n\n".join(TEXTS * 4))
+    for name in ("valid.txt.gz", "test.txt.gz", "train.txt", "valid.txt"):
+        write(f"data/wikitext2/{name}", "\n\n".join("\n".join(TEXTS) for _ in range(4)))
 
 
 def corpora() -> None:
@@ -146,6 +157,7 @@ TINY = (
     "{model_type: bert, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4, "
     "intermediate_size: 64, max_position_embeddings: 512, vocab_size: %d}"
 )
+FEW = ["--train.batch_size", "8", "--train.eval_batch_size", "8"]  # of long rows
 # Of each config: its data, further options, and the metric that its summary has.
 CASES = {
     "quickstart": (nothing, ["--data.max_train_examples", "32"], "accuracy"),
@@ -162,12 +174,20 @@ CASES = {
     "bert_base": (corpora, ["--optimizer.warmup", "1"], "masked_accuracy"),
     "bert_large": (corpora, ["--optimizer.warmup", "1"], "masked_accuracy"),
     "glue": (glue, [*HUB, "--run.seeds", "[0]"], "accuracy"),
+    "imdb": (imdb, FEW, "accuracy"),
+    "listings/bert_adamw": (uci_sentiment, FEW, "f1"),
+    "listings/chinese_sentiment": (chnsenticorp, [], "f1"),
+    "listings/pretraining": (wikitext2, [], "next_sentence_accuracy"),
+    "listings/finetuning": (uci_sentiment, [], "accuracy"),
+    "listings/penalties": (nothing, ["--data.max_train_examples", "32"], "accuracy"),
+    "listings/optimizers": (nothing, ["--data.max_train_examples", "32"], "accuracy"),
 }
 FROM_NOTHING = {"chnsenticorp", "mlm_wikitext2", "bert_base", "bert_large"}
 
 
 def test_there_is_a_case_for_every_config():
-    assert sorted(CASES) == sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    names = [path.relative_to(CONFIGS).with_suffix("") for path in CONFIGS.rglob("*.yaml")]
+    assert sorted(CASES) == sorted(map(str, names))
 
 
 @pytest.mark.slow

@@ -120,7 +120,8 @@ class DataConfig:
         sampler: examples of an epoch: shuffle = each once; balanced = as many, but each class
             equally often, so that those of rare classes come again and of frequent ones only some,
             others in each epoch; of one label a row
-        pack_window: shuffled texts among which a place for each is looked for
+        pack_window: shuffled texts among which a place for each is looked for; of padded rows,
+            texts of which those of similar length share a batch; 1 = batches as shuffled
         buckets: row lengths of padded batches, rising
         max_train_examples: use the first so many training rows only
         max_dev_examples: use the first so many dev rows only

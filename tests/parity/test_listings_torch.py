@@ -1,8 +1,8 @@
 """The configs of docs/listings beside the PyTorch listings that they stand for: equal losses.
 
-Both start from one small BERT that PyTorch has saved and see the same rows in the same batches. What
-a row becomes (tokens, padding) is each side's own business. Rates are higher than the listings', so
-that six steps move the loss; dropout is off.
+Both start from one small BERT that PyTorch has saved and see the same rows in the same batches;
+each makes tokens of them by itself. Dropout is off, and rates are higher than those of the
+listings, so that six steps move the loss.
 """
 
 from functools import partial
@@ -25,6 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LENGTH, BATCH, STEPS, ROWS = 16, 4, 6, 20
+LR = 5e-4
+RATE = ["--optimizer.learning_rate", LR]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz0123456789"]
 
 
@@ -131,8 +133,14 @@ def assert_equal(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
-def load(cls, directory):
+def load(directory):
+    cls = transformers.BertForSequenceClassification
     return cls.from_pretrained(directory, classifier_dropout=0.0)
+
+
+def head_of(directory):
+    """The options that load what `load` does."""
+    return ["--model.path", directory, "--model.config.classifier_dropout", 0]
 
 
 class PooledLinear(torch.nn.Module):
@@ -159,15 +167,13 @@ def test_imdb(classifier, rows, tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     data = ["--data.train", f"[{tmp_path}]", "--data.dev", "[]"]
-    config, batches, losses = ours(
-        "imdb", "--model.path", classifier, *data, "--optimizer.learning_rate", 1e-3
-    )
+    config, batches, losses = ours("imdb", "--model.path", classifier, *data, *RATE)
     assert (config.optimizer.learning_rate, config.data.max_length) == (1e-5, 512)
 
     model = PooledLinear(classifier)
     saved = transformers.BertForSequenceClassification.from_pretrained(classifier)
     model.linear.load_state_dict(saved.classifier.state_dict())
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
     criterion = torch.nn.CrossEntropyLoss()
     theirs = train(
         model,
@@ -178,40 +184,36 @@ def test_imdb(classifier, rows, tmp_path):
     assert_equal(losses, theirs)
 
 
-# Of each listing: the config, and what its file has to say.
-ADAMW = ["bert_adamw", "finetuning"]
+# AdamW's own decay is 0.01; with much more six steps show which parameters it is of.
+ADAMW = [*RATE, "--optimizer.weight_decay", 1.0]
 
 
-@pytest.mark.parametrize("name", ADAMW)
+def adamw(model):
+    return torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=1.0)
+
+
+@pytest.mark.parametrize("name", ["bert_adamw", "finetuning"])
 def test_adamw(name, classifier, rows, tmp_path):
     file = table(tmp_path / "rows.txt", rows, header=None)
     data = ["--data.train", f"[{file}]", "--data.dev_fraction", 0]
-    head = ["--model.path", classifier, "--model.config.classifier_dropout", 0]
-    config, batches, losses = ours(
-        f"listings/{name}", *data, *head, "--optimizer.learning_rate", 0.01
-    )
-    assert (config.optimizer.learning_rate, config.train.batch_size, config.train.epochs) == (
-        *(2e-5, 32, 3),
-    )
+    config, batches, losses = ours(f"listings/{name}", *data, *head_of(classifier), *ADAMW)
+    assert (config.optimizer.learning_rate, config.optimizer.weight_decay) == (2e-5, None)
+    assert (config.train.batch_size, config.train.epochs) == (32, 3)
 
-    model = load(transformers.BertForSequenceClassification, classifier)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    theirs = train(model, optimizer, tokenized(classifier, rows, batches), own_loss)
+    model = load(classifier)
+    theirs = train(model, adamw(model), tokenized(classifier, rows, batches), own_loss)
     assert_equal(losses, theirs)
 
 
 def test_chinese_sentiment(classifier, rows, tmp_path):
     file = table(tmp_path / "rows.tsv", rows, header="text_a\tlabel")
     data = ["--data.train", f"[{file}]"]
-    head = ["--model.path", classifier, "--model.config.classifier_dropout", 0]
-    config, batches, losses = ours(
-        "listings/chinese_sentiment", *data, *head, "--optimizer.learning_rate", 1e-3
-    )
+    config, batches, losses = ours("listings/chinese_sentiment", *data, *head_of(classifier), *RATE)
     assert (config.optimizer.learning_rate, config.train.batch_size) == (5e-5, 16)
     assert len({number for batch in batches for number in batch.example_rows}) == 0.8 * ROWS
 
-    model = load(transformers.BertForSequenceClassification, classifier)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    model = load(classifier)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
     scheduler = transformers.get_linear_schedule_with_warmup(
         optimizer, num_warmup_steps=0, num_training_steps=STEPS
     )
@@ -225,10 +227,8 @@ def test_pretraining(save, tmp_path, rng):
     (tmp_path / "train.txt").write_text(text)
     directory = save(transformers.BertForPreTraining)
     data = ["--data.train", f"[{tmp_path / 'train.txt'}]", "--data.dev", "[]"]
-    config, batches, losses = ours(
-        *("listings/pretraining", *data, "--model.path", directory),
-        *("--optimizer.learning_rate", 0.01),
-    )
+    path = ["--model.path", directory]
+    config, batches, losses = ours("listings/pretraining", *data, *path, *ADAMW)
     assert config.optimizer.learning_rate == 2e-5
 
     def given():
@@ -249,23 +249,25 @@ def test_pretraining(save, tmp_path, rng):
             yield inputs, labels
 
     model = transformers.BertForPreTraining.from_pretrained(directory)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    assert_equal(losses, train(model, optimizer, given(), own_loss))
+    assert_equal(losses, train(model, adamw(model), given(), own_loss))
 
 
 def test_penalties(classifier, rows, tmp_path):
     file = table(tmp_path / "rows.tsv", rows, header="text\tlabel")
     data = ["--data.train", f"[{file}]", "--data.dev", "[]"]
-    head = ["--model.path", classifier, "--model.config.classifier_dropout", 0]
     l1, l2 = 1e-4, 1e-3
     penalties = ["--optimizer.l1", l1, "--optimizer.l2", 2 * l2]
     config, batches, losses = ours(
-        "listings/penalties", *data, *head, *penalties, "--optimizer.learning_rate", 1e-3
+        "listings/penalties",
+        *data,
+        *head_of(classifier),
+        *penalties,
+        *RATE,
     )
     assert (config.optimizer.l1, config.optimizer.l2 / 2) == (1e-7, 1e-6)
 
-    model = load(transformers.BertForSequenceClassification, classifier)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    model = load(classifier)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
 
     def loss_of(model, inputs, labels):
         loss = model(**inputs, labels=labels).loss
@@ -282,7 +284,7 @@ OPTIMIZERS = {
     "momentum": (0.03, partial(torch.optim.SGD, momentum=0.9)),
     "rmsprop": (1e-3, torch.optim.RMSprop),
     "adagrad": (1e-2, torch.optim.Adagrad),
-    "adam": (1e-3, torch.optim.Adam),
+    "adam": (LR, torch.optim.Adam),
 }
 
 
@@ -291,11 +293,10 @@ def test_optimizers(name, classifier, rows, tmp_path):
     rate, make = OPTIMIZERS[name]
     file = table(tmp_path / "rows.tsv", rows, header="text\tlabel")
     data = ["--data.train", f"[{file}]", "--data.dev", "[]"]
-    head = ["--model.path", classifier, "--model.config.classifier_dropout", 0]
     optimizer = ["--optimizer.name", name, "--optimizer.learning_rate", rate]
-    _, batches, losses = ours("listings/optimizers", *data, *head, *optimizer)
+    _, batches, losses = ours("listings/optimizers", *data, *head_of(classifier), *optimizer)
 
-    model = load(transformers.BertForSequenceClassification, classifier)
+    model = load(classifier)
     theirs = train(
         model,
         make(model.parameters(), lr=rate),
