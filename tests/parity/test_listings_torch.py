@@ -16,9 +16,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the parity extra")
 transformers = pytest.importorskip("transformers")
 
-from jaxllm import config as configuration  # noqa: E402
+from jaxllm.config import reading  # noqa: E402
 from jaxllm.data.loader import LoaderState  # noqa: E402
-from jaxllm.sharding import make_mesh  # noqa: E402
+from jaxllm.nn.sharding import make_mesh  # noqa: E402
 from jaxllm.tasks import build as task_build  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -81,10 +81,10 @@ def rows():
 def ours(name, *options):
     """(the config as it stands in its file, batches, losses) of `STEPS` steps."""
     file = ["--config", str(CONFIGS / f"{name}.yaml")]
-    plain = configuration.load(file)
+    plain = reading.load(file)
     short = ["--data.max_length", f"{LENGTH}", "--data.buckets", f"[{LENGTH}]"]
     small = ["--train.batch_size", f"{BATCH}", "--train.steps", f"{STEPS}"]
-    job = task_build.build(configuration.load([*file, *short, *small, *map(str, options)]))
+    job = task_build.build(reading.load([*file, *short, *small, *map(str, options)]))
     batches = list(islice(job.loader.batches(LoaderState()), STEPS))
     losses, state = [], job.state
     for batch in batches:
