@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from jaxllm.runtime import cpu_guard
 
 if TYPE_CHECKING:
+    from jaxllm.api import load as load
     from jaxllm.auto import AutoModel as AutoModel
     from jaxllm.auto import AutoModelForMaskedLM as AutoModelForMaskedLM
     from jaxllm.auto import AutoModelForMultipleChoice as AutoModelForMultipleChoice
@@ -25,6 +26,7 @@ __all__ = [
     "AutoModelForSequenceClassification",
     "AutoModelForTokenClassification",
     "__version__",
+    "load",
 ]
 
 cpu_guard.apply()
@@ -32,11 +34,15 @@ cpu_guard.announce()
 
 
 def __getattr__(name: str) -> object:
-    """The model classes are imported on first use: they need jax, flax and transformers."""
+    """What needs jax, flax and transformers is imported on first use."""
     if name.startswith("Auto") and name in __all__:
         from jaxllm import auto
 
         return getattr(auto, name)
+    if name in __all__:
+        from jaxllm import api
+
+        return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

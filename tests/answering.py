@@ -3,7 +3,8 @@
 from functools import partial
 
 from jaxllm.prediction import predict as prediction
+from jaxllm.prediction.loaded import LoadedModel
 from jaxllm.tasks.registry import TASKS
 
 predict = partial(prediction.predict, kinds=TASKS)
-load_predictor = partial(prediction.load_predictor, kinds=TASKS)
+load_model = partial(LoadedModel.load, kinds=TASKS)

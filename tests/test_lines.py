@@ -10,7 +10,7 @@ import pytest
 
 from jaxllm.errors import InputError
 from jaxllm.prediction import inputs, lines
-from jaxllm.prediction.inputs import RowError, parse_object
+from jaxllm.prediction.inputs import RowError, read_line
 from jaxllm.prediction.lines import LineReader
 
 
@@ -71,12 +71,12 @@ def test_a_line_that_is_too_long_is_an_error_and_the_next_is_whole(monkeypatch):
     monkeypatch.setattr(lines, "_CHUNK", 7)
     source = b'"' + b"a" * 18 + b'"\n"' + b"a" * 19 + b'"\n' + b"a" * 1000 + b'\n"good"\n'
     [fits, longer, longest, good] = chain(*read(source, 9))
-    assert parse_object(fits, "text") == {"text": "a" * 18}
+    assert read_line(fits) == "a" * 18
     assert good == b'"good"'
     for line in (longer, longest):
         assert len(line) == 21
         with pytest.raises(RowError, match="the line has more than 20 bytes"):
-            parse_object(line, "text")
+            read_line(line)
 
 
 def test_what_cannot_be_read_is_told(tmp_path):

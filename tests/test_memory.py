@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from answering import load_predictor
+from answering import load_model
 from checkpoints import GOLDEN, load, random_params
 
 import jaxllm
@@ -164,5 +164,5 @@ def test_a_batch_that_nothing_holds(config, key, packing):
 
 
 def test_a_batch_to_predict_that_nothing_holds(classifier):
-    with pytest.raises(InputError, match="--batch_size: a batch of 1000000000 rows would take"):
-        load_predictor(classifier, HUGE)
+    with pytest.raises(InputError, match="batch_size: a batch of 1000000000 rows would take"):
+        load_model(classifier, HUGE)

@@ -13,18 +13,17 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from answering import load_predictor, predict
+from answering import load_model, predict
 
 from jaxllm import AutoModelForSequenceClassification, models
 from jaxllm.data.fit import check_fit
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
 from jaxllm.metrics.classification import sigmoid, softmax
-from jaxllm.prediction import classification
-from jaxllm.prediction import predict as task
+from jaxllm.prediction import batched, classification
 from jaxllm.prediction.batched import EncodedLine, Predictor, Row
 from jaxllm.prediction.batched import run as run_rows
-from jaxllm.prediction.inputs import InputFormat, RowError, parse_line
+from jaxllm.prediction.inputs import InputFormat, RowError, texts_of
 from jaxllm.pretrained import hf
 from jaxllm.trees import map_params
 
@@ -121,7 +120,7 @@ def test_answers_are_in_order_and_equal_those_of_single_rows(model, reference, t
 def test_batch_size_and_window_change_nothing(model, tmp_path, monkeypatch, batch_size):
     rows = texts(30)
     expected, _ = run(model, rows, tmp_path, batch_size=8)
-    monkeypatch.setattr(task, "WINDOW_BATCHES", 1)  # 8 devices: windows of 8 and 24 lines
+    monkeypatch.setattr(batched, "WINDOW_BATCHES", 1)  # 8 devices: windows of 8 and 24 lines
     answers, _ = run(model, [*rows, b"not json"], tmp_path, batch_size=batch_size)
     assert answers[-1]["line"] == 31
     for one, other in zip(answers[:-1], expected, strict=True):
@@ -221,8 +220,8 @@ def test_a_model_of_one_token_type_takes_pairs(save_model, tiny_tokenizer_dir, t
 class Counter(Predictor):
     """The numbers of a line are its rows; the answer is their sum."""
 
-    def parse(self, line):
-        return json.loads(line)
+    def parse(self, row):
+        return row
 
     def encode(self, asked):
         rows = [[Row(np.array([n]), np.array([0])) for n in line] for line in asked]
@@ -238,7 +237,7 @@ def test_an_answer_of_numbers_that_are_not_finite_is_an_error():
         return np.where(ids == 3, np.nan, np.where(ids == 4, np.inf, ids))
 
     counter = Counter(InputFormat(max_length=16), (1, 2), forward)
-    answers = counter.answers([b"[1]", b"[2, 3]", b"[5, 6, 7]", b"[4]"], first_line=10)
+    answers = counter.answers([[1], [2, 3], [5, 6, 7], [4]], first_line=10)
     assert answers[0] == {"sum": 1.0}
     assert answers[2] == {"sum": 18.0, "truncated": True}
     for i, line in ((1, 11), (3, 13)):
@@ -323,15 +322,15 @@ def rows(count):
 
 
 def test_few_shapes_are_compiled(model, tmp_path):
-    predictor = load_predictor(model, 8)
+    predictor = load_model(model, 8).predictor
     shapes = set()
 
     def forward(batch):
         shapes.add(batch["input_ids"].shape)
         return np.zeros((len(batch["input_ids"]), 3), np.float32)
 
-    lines = [json.dumps("good " * n).encode() for n in range(1, 60)]
-    answers = replace(predictor, forward=forward).answers(lines, 1)
+    texts = ["good " * n for n in range(1, 60)]
+    answers = replace(predictor, forward=forward).answers(texts, 1)
     assert shapes == {(8, 16), (8, 32)}
     assert [("truncated" in a) for a in answers] == [n > 30 for n in range(1, 60)]
     # Few rows are not padded to a batch: someone waits for them.
@@ -439,7 +438,7 @@ def test_wrong_files_and_models_are_refused(model, save_model, tmp_path, monkeyp
         with pytest.raises(InputError, match=r"put -: standard (input|output) is closed"):
             predict(model, *names)
         monkeypatch.undo()
-    with pytest.raises(InputError, match="--batch_size 0"):
+    with pytest.raises(InputError, match="--batch_size: found 0"):
         predict(model, str(source), output, 0)
     with pytest.raises(InputError, match=r"no_model"):
         predict(str(tmp_path / "no_model"), str(source), output)
@@ -494,14 +493,35 @@ def test_a_format_that_cannot_be_is_refused(content, message, tmp_path):
         InputFormat.load(tmp_path, max_length=8)
 
 
-def test_lines_are_parsed_by_the_format():
+def test_rows_are_read_by_the_format():
     pair = InputFormat(text="a", text_pair="b")
-    assert parse_line(b'{"b": "two", "a": "one"}', pair) == ("one", "two")
-    assert parse_line(b'{"text": "one", "text_pair": 3}', InputFormat()) == ("one", None)
-    with pytest.raises(RowError, match="the column 'b': expected a string, found an object"):
-        parse_line(b'{"a": "one", "b": {}}', pair)
-    with pytest.raises(RowError, match="found none"):
-        parse_line(b"{}", pair)
+    assert texts_of({"b": "two", "a": "one"}, pair) == ("one", "two")
+    assert texts_of(["one", "two"], pair) == texts_of(("one", "two"), pair) == ("one", "two")
+    assert texts_of({"text": "one", "text_pair": 3}, InputFormat()) == ("one", None)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"a": "one", "b": {}}, "the column 'b': expected a string, found an object"),
+        ({"a": "one", "b": ("two",)}, "the column 'b': expected a string, found a list"),
+        ({"a": b"one", "b": "two"}, "the column 'a': expected a string, found bytes"),
+        ({"a": float("nan"), "b": "two"}, "the column 'a': expected a string, found a number"),
+        (("one", None), "the column 'b': expected a string, found null"),
+        ({}, "the column 'a' is missing, found none"),
+        ({1: "one", None: "two"}, "the column 'a' is missing, found '1', 'None'"),
+        (["one"], "expected the two texts 'a' and 'b', found a list of 1"),
+        (("one", "two", "three"), "found a list of 3"),
+        (7, "expected an object with the column 'a', found a number"),
+        (True, "found true or false"),
+        (None, "found null"),
+        (np.array(["one", "two"]), "found ndarray"),
+    ],
+    ids=str,
+)
+def test_a_row_of_another_kind_is_an_error(row, message):
+    with pytest.raises(RowError, match=message):
+        texts_of(row, InputFormat(text="a", text_pair="b"))
 
 
 def test_answers_are_rounded_to_six_digits():

@@ -21,7 +21,7 @@ FLOORS = [
     ["prediction"],
     ["runs"],
     ["tasks"],
-    ["auto"],
+    ["api", "auto"],
     ["__init__"],
     ["cli"],
     ["__main__"],

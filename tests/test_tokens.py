@@ -27,7 +27,7 @@ from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
 from jaxllm.metrics.entities import entity_metrics
 from jaxllm.prediction.inputs import InputFormat, RowError
-from jaxllm.prediction.token_classification import parse_words, split_words
+from jaxllm.prediction.token_classification import split_words, words_of
 from jaxllm.pretrained import hf
 from jaxllm.tasks import evaluation, tokens
 from jaxllm.tasks.build import build
@@ -452,7 +452,7 @@ def test_text_is_divided_into_words(text):
 
 def test_a_text_without_words_is_refused():
     with pytest.raises(RowError, match="empty"):
-        parse_words(b'{"text": " "}', InputFormat())
+        words_of({"text": " "}, InputFormat())
 
 
 MISTAKES = {

@@ -1,4 +1,4 @@
-"""Lines to answers, in every task alike: rows of tokens through a model in a few static shapes."""
+"""Rows to answers, in every task alike: tokens through a model in a few static shapes."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +12,7 @@ from jaxllm.prediction.inputs import InputFormat, RowError
 
 BatchSizes = tuple[int, int]  # rows of a batch: the fewest that the devices can share, the usual
 SHORTEST_ROW = 16  # rows are padded to this many tokens times a power of two, up to the longest
+WINDOW_BATCHES = 32  # rows whose tokens and outputs are held at a time: this many batches
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class EncodedLine:
 
 @dataclass(frozen=True)
 class Predictor(ABC):
-    """Answers lines of one task.
+    """Answers lines of one task; a line is a row as a user gives it, a value of JSON.
 
     A line is answered with an `error` and its number where it cannot be read or answered, and where
     the model's outputs for it are not finite. `truncated` is true where text was cut.
@@ -50,7 +51,7 @@ class Predictor(ABC):
     forward: Callable[[dict[str, np.ndarray]], Any]
 
     @abstractmethod
-    def parse(self, line: bytes) -> Any:
+    def parse(self, row: Any) -> Any:
         """What a line asks; RowError where that cannot be told."""
 
     @abstractmethod
@@ -61,12 +62,22 @@ class Predictor(ABC):
     def answer(self, asked: Any, outputs: list[Any]) -> dict[str, Any]:
         """The answer out of the outputs of the rows of a line; RowError where there is none."""
 
-    def answers(self, lines: list[bytes], first_line: int) -> list[dict[str, Any]]:
-        """One answer for each line; `first_line` is the number of the first, from 1."""
+    @property
+    def window(self) -> int:
+        """How many lines are best answered at a time."""
+        return self.batch_sizes[1] * WINDOW_BATCHES
+
+    def answers(self, lines: Sequence[Any], first_line: int) -> list[dict[str, Any]]:
+        """One answer for each line; `first_line` is the number of the first, from 1.
+
+        A RowError among the lines stands for one that could not be read.
+        """
         results: list[dict[str, Any] | RowError] = [{} for _ in lines]
         parsed: dict[int, Any] = {}
         for i, line in enumerate(lines):
             try:
+                if isinstance(line, RowError):
+                    raise line
                 parsed[i] = self.parse(line)
             except RowError as error:
                 results[i] = error

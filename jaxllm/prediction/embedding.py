@@ -5,9 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxllm.models import Apply
 from jaxllm.nn.pooling import Pooling
 from jaxllm.prediction.batched import BatchSizes
 from jaxllm.prediction.classification import short
@@ -18,23 +16,39 @@ from jaxllm.pretrained.sentence_transformers import Settings
 
 
 def embedder(model: SavedModel, batch_sizes: BatchSizes) -> TextPredictor:
-    """`embedding`, a list of numbers; made as sentence-transformers' files beside the model say,
-    without such files by the mean, scaled to length 1.
+    """`embedding`, a list of numbers; made as `vectors` says."""
+    predictor, _ = vectors(model, batch_sizes)
+    return replace(predictor, tell=lambda e_D, _: {"embedding": [short(x) for x in e_D]})
+
+
+def vectors(
+    model: SavedModel, batch_sizes: BatchSizes, *, normalize: bool | None = None
+) -> tuple[TextPredictor, int]:
+    """(what gives `embedding`, float32 [D], out of the last hidden states of any model, D).
+
+    Made as sentence-transformers' files beside the model say, without such files by the mean,
+    scaled to length 1. `normalize`: whether it is scaled, whatever the files say.
     """
     found = sentence_transformers.read(model.directory)
     pooling, settings = found or (Pooling(), Settings())
-    sentence_transformers.check_widths(model.directory, pooling, model.config.hidden_size)
+    width = sentence_transformers.check_widths(model.directory, pooling, model.config.hidden_size)
     tokenizer = settings.prepared(model.tokenizer)
     pooling = replace(pooling, skip=settings.skipped(tokenizer))
+    if normalize is not None:
+        pooling = replace(pooling, normalize=normalize)
 
-    def embed(apply: Apply, rows: dict[str, jax.Array]) -> jax.Array:
+    def embed(module: Any, rows: dict[str, jax.Array]) -> jax.Array:
         firsts_B1 = jnp.zeros((len(rows["input_ids"]), 1), jnp.int32)
-        return pooling(apply(**rows).last_hidden_state, rows["segment_ids"], firsts_B1)[:, 0]
+        hidden_BTD = module.stack.encode(**rows).last_hidden_state
+        return pooling(hidden_BTD, rows["segment_ids"], firsts_B1)[:, 0]
 
-    def answer(e_D: np.ndarray, _: str) -> dict[str, Any]:
-        return {"embedding": [short(x) for x in e_D]}
-
-    model = replace(model, tokenizer=tokenizer)
-    return TextPredictor.of(
-        model, batch_sizes, model.compiled(embed), answer, prompt=settings.prompt
+    form = replace(model.form, task="sentence-embedding", text_pair=None)
+    model = replace(model, tokenizer=tokenizer, form=form)
+    predictor = TextPredictor.of(
+        model,
+        batch_sizes,
+        model.compiled(embed),
+        lambda e_D, _: {"embedding": e_D},
+        prompt=settings.prompt,
     )
+    return predictor, width

@@ -1,7 +1,7 @@
-"""A row of text as a model takes it: `InputFormat`, kept beside the weights, and JSON lines."""
+"""A row of text as a model takes it: `InputFormat`, kept beside the weights, and its columns."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,7 @@ _NAMES = {  # fields of which a configuration knows all values
     "truncation": get_type_hints(DataConfig)["truncation"],
 }
 LONGEST_LINE = 1 << 24  # bytes of a line of JSON; a longer one is an error
+WORDS = "tokens"  # the column of a text that is divided into words
 
 # What a model of transformers takes, by what the name of its class ends with.
 _ELSEWHERE: dict[str, dict[str, Any]] = {
@@ -161,25 +162,21 @@ def _fits(value: Any, hint: Any) -> bool:
     return type(value) is (origin or hint)  # true is no number
 
 
+_KINDS = (
+    (type(None), "null"),
+    (bool, "true or false"),
+    ((int, float), "a number"),
+    (Mapping, "an object"),
+    ((list, tuple), "a list"),
+)
+
+
 class RowError(ValueError):
-    """A line cannot be answered; the message stands in its place in the output."""
+    """A row cannot be answered; the message stands in its place in the output."""
 
 
-def parse_line(line: bytes, form: InputFormat) -> tuple[str, str | None]:
-    """(text, second text or None) of a JSON line: an object with the columns, or a bare string.
-
-    Raises:
-        RowError: what is wrong with the line.
-    """
-    row = parse_object(line, form.text)
-    text = column(row, form.text)
-    if form.text_pair is None or (form.pair_optional and form.text_pair not in row):
-        return text, None
-    return text, column(row, form.text_pair)
-
-
-def parse_object(line: bytes, text: str) -> dict[str, Any]:
-    """The object of a JSON line; a bare string is one with that `text` column.
+def read_line(line: bytes) -> Any:
+    """The row of a line of JSON.
 
     Raises:
         RowError: what is wrong with the line.
@@ -187,24 +184,54 @@ def parse_object(line: bytes, text: str) -> dict[str, Any]:
     if len(line) > LONGEST_LINE:
         raise RowError(f"the line has more than {LONGEST_LINE:,} bytes")
     try:
-        row = json.loads(line.decode("utf-8"))
+        return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise RowError(f"invalid UTF-8 at byte {error.start + 1} of the line") from None
     except RecursionError:
         raise RowError("not JSON that can be read: nested too deeply") from None
     except ValueError as error:
         raise RowError(f"not JSON: {error}" if line.strip() else "the line is empty") from None
+
+
+def columns(row: Any, form: InputFormat) -> Mapping[str, Any]:
+    """The columns of a row: an object with them, the text alone, a list of text and second text, or
+    a list of words for a model that tags words.
+
+    Raises:
+        RowError: the row is something else.
+    """
     if isinstance(row, str):
-        row = {text: row}
-    if not isinstance(row, dict):
-        raise RowError(f"expected an object with the column {text!r}, found {_kind(row)}")
-    return row
+        return {form.text: row}
+    if isinstance(row, Mapping):
+        return row
+    if isinstance(row, list | tuple):
+        if form.task == "token-classification":
+            return {WORDS: row}
+        if form.text_pair is not None and form.task != "multiple-choice":
+            if len(row) == 2:
+                return dict(zip((form.text, form.text_pair), row, strict=True))
+            both = f"{form.text!r} and {form.text_pair!r}"
+            raise RowError(f"expected the two texts {both}, found a list of {len(row)}")
+    raise RowError(f"expected an object with the column {form.text!r}, found {_kind(row)}")
 
 
-def column(row: dict[str, Any], name: str) -> str:
+def texts_of(row: Any, form: InputFormat) -> tuple[str, str | None]:
+    """(text, second text or None) of a row.
+
+    Raises:
+        RowError: what is wrong with the row.
+    """
+    row = columns(row, form)
+    text = column(row, form.text)
+    if form.text_pair is None or (form.pair_optional and form.text_pair not in row):
+        return text, None
+    return text, column(row, form.text_pair)
+
+
+def column(row: Mapping[str, Any], name: str) -> str:
     """The text in a column of a row; RowError where there is none."""
     if name not in row:
-        found = ", ".join(repr(key[:40]) for key in islice(row, 10)) or "none"
+        found = ", ".join(repr(str(key)[:40]) for key in islice(row, 10)) or "none"
         raise RowError(f"the column {name!r} is missing, found {found}")
     text = row[name]
     if not isinstance(text, str):
@@ -219,5 +246,6 @@ def column(row: dict[str, Any], name: str) -> str:
 
 
 def _kind(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
-    return kinds.get(type(value), "a number")
+    """What a value is, in the words of JSON where they have one."""
+    found = (name for kinds, name in _KINDS if isinstance(value, kinds))
+    return next(found, type(value).__name__)

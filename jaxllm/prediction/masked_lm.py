@@ -8,7 +8,6 @@ import numpy as np
 
 from jaxllm.data.tokenizer import vocabulary_size
 from jaxllm.errors import InputError
-from jaxllm.models import Apply
 from jaxllm.prediction.batched import BatchSizes
 from jaxllm.prediction.classification import short
 from jaxllm.prediction.inputs import RowError
@@ -34,8 +33,8 @@ def filler(model: SavedModel, batch_sizes: BatchSizes) -> TextPredictor:
     mask, mask_id = str(tokenizer.mask_token), tokenizer.mask_token_id
     known = vocabulary_size(tokenizer)  # models may have more logits, of no token
 
-    def best(apply: Apply, rows: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        logits_BPV = apply(**rows).logits.astype(jnp.float32)
+    def best(module: Any, rows: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        logits_BPV = module(**rows).logits.astype(jnp.float32)
         total_BP1 = jax.nn.logsumexp(logits_BPV, axis=-1, keepdims=True)
         best_BPK, ids_BPK = jax.lax.top_k(logits_BPV[..., :known], min(CANDIDATES, known))
         return jnp.exp(best_BPK - total_BP1), ids_BPK

@@ -1,5 +1,6 @@
 """Answers questions with the likeliest of their choices: prediction of multiple choice."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from jaxllm.data.tokenizer import Encoder
 from jaxllm.metrics.classification import softmax
 from jaxllm.prediction.batched import BatchSizes, EncodedLine, Predictor
 from jaxllm.prediction.classification import short
-from jaxllm.prediction.inputs import RowError, column, parse_object
+from jaxllm.prediction.inputs import RowError, column, columns
 from jaxllm.prediction.saved import SavedModel
 from jaxllm.prediction.texts import no_tokens, rows_of
 
@@ -32,9 +33,9 @@ class ChoicePredictor(Predictor):
         encoder = Encoder(model.tokenizer, form.max_length, form.truncation, pair=True)
         return cls(form, batch_sizes, model.forward(lambda output: output.logits), encoder)
 
-    def parse(self, line: bytes) -> _Choices:
+    def parse(self, row: Any) -> _Choices:
         form = self.form
-        row = parse_object(line, form.text)
+        row = columns(row, form)
         text = column(row, form.text)
         choices = _choices_of(row, form.choices or ["choices"])
         pair = form.text_pair
@@ -65,10 +66,10 @@ class ChoicePredictor(Predictor):
         }
 
 
-def _choices_of(row: dict[str, Any], columns: list[str]) -> list[str]:
-    if len(columns) > 1:
-        return [column(row, name) for name in columns]
-    choices = row.get(columns[0])
-    if not isinstance(choices, list) or not choices:
-        raise RowError(f"the column {columns[0]!r}: expected a list of choices")
-    return [column({f"{columns[0]}[{i}]": x}, f"{columns[0]}[{i}]") for i, x in enumerate(choices)]
+def _choices_of(row: Mapping[str, Any], names: list[str]) -> list[str]:
+    if len(names) > 1:
+        return [column(row, name) for name in names]
+    choices = row.get(names[0])
+    if not isinstance(choices, list | tuple) or not choices:
+        raise RowError(f"the column {names[0]!r}: expected a list of choices")
+    return [column({f"{names[0]}[{i}]": x}, f"{names[0]}[{i}]") for i, x in enumerate(choices)]

@@ -10,25 +10,21 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from jaxllm.errors import InputError
 from jaxllm.files import writing
+from jaxllm.prediction.inputs import RowError, read_line
 from jaxllm.prediction.lines import LineReader
-
-if TYPE_CHECKING:
-    from jaxllm.prediction.batched import BatchSizes, Predictor
-    from jaxllm.prediction.saved import SavedModel
+from jaxllm.prediction.loaded import Kind, LoadedModel
 
 logger = logging.getLogger("jaxllm")
 
-WINDOW_BATCHES = 32  # lines held in memory: this many batches
-
 
 def predict(
-    model: str, input: str, output: str, batch_size: int = 32, *, kinds: "Mapping[str, Kind]"
+    model: str, input: str, output: str, batch_size: int = 32, *, kinds: Mapping[str, Kind]
 ) -> dict[str, int]:
     """Answers every line of `input` with one line of `output`, in order.
 
@@ -48,18 +44,16 @@ def predict(
     Raises:
         InputError: no such input or model, a model without the head, an unwritable output.
     """
-    if batch_size < 1:
-        raise InputError(f"--batch_size {batch_size}: expected 1 or more")
     _check_files(input, output)
-    predictor = load_predictor(model, batch_size, kinds)
+    predictor = LoadedModel.load(model, batch_size, kinds, key="--batch_size").predictor
     counts = {"rows": 0, "errors": 0, "truncated": 0}
     # First the input, then the output: of two named pipes the other side has to know the order.
-    size = predictor.batch_sizes[1] * WINDOW_BATCHES
-    with _reader(input, size) as windows, _writer(output) as sink:
+    with _reader(input, predictor.window) as windows, _writer(output) as sink:
         for window in windows:
             if not counts["rows"]:
                 window[0] = window[0].removeprefix(b"\xef\xbb\xbf")
-            for answer in predictor.answers(window, first_line=counts["rows"] + 1):
+            lines = list(map(_row, window))
+            for answer in predictor.answers(lines, first_line=counts["rows"] + 1):
                 counts["rows"] += 1
                 if "error" in answer and not counts["errors"]:
                     logger.warning("the first error: line %d: %s", counts["rows"], answer["error"])
@@ -107,6 +101,14 @@ def _reader(input: str, size: int) -> LineReader:
         raise InputError(f"{name}: cannot be read: {error.strerror}") from error
 
 
+def _row(line: bytes) -> Any:
+    """The row of a line, or, where it cannot be read, the RowError that says why."""
+    try:
+        return read_line(line)
+    except RowError as error:
+        return error
+
+
 def _json(answer: dict[str, Any], encoding: str | None) -> str:
     """`answer` in one line, in characters that `encoding` has; JSON can spell all others."""
     line = json.dumps(answer, ensure_ascii=False)
@@ -138,32 +140,3 @@ def _writer(output: str) -> Iterator[TextIO]:
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-class Kind(Protocol):
-    """What prediction needs to know of a task; `tasks.registry.TASKS` has one for each."""
-
-    @property
-    def head(self) -> str: ...
-    @property
-    def predictor(self) -> "Callable[[SavedModel, BatchSizes], Predictor]": ...
-
-
-def load_predictor(model: str, batch_size: int, kinds: Mapping[str, Kind]) -> "Predictor":
-    """Loads a model onto all devices of this host, batches split over them.
-
-    kinds: by the names of tasks.
-    """
-    import jax
-
-    from jaxllm.data.fit import check_batch
-    from jaxllm.nn.sharding import batch_shards, make_mesh
-    from jaxllm.prediction.batched import SHORTEST_ROW
-    from jaxllm.prediction.saved import SavedModel
-
-    mesh = make_mesh(devices=jax.local_devices())
-    shards = batch_shards(mesh)
-    saved = SavedModel.load(model, mesh, {name: kind.head for name, kind in kinds.items()})
-    length = min(SHORTEST_ROW, saved.form.max_length)
-    check_batch("--batch_size", batch_size, length, saved.config, mesh)
-    return kinds[saved.form.task].predictor(saved, (shards, -(-batch_size // shards) * shards))

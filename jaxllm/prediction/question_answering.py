@@ -12,7 +12,7 @@ from jaxllm.data.windows import WindowEncoder, Windows
 from jaxllm.prediction.answers import best_answers
 from jaxllm.prediction.batched import BatchSizes, EncodedLine, Predictor, Row
 from jaxllm.prediction.classification import short
-from jaxllm.prediction.inputs import RowError, parse_line
+from jaxllm.prediction.inputs import RowError, texts_of
 from jaxllm.prediction.saved import SavedModel
 
 
@@ -35,8 +35,8 @@ class Answerer(Predictor):
         logits = model.forward(lambda output: (output.start_logits, output.end_logits))
         return cls(model.form, batch_sizes, logits, encoder, qa, nullable)
 
-    def parse(self, line: bytes) -> tuple[str, str | None]:
-        return parse_line(line, self.form)
+    def parse(self, row: Any) -> tuple[str, str | None]:
+        return texts_of(row, self.form)
 
     def encode(self, asked: list[tuple[str, str]]) -> list[EncodedLine | RowError]:
         questions = [Question(str(i), "", i, q, i, ()) for i, (q, _) in enumerate(asked)]

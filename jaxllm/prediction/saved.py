@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from jaxllm import models
 from jaxllm.attention.backends import attention_on
 from jaxllm.data.fit import check_fit
 from jaxllm.data.tokenizer import load_tokenizer
-from jaxllm.models import Apply, Compute, Graph
+from jaxllm.models import Compute, Graph
+from jaxllm.models.arguments import dtype_name
 from jaxllm.nn.sharding import batch_sharding
 from jaxllm.prediction.inputs import InputFormat
 from jaxllm.pretrained import hf
@@ -31,14 +31,17 @@ class SavedModel:
     tokenizer: Any
     form: InputFormat
     mesh: Mesh
+    compute: Compute
     graph: Graph
     params: Any
 
     @classmethod
-    def load(cls, path: str, mesh: Mesh, heads: Mapping[str, str]) -> "SavedModel":
+    def load(
+        cls, path: str, mesh: Mesh, heads: Mapping[str, str], dtype: Any = "float32"
+    ) -> "SavedModel":
         """The model at `path`, for the task that `InputFormat.load` finds.
 
-        heads: what a model ends in, by task.
+        heads: what a model ends in, by task. dtype: of the computation.
 
         Raises:
             InputError: no model there, one whose weights lack the task's head, no tokenizer.
@@ -54,20 +57,21 @@ class SavedModel:
         key = f"{directory / INPUT_FILE}: max_length"
         check_fit(config, tokenizer, form.max_length, pair=pair, key=key)
         head = heads[form.task]
-        compute = Compute(attention=attention_on("auto", mesh))
+        compute = Compute(dtype_name(dtype), attention_on("auto", mesh))
         _, graph, params = load_saved(path, OneModel(head, config), mesh, compute)
-        return cls(directory, config, tokenizer, form, mesh, graph, params)
+        return cls(directory, config, tokenizer, form, mesh, compute, graph, params)
 
     def forward(self, pick: Callable[[Any], Any]) -> Callable[[dict[str, np.ndarray]], Any]:
         """The jitted model: arrays of rows to what `pick` takes of its output."""
         return self.compiled(lambda model, rows: pick(model(**rows)))
 
     def compiled(
-        self, compute: Callable[[Apply, dict[str, jax.Array]], Any]
+        self, compute: Callable[[Any, dict[str, jax.Array]], Any]
     ) -> Callable[[dict[str, np.ndarray]], Any]:
-        """`compute(model, rows)`, jitted and on the mesh; `model(**rows)` is the model's output."""
-        apply = models.apply_fn(self.graph)
-        jitted = jax.jit(lambda params, rows: compute(partial(apply, params), rows))
+        """`compute(module, rows)`, jitted and on the mesh; `module(**rows)` is the model's output,
+        `module.stack.encode(**rows)` that of its encoder.
+        """
+        jitted = jax.jit(lambda params, rows: compute(self.graph.merge(params), rows))
 
         def call(rows: dict[str, np.ndarray]) -> Any:
             with jax.set_mesh(self.mesh):

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxllm.data.tokenizer import Encoded, Encoder
 from jaxllm.prediction.batched import BatchSizes, EncodedLine, Predictor, Row
-from jaxllm.prediction.inputs import InputFormat, RowError, parse_line
+from jaxllm.prediction.inputs import InputFormat, RowError, texts_of
 from jaxllm.prediction.saved import SavedModel
 
 
@@ -40,8 +40,8 @@ class TextPredictor(Predictor):
         )
         return cls(form, batch_sizes, forward, encoder, tell)
 
-    def parse(self, line: bytes) -> tuple[str, str | None]:
-        return parse_line(line, self.form)
+    def parse(self, row: Any) -> tuple[str, str | None]:
+        return texts_of(row, self.form)
 
     def encode(self, asked: list[tuple[str, str | None]]) -> list[EncodedLine | RowError]:
         """Single texts and pairs take a call of the tokenizer each."""

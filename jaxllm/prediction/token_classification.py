@@ -13,7 +13,7 @@ from jaxllm.data.tokenizer import WordEncoder
 from jaxllm.metrics.classification import softmax
 from jaxllm.prediction.batched import BatchSizes, EncodedLine, Predictor
 from jaxllm.prediction.classification import short
-from jaxllm.prediction.inputs import InputFormat, RowError, column, parse_object
+from jaxllm.prediction.inputs import WORDS, InputFormat, RowError, column, columns
 from jaxllm.prediction.saved import SavedModel
 from jaxllm.prediction.texts import no_tokens, rows_of
 from jaxllm.pretrained.labels import label_names
@@ -54,8 +54,8 @@ class Tagger(Predictor):
         logits = model.forward(lambda out: out.logits)
         return cls(form, batch_sizes, logits, encoder, names, scheme, repaired)
 
-    def parse(self, line: bytes) -> "Words":
-        return parse_words(line, self.form)
+    def parse(self, row: Any) -> "Words":
+        return words_of(row, self.form)
 
     def encode(self, asked: list["Words"]) -> list[EncodedLine | RowError]:
         encoded, numbers = self.encoder.encode_words([text.words for text in asked])
@@ -101,25 +101,25 @@ class Words:
     starts: list[int]
 
 
-def parse_words(line: bytes, form: InputFormat) -> Words:
-    """The words of a JSON line: those of its `tokens`, if it has them, else those in its text.
+def words_of(row: Any, form: InputFormat) -> Words:
+    """The words of a row: those of its `tokens`, if it has them, else those in its text.
 
     Characters of `tokens` count as if the words stood with a space between.
 
     Raises:
-        RowError: what is wrong with the line.
+        RowError: what is wrong with the row.
     """
-    row = parse_object(line, form.text)
-    if "tokens" not in row:
+    row = columns(row, form)
+    if WORDS not in row:
         return split_words(column(row, form.text))
-    words = row["tokens"]
-    if not isinstance(words, list) or not words:
-        raise RowError("'tokens': expected a list of words")
+    words = row[WORDS]
+    if not isinstance(words, list | tuple) or not words:
+        raise RowError(f"{WORDS!r}: expected a list of words")
     for i, word in enumerate(words):
         if fault := text_fault(word, "word"):
-            raise RowError(f"'tokens', word {i + 1}: {fault}")
+            raise RowError(f"{WORDS!r}, word {i + 1}: {fault}")
     ends = np.cumsum([len(word) + 1 for word in words]).tolist()
-    return Words(" ".join(words), words, [0, *ends[:-1]])
+    return Words(" ".join(words), list(words), [0, *ends[:-1]])
 
 
 def split_words(text: str) -> Words:

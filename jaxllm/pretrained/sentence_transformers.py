@@ -211,8 +211,10 @@ def _expect_vector(config: JsonObject) -> None:
         config.expect(key, "sentence_embedding")
 
 
-def check_widths(directory: Path, pooling: Pooling, width: int) -> None:
-    """Refuses layers that do not fit each other, or hidden states of this `width`."""
+def check_widths(directory: Path, pooling: Pooling, width: int) -> int:
+    """The numbers of a vector; refuses layers that do not fit each other, or hidden states of this
+    `width`.
+    """
     for layer in pooling.layers:
         if len(layer.kernel) != width:
             raise InputError(
@@ -220,6 +222,7 @@ def check_widths(directory: Path, pooling: Pooling, width: int) -> None:
                 f"{width} numbers; expected the module that belongs to the model"
             )
         width = layer.kernel.shape[1]
+    return min(width, pooling.width or width)
 
 
 def files(directory: Path) -> list[str]:
