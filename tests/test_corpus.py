@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxllm.config.reading import DataConfig
-from jaxllm.data import cache, corpus
+from jaxllm.data import cache, corpus, threads
 from jaxllm.data.corpus import load_examples, load_tokenizer
 from jaxllm.data.tokenizer import Encoder, shares
 from jaxllm.errors import InputError
@@ -405,9 +405,9 @@ def test_several_files_follow_each_other_with_their_own_row_numbers(load, tmp_pa
 def test_the_number_of_workers_changes_nothing(load, monkeypatch):
     content = HEADER + "".join(f"good film {i}\t{'ab'[i % 2]}\n" for i in range(3456))
     started = []
-    pool = corpus.Builder.run.__globals__["ThreadPoolExecutor"]
-    monkeypatch.setitem(
-        corpus.Builder.run.__globals__,
+    pool = threads.ThreadPoolExecutor
+    monkeypatch.setattr(
+        threads,
         "ThreadPoolExecutor",
         lambda workers, name: started.append(workers) or pool(workers, name),
     )

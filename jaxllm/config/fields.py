@@ -198,6 +198,10 @@ class DataConfig:
         """The files that have the rows of ``split`` "train" or "dev"."""
         return self.train if split == "train" or self.dev_fraction else self.dev
 
+    def limit(self, split: str) -> int | None:
+        """Of ``split`` "train" or "dev", how many examples are used; None = all."""
+        return self.max_train_examples if split == "train" else self.max_dev_examples
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:

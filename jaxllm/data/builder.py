@@ -1,11 +1,6 @@
 """One pass over the rows of a split: check, tokenize in parallel, store."""
 
-import os
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +11,7 @@ from jaxllm.data.cache import Store
 from jaxllm.data.label_cells import unnamed
 from jaxllm.data.labels import Labels
 from jaxllm.data.rows import CHARACTERS, CHUNK, Row, Source, text_hash
+from jaxllm.data.threads import tokenized
 from jaxllm.data.tokenizer import Encoded, Encoder
 from jaxllm.errors import InputError
 
@@ -43,11 +39,10 @@ class _Elsewhere(NamedTuple):
     label: Any
 
 
-@dataclass
-class _Chunk:
+class _Chunk(NamedTuple):
     source: Source
     rows: list[_Good | _Bad | _Elsewhere]
-    encoded: "Future[Encoded] | None" = None
+    texts: list[_Good]  # those to tokenize: none where no more examples are wanted
 
 
 class Builder:
@@ -85,31 +80,17 @@ class Builder:
         """Appends the arrays of `Examples` to `store`.
 
         Gives ``names`` of the labels, the ``report`` of the rows, and ``remarks`` on what looks
-        wrong about labels that were learned. In memory are the few chunks
-        that are under way, and one number an example.
+        wrong about labels that were learned. In memory are the few chunks that are under way, and
+        one number an example.
 
         Raises:
             InputError: a row that cannot be used where that stops the run, or no row that can.
         """
-        # Threads, not processes: the tokenizer runs outside the interpreter lock, and forking after
-        # JAX has started its threads can deadlock.
-        workers = self._data.workers or os.cpu_count() or 1
-        pending: deque[_Chunk] = deque()
-        with one_thread_a_call(), ThreadPoolExecutor(workers, "tokenize") as pool:
-            try:
-                for chunk in self._chunks():
-                    texts = [row for row in chunk.rows if isinstance(row, _Good)]
-                    if texts and not self._full and not self._bad.stop:
-                        chunk.encoded = pool.submit(self._encode, texts)
-                    pending.append(chunk)
-                    if len(pending) > 2 * workers:
-                        self._take(pending.popleft(), store)
-                    if self._full and not self._learn_on:
-                        break
-                while pending:
-                    self._take(pending.popleft(), store)
-            finally:
-                pool.shutdown(cancel_futures=True)
+
+        def take(chunk: _Chunk, encoded: Encoded | None) -> None:
+            self._take(chunk, encoded, store)
+
+        tokenized(self._chunks(), self._encode, take, workers=self._data.workers)
         self._raise_if_stopped()
         if self._kept == 0:
             raise InputError(
@@ -134,20 +115,27 @@ class Builder:
         return self._limit is not None and self._kept >= self._limit
 
     def _chunks(self) -> Iterator[_Chunk]:
+        for source, rows in self._checked_rows():
+            wanted = not self._full and not self._bad.stop
+            yield _Chunk(source, rows, [r for r in rows if wanted and isinstance(r, _Good)])
+            if self._full and not self._learn_on:
+                return
+
+    def _checked_rows(self) -> Iterator[tuple[Source, list[_Good | _Bad | _Elsewhere]]]:
         for source in self._sources:
-            chunk = _Chunk(source, [])
+            rows: list[_Good | _Bad | _Elsewhere] = []
             empty, size = True, 0
             for row in source.rows():
                 empty = False
-                chunk.rows.append(self._checked(row))
+                rows.append(self._checked(row))
                 size += sum(len(text) for text in (row.text, row.pair) if isinstance(text, str))
-                if len(chunk.rows) == CHUNK or size >= CHARACTERS:
-                    yield chunk
-                    chunk, size = _Chunk(source, []), 0
+                if len(rows) == CHUNK or size >= CHARACTERS:
+                    yield source, rows
+                    rows, size = [], 0
             if empty:
                 raise InputError(f"{source.name}: no rows; there is a header or blank lines only")
-            if chunk.rows:
-                yield chunk
+            if rows:
+                yield source, rows
 
     def _checked(self, row: Row) -> _Good | _Bad | _Elsewhere:
         if row.elsewhere:
@@ -171,13 +159,15 @@ class Builder:
         content = text_hash(row.text, *pairs)
         return _Good(row.number, [row.text], pairs, label, content, row.file)
 
-    def _encode(self, rows: list[_Good]) -> Encoded:
-        pairs = [pair for row in rows for pair in row.pairs]
-        return self._encoder.encode([text for row in rows for text in row.texts], pairs or None)
+    def _encode(self, chunk: _Chunk) -> Encoded | None:
+        if not chunk.texts:
+            return None
+        pairs = [pair for row in chunk.texts for pair in row.pairs]
+        texts = [text for row in chunk.texts for text in row.texts]
+        return self._encoder.encode(texts, pairs or None)
 
-    def _take(self, chunk: _Chunk, store: Store) -> None:
+    def _take(self, chunk: _Chunk, encoded: Encoded | None, store: Store) -> None:
         """Adds a chunk's examples; once there are enough of them, only learns its labels."""
-        encoded = chunk.encoded.result() if chunk.encoded is not None else None
         if encoded is not None:
             shape = (-1, self._choices or 1)
             full_lengths = encoded.full_lengths.reshape(shape)
@@ -292,18 +282,3 @@ def _choices_fault(row: Row, count: int) -> str | None:
 def second_text(start: str | None, choice: str) -> str:
     """A choice as it stands behind the first text; `start` is how all choices of a row begin."""
     return f"{start} {choice}" if start else choice
-
-
-@contextmanager
-def one_thread_a_call() -> Iterator[None]:
-    """Keeps the tokenizer from starting threads of its own under each of ours."""
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

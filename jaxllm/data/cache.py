@@ -1,6 +1,7 @@
 """Token arrays on disk, one directory for each content, memory-mapped when read."""
 
 import functools
+import hashlib
 import json
 import logging
 import math
@@ -9,13 +10,14 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from jaxllm.config.fields import DataConfig
 from jaxllm.files import read_json, user_cache, writing
 
 _LOG = logging.getLogger(__name__)
@@ -28,17 +30,24 @@ Entry = tuple[Arrays, dict[str, Any]]  # arrays by name, and what else is known 
 Fault = Callable[[Arrays, dict[str, Any]], str | None]  # what is wrong with an entry
 
 
-def directory(configured: str | None) -> Path:
-    """``data.cache_dir``, or ``jaxllm`` in the user's cache directory."""
-    return user_cache() if configured is None else Path(configured).expanduser()
+def entry_of(data: DataConfig, fields: Iterable[str], **content: Any) -> Path:
+    """The directory of the arrays that `content` and these `fields` of `data` decide on: within
+    ``data.cache_dir``, or ``jaxllm`` in the user's cache directory.
+    """
+    content["data"] = {name: getattr(data, name) for name in fields}
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    cache = user_cache() if data.cache_dir is None else Path(data.cache_dir).expanduser()
+    return cache / key
 
 
 def load(
-    entry: Path,
+    entry: Path | None,
     build: Callable[["Store"], dict[str, Any]],
     fault: Fault,
 ) -> Entry:
     """The arrays of an entry and their description, as `build` makes them where they are not there.
+
+    Without an `entry` the arrays stay in memory.
 
     Bytes are believed once their checksums are right, which is looked at on the first use of an
     entry in a process, and `fault` finds nothing wrong in them; else the entry is made again.
@@ -46,6 +55,10 @@ def load(
     Raises:
         InputError: the disk is full, or the directory may not be written.
     """
+    if entry is None:
+        store = Store()
+        about = build(store)
+        return store.arrays(), about
     found = read(entry, fault)
     if found is None:
         with writing_entry(entry, fault) as store:
@@ -76,12 +89,18 @@ def read(entry: Path, fault: Fault) -> Entry | None:
     return found
 
 
-def range_fault(
-    arrays: Arrays, within: dict[str, tuple[int, int]], offsets: dict[str, int]
+def array_fault(
+    arrays: Arrays,
+    *,
+    lengths: dict[str, int],
+    within: dict[str, tuple[int, int]],
+    offsets: dict[str, int],
 ) -> str | None:
-    """What is wrong with arrays: numbers that are not `within` (least, end), or `offsets` that do
-    not rise from 0 to their end.
+    """What is wrong with arrays: `lengths` that they do not have, numbers that are not `within`
+    (least, end), or `offsets` that do not rise from 0 to their end.
     """
+    if any(len(arrays[name]) != length for name, length in lengths.items()):
+        return "arrays are not of one length"
     for name, (least, end) in within.items():
         array = arrays[name]
         if array.size and not (least <= array.min() and array.max() < end):

@@ -1,8 +1,6 @@
 """Labelled text as token arrays: read, checked, tokenized, and kept on disk by content."""
 
 import functools
-import hashlib
-import json
 import logging
 import zlib
 from dataclasses import dataclass, field, replace
@@ -152,32 +150,13 @@ def load_examples(
             the processes of a run do not read the same.
     """
     with processes.together():
-        examples, names = _load(data, split, tokenizer, problem_type, labels, prompt)
+        sources = sources_of(data, split, labelled=problem_type is not None)
+        arrays, names, report = load_arrays(
+            data, split, sources, tokenizer, problem_type=problem_type, labels=labels, prompt=prompt
+        )
+        examples = Examples(labels=arrays.pop("labels", None), **arrays, report=report)
     processes.check_same(f"the examples of data.{split}", lambda: (examples.fingerprint, names))
     return examples, names
-
-
-def _load(
-    data: DataConfig,
-    split: str,
-    tokenizer: "PreTrainedTokenizerFast",
-    problem_type: str | None,
-    labels: list[str] | None,
-    prompt: str,
-) -> tuple[Examples, list[str]]:
-    sources = sources_of(data, split, labelled=problem_type is not None)
-    arrays, names, report = load_arrays(
-        data, split, sources, tokenizer, problem_type=problem_type, labels=labels, prompt=prompt
-    )
-    return Examples(
-        arrays["tokens"],
-        arrays["type_ids"],
-        arrays["offsets"],
-        arrays.get("labels"),
-        arrays["rows"],
-        report,
-        hashes=arrays["hashes"],
-    ), names
 
 
 def load_arrays(
@@ -200,7 +179,7 @@ def load_arrays(
         names = None
     elif names is None and split != "train":
         raise ValueError(f"labels of the {split} part must be those of the training part")
-    limit = data.max_train_examples if split == "train" else data.max_dev_examples
+    limit = data.limit(split)
     if names is None and problem_type not in (None, "regression"):
         names = sources[0].label_names
     told = names is not None and names == data.told_labels
@@ -213,16 +192,19 @@ def load_arrays(
         prompt=prompt,
     )
     builder = Builder(data, split, sources, encoder, reader, limit, choices)
-    if data.streaming:
-        store = cache.Store()
-        about = builder.run(store)
-        arrays = store.arrays()
-    else:
-        entry = cache.directory(data.cache_dir) / _key(
-            data, sources, encoder, problem_type, names, told, limit, choices
+    entry = None
+    if not data.streaming:
+        used = ("text", "text_pair", "choices", "label", "on_bad_row", "max_length", "truncation")
+        entry = cache.entry_of(
+            data,
+            (*FORM, *used),
+            version=_CACHE_VERSION,
+            sources=[source.fingerprint() for source in sources],
+            tokenizer=encoder.fingerprint(),
+            settings=[problem_type, names, told, limit, choices],
         )
-        fault = functools.partial(_fault, vocabulary_size(tokenizer), choices or 1)
-        arrays, about = cache.load(entry, builder.run, fault)
+    fault = functools.partial(_fault, vocabulary_size(tokenizer), choices or 1)
+    arrays, about = cache.load(entry, builder.run, fault)
     report = ReadReport(**about["report"])
     log_report(split, sources, report)
     _log_labels(split, data, about["names"] if reader.learning else [], about["remarks"])
@@ -242,18 +224,6 @@ def whole_sources(data: DataConfig, split: str, *, labelled: bool) -> list[Sourc
     if not files:
         raise InputError(f"data.{split} is empty; expected at least one file, or data.dataset")
     return [file_source(Path(file), data, labelled=labelled) for file in files]
-
-
-def _key(data: DataConfig, sources: list[Source], encoder: Encoder, *settings: object) -> str:
-    used = (*FORM, "text", "text_pair", "choices", "label", "on_bad_row")
-    content = {
-        "version": _CACHE_VERSION,
-        "sources": [source.fingerprint() for source in sources],
-        "tokenizer": encoder.fingerprint(),
-        "data": {name: getattr(data, name) for name in (*used, "max_length", "truncation")},
-        "settings": settings,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _log_labels(split: str, data: DataConfig, learned: list[str], remarks: list[str]) -> None:
@@ -276,13 +246,8 @@ def _fault(vocabulary: int, width: int, arrays: cache.Arrays, about: dict[str, A
             return "labels are not a number for each row"
         if about["names"]:
             within["labels"] = (0, 2 if labels.ndim == 2 else len(about["names"]))
-    if (
-        len(arrays["hashes"]) != count
-        or len(arrays["type_ids"]) != total
-        or len(arrays["offsets"]) != count * width + 1
-    ):
-        return "arrays are not of one length"
-    return cache.range_fault(arrays, within, {"offsets": total})
+    lengths = {"hashes": count, "type_ids": total, "offsets": count * width + 1}
+    return cache.array_fault(arrays, lengths=lengths, within=within, offsets={"offsets": total})
 
 
 def log_report(split: str, sources: list[Source], report: ReadReport) -> None:

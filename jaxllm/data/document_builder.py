@@ -1,10 +1,7 @@
 """One pass over the documents of a file: cut, tokenize in parallel, store."""
 
 import json
-import os
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,10 +10,11 @@ import numpy as np
 
 from jaxllm.config.fields import DataConfig
 from jaxllm.data.backend import Backend
-from jaxllm.data.builder import one_thread_a_call, text_fault
+from jaxllm.data.builder import text_fault
 from jaxllm.data.cache import Store
 from jaxllm.data.pieces import DOCUMENT, GOES_ON, Piece, pieces_of, starts_of, word_of
 from jaxllm.data.rows import Row, Source
+from jaxllm.data.threads import tokenized
 from jaxllm.data.tokenizer import vocabulary_size
 from jaxllm.errors import InputError
 
@@ -88,26 +86,15 @@ class DocumentBuilder:
     def run(self, store: Store) -> dict[str, Any]:
         """Appends the arrays of a `Shard` to `store`; gives a report.
 
-        In memory are the document that is read and the few calls that are under way.
+        In memory are the document that is read and the few calls of the tokenizer that are under
+        way.
 
         Raises:
             InputError: a row that cannot be used where that stops the run, words that are not
                 those of the text, or no document.
         """
-        workers = self._data.workers or os.cpu_count() or 1
-        pending: deque[tuple[list[Piece], Future[tuple[np.ndarray, ...]]]] = deque()
         writer = _Writer(store)
-        # Threads: see builder.Builder.run.
-        with one_thread_a_call(), ThreadPoolExecutor(workers, "tokenize") as pool:
-            try:
-                for pieces in self._calls():
-                    pending.append((pieces, pool.submit(self._encode, pieces)))
-                    if len(pending) > 2 * workers:
-                        writer.add(*_result(pending.popleft()))
-                while pending:
-                    writer.add(*_result(pending.popleft()))
-            finally:
-                pool.shutdown(cancel_futures=True)
+        tokenized(self._calls(), self._encode, writer.add, workers=self._data.workers)
         writer.close()
         if not writer.documents:
             raise InputError(
@@ -171,7 +158,7 @@ class DocumentBuilder:
             if not row.elsewhere:
                 yield row, segmented
 
-    def _encode(self, pieces: list[Piece]) -> tuple[np.ndarray, ...]:
+    def _encode(self, pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(tokens, whether they begin a word, tokens of each piece)."""
         texts = [piece.text for piece in pieces]
         segmented = self._source.words is not None
@@ -190,13 +177,6 @@ class DocumentBuilder:
         ends = np.cumsum(counts)
         starts[(ends - counts)[counts > 0]] = True  # pieces are cut between words
         return tokens, starts, counts
-
-
-def _result(
-    call: tuple[list[Piece], "Future[tuple[np.ndarray, ...]]"],
-) -> tuple[list[Piece], np.ndarray, np.ndarray, np.ndarray]:
-    tokens, starts, counts = call[1].result()
-    return call[0], tokens, starts, counts
 
 
 @dataclass
@@ -221,9 +201,8 @@ class _Writer:
         for name in ("lines", "documents"):
             self.store.append(name, np.zeros(1, np.int64))
 
-    def add(
-        self, pieces: list[Piece], tokens: np.ndarray, starts: np.ndarray, counts: np.ndarray
-    ) -> None:
+    def add(self, pieces: list[Piece], encoded: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+        tokens, starts, counts = encoded
         for piece, count in zip(pieces, counts.tolist(), strict=True):
             if piece.begins != GOES_ON:
                 self._end(piece.begins == DOCUMENT)

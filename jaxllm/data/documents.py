@@ -2,7 +2,6 @@
 
 import glob
 import hashlib
-import json
 import logging
 from dataclasses import dataclass
 from functools import partial
@@ -120,11 +119,10 @@ def load_documents(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizer
 
 
 def _load(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizerFast") -> Documents:
-    limit = data.max_train_examples if split == "train" else data.max_dev_examples
     starts = word_starts(tokenizer)
     shards: list[Shard] = []
     corpora: list[int] = []
-    left = limit
+    left = data.limit(split)
     for corpus, source in _sources(data, split):
         builder = DocumentBuilder(data, source, tokenizer, starts, left)
         shard = _shard(data, split, source, builder)
@@ -163,34 +161,30 @@ def _sources(data: DataConfig, split: str) -> list[tuple[int, DocumentSource]]:
 
 
 def _shard(data: DataConfig, split: str, source: DocumentSource, builder: DocumentBuilder) -> Shard:
-    key = _key(data, source, builder)
-    entry = cache.directory(data.cache_dir) / key
+    entry = cache.entry_of(
+        data,
+        (*FORM, "text", "documents", "on_bad_row"),
+        version=f"documents {_CACHE_VERSION}",
+        text=source.text.fingerprint(),
+        words=source.words and source.words.fingerprint(),
+        tokenizer=builder.fingerprint(),
+        limit=builder.limit,
+    )
     arrays, report = cache.load(entry, builder.run, partial(_fault, builder.vocabulary))
     dropped = "".join(f", {n} dropped: {why}" for why, n in report["dropped"].items())
     _LOG.info(
         "data.%s: %d documents, %d tokens of %s (%d empty%s)",
         *(split, report["kept"], report["tokens"], source.text.name, report["empty"], dropped),
     )
-    return Shard(**{name: arrays[name] for name in Shard._fields[:-1]}, key=key)
+    return Shard(**arrays, key=entry.name)
 
 
 def _fault(vocabulary: int, arrays: cache.Arrays, about: dict[str, Any]) -> str | None:
     """What is wrong with the arrays of a shard; see `cache.load`."""
     total, lines = len(arrays["tokens"]), len(arrays["lines"]) - 1
-    if len(arrays["starts"]) != total or len(arrays["hashes"]) != len(arrays["documents"]) - 1:
-        return "arrays are not of one length"
-    within = {"tokens": (0, vocabulary), "starts": (0, 2)}
-    return cache.range_fault(arrays, within, {"lines": total, "documents": lines})
-
-
-def _key(data: DataConfig, source: DocumentSource, builder: DocumentBuilder) -> str:
-    content: dict[str, Any] = {
-        "version": f"documents {_CACHE_VERSION}",
-        "text": source.text.fingerprint(),
-        "words": source.words and source.words.fingerprint(),
-        "tokenizer": builder.fingerprint(),
-        "data": {n: getattr(data, n) for n in (*FORM, "text", "documents")},
-        "on_bad_row": data.on_bad_row,
-        "limit": builder.limit,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return cache.array_fault(
+        arrays,
+        lengths={"starts": total, "hashes": len(arrays["documents"]) - 1},
+        within={"tokens": (0, vocabulary), "starts": (0, 2)},
+        offsets={"lines": total, "documents": lines},
+    )

@@ -4,8 +4,6 @@ Which rows are held out is a function of what they hold and of `data.dev_seed`; 
 nor of train.seed, or the runs of several seeds would be judged on one another's training rows.
 """
 
-import hashlib
-import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -63,11 +61,12 @@ def hold_out(
         InputError: there are not two different rows.
     """
     settings = ("text", "text_pair", "choices", "label", "on_bad_row", "dev_fraction", "dev_seed")
-    content = {
-        "version": f"holdout {_CACHE_VERSION}",
-        "sources": list(fingerprints),
-        "data": {name: getattr(data, name) for name in (*FORM, *settings)},
-    }
+    entry = cache.entry_of(
+        data,
+        (*FORM, *settings),
+        version=f"holdout {_CACHE_VERSION}",
+        sources=list(fingerprints),
+    )
 
     def build(store: cache.Store) -> dict[str, str]:
         pairs = [
@@ -86,8 +85,7 @@ def hold_out(
     def fault(arrays: cache.Arrays, about: object) -> str | None:
         return None if arrays["counts"].shape == (len(keys), 2) else "counts of other sources"
 
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    arrays, _ = cache.load(cache.directory(data.cache_dir) / key, build, fault)
+    arrays, _ = cache.load(entry, build, fault)
     held = arrays["held"]
     return Holdout(
         frozenset(held.tolist()), np.array(arrays["counts"]), f"{zlib.crc32(held.data):08x}"

@@ -109,7 +109,7 @@ def load_pairs(
         own = [group for group in groups if not held.is_elsewhere((group.anchor, 0), split)]
         read -= len(groups) - len(own)
         groups = own
-    groups = groups[: data.max_train_examples if training else data.max_dev_examples]
+    groups = groups[: data.limit(split)]
     dropped = {"a text or the score cannot be used": read - len(groups)}
     kept = groups
     if training and least is not None:

@@ -58,36 +58,25 @@ def load_questions(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizer
         InputError: as `load_examples`; no choices; no room for them.
     """
     with processes.together():
-        questions = _load(data, split, tokenizer)
+        sources = sources_of(data, split, labelled=True)
+        choices = _count(data, sources[0])
+        if data.max_length < choices * SHORTEST:
+            raise InputError(
+                f"data.max_length: found {data.max_length}, expected at least "
+                f"{choices * SHORTEST}: the {choices} choices of a question share it"
+            )
+        arrays, _, report = load_arrays(
+            data,
+            split,
+            sources,
+            tokenizer,
+            problem_type="single_label_classification",
+            labels=[str(place) for place in range(choices)],
+            choices=choices,
+        )
+        questions = Questions(**arrays, report=report, width=choices)
     processes.check_same(f"the questions of data.{split}", lambda: questions.fingerprint)
     return questions
-
-
-def _load(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizerFast") -> Questions:
-    sources = sources_of(data, split, labelled=True)
-    choices = _count(data, sources[0])
-    if data.max_length < choices * SHORTEST:
-        raise InputError(
-            f"data.max_length: found {data.max_length}, expected at least {choices * SHORTEST}: "
-            f"the {choices} choices of a question share it"
-        )
-    arrays, _, report = load_arrays(
-        data,
-        split,
-        sources,
-        tokenizer,
-        problem_type="single_label_classification",
-        labels=[str(place) for place in range(choices)],
-        choices=choices,
-    )
-    return Questions(
-        **{
-            name: arrays[name]
-            for name in ("tokens", "type_ids", "offsets", "labels", "rows", "hashes")
-        },
-        report=report,
-        width=choices,
-    )
 
 
 def _count(data: DataConfig, source: Source) -> int:

@@ -1,9 +1,7 @@
 """Sentences of tagged words as token arrays: read, checked, aligned, kept on disk by content."""
 
 import functools
-import hashlib
 import itertools
-import json
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
@@ -107,34 +105,33 @@ def load_sentences(
         InputError: a file, column, row or tag is not as it should be, the Hub is out of reach, or
             the processes of a run do not read the same.
     """
+    limit = data.limit(split)
     with processes.together():
-        sentences, names = _load(data, split, tokenizer, names, wanted)
-    processes.check_same(f"the sentences of data.{split}", lambda: (sentences.fingerprint, names))
-    return sentences, names
+        encoder = WordEncoder(tokenizer, data.max_length, data.truncation)
+        sources = _sources(data, split)
+        told = names or sources[0].label_names
+        used = ("text", "label", "labels", "on_bad_row", "max_length", "truncation")
+        entry = cache.entry_of(
+            data,
+            (*FORM, *used),
+            task="token-classification",
+            version=_CACHE_VERSION,
+            sources=[source.fingerprint() for source in sources],
+            tokenizer=encoder.fingerprint(),
+            settings=[told, wanted, limit],
+        )
 
+        def read(store: cache.Store) -> dict[str, Any]:
+            rows = TaggedRows(data, split, sources, told, wanted)
+            return _Reader(data, split, rows, sources[0].unit).run(encoder, limit, store)
 
-def _load(
-    data: DataConfig,
-    split: str,
-    tokenizer: "PreTrainedTokenizerFast",
-    names: list[str] | None,
-    wanted: str,
-) -> tuple[Sentences, list[str]]:
-    encoder = WordEncoder(tokenizer, data.max_length, data.truncation)
-    sources = _sources(data, split)
-    names = names or sources[0].label_names
-    limit = data.max_train_examples if split == "train" else data.max_dev_examples
-    entry = cache.directory(data.cache_dir) / _key(data, sources, encoder, names, wanted, limit)
-
-    def read(store: cache.Store) -> dict[str, Any]:
-        rows = TaggedRows(data, split, sources, names, wanted)
-        return _Reader(data, split, rows, sources[0].unit).run(encoder, limit, store)
-
-    fault = functools.partial(_array_fault, vocabulary_size(tokenizer))
-    arrays, about = cache.load(entry, read, fault)
-    report = ReadReport(**about["report"])
-    log_report(split, sources, report)
-    return Sentences(**arrays, report=report), about["names"]
+        fault = functools.partial(_fault, vocabulary_size(tokenizer))
+        arrays, about = cache.load(entry, read, fault)
+        report = ReadReport(**about["report"])
+        log_report(split, sources, report)
+        sentences, found = Sentences(**arrays, report=report), about["names"]
+    processes.check_same(f"the sentences of data.{split}", lambda: (sentences.fingerprint, found))
+    return sentences, found
 
 
 def _sources(data: DataConfig, split: str) -> list[Source]:
@@ -151,38 +148,16 @@ def _sources(data: DataConfig, split: str) -> list[Source]:
     return parts_of(sources, split, data, labelled=True)
 
 
-def _array_fault(vocabulary: int, arrays: cache.Arrays, about: dict[str, Any]) -> str | None:
+def _fault(vocabulary: int, arrays: cache.Arrays, about: dict[str, Any]) -> str | None:
     """What is wrong with the arrays of sentences; see `cache.load`."""
     total, count, words = (len(arrays[name]) for name in ("tokens", "rows", "word_labels"))
     lengths = {"hashes": count, "labels": total, "type_ids": total, "word_tokens": words}
     lengths |= {"offsets": count + 1, "word_offsets": count + 1, "text_offsets": words + 1}
-    if any(len(arrays[name]) != length for name, length in lengths.items()):
-        return "arrays are not of one length"
     ids = (-1, len(about["names"]))
-    longest = int(np.diff(arrays["offsets"]).max())
-    return cache.range_fault(
-        arrays,
-        {
-            "tokens": (0, vocabulary),
-            "labels": ids,
-            "word_labels": ids,
-            "word_tokens": (-1, longest),
-        },
-        {"offsets": total, "word_offsets": words, "text_offsets": len(arrays["text"])},
-    )
-
-
-def _key(data: DataConfig, sources: list[Source], encoder: WordEncoder, *settings: object) -> str:
-    used = (*FORM, "text", "label", "labels", "on_bad_row", "max_length", "truncation")
-    content = {
-        "task": "token-classification",
-        "version": _CACHE_VERSION,
-        "sources": [source.fingerprint() for source in sources],
-        "tokenizer": encoder.fingerprint(),
-        "data": {name: getattr(data, name) for name in used},
-        "settings": settings,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    within = {"tokens": (0, vocabulary), "labels": ids, "word_labels": ids}
+    within["word_tokens"] = (-1, int(np.diff(arrays["offsets"]).max()))
+    offsets = {"offsets": total, "word_offsets": words, "text_offsets": len(arrays["text"])}
+    return cache.array_fault(arrays, lengths=lengths, within=within, offsets=offsets)
 
 
 class _Reader:

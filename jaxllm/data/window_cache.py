@@ -1,7 +1,5 @@
 """The windows of a split, read, cut, checked, and kept on disk by content."""
 
-import hashlib
-import json
 import logging
 from dataclasses import asdict, replace
 from functools import partial
@@ -68,24 +66,20 @@ def _load(
 ) -> tuple[Windows, Questions]:
     encoder = WindowEncoder(tokenizer, data.max_length, qa)
     sources = squad_sources(data, split)
-    limit = data.max_train_examples if split == "train" else data.max_dev_examples
-    if data.streaming:
-        return _read(sources, encoder, data, split, limit)
-    content = {
-        "task": "question-answering",
-        "version": _CACHE_VERSION,
-        "sources": [(source.name, source.fingerprint()) for source in sources],
-        "tokenizer": encoder.fingerprint(),
-        "settings": [data.max_length, qa.max_question_length, qa.doc_stride, data.on_bad_row],
-        "form": [data.encoding, data.max_row_bytes],
-        "limit": limit,
-        "split": split,
-    }
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    entry = cache.directory(data.cache_dir) / key
+    entry = None
+    if not data.streaming:
+        entry = cache.entry_of(
+            data,
+            ("max_length", "on_bad_row", "encoding", "max_row_bytes"),
+            task="question-answering",
+            version=_CACHE_VERSION,
+            sources=[(source.name, source.fingerprint()) for source in sources],
+            tokenizer=encoder.fingerprint(),
+            settings=[qa.max_question_length, qa.doc_stride, data.limit(split), split],
+        )
 
     def build(store: cache.Store) -> dict[str, Any]:
-        windows, asked = _read(sources, encoder, data, split, limit)
+        windows, asked = _read(sources, encoder, data, split)
         for name in _ARRAYS:
             store.append(name, getattr(windows, name))
         return {
@@ -113,26 +107,27 @@ def _load(
 def _fault(vocabulary: int, arrays: cache.Arrays, about: dict[str, Any]) -> str | None:
     """What is wrong with the arrays of windows; see `cache.load`."""
     total, count, spans = (len(arrays[name]) for name in ("tokens", "rows", "spans"))
-    of_window = ("labels", "question", "begin", "end", "source")
-    if any(len(arrays[name]) != count for name in of_window) or len(arrays["type_ids"]) != total:
-        return "arrays are not of one length"
+    lengths = dict.fromkeys(("labels", "question", "begin", "end", "source"), count)
+    lengths["type_ids"] = total
     within = {"tokens": (0, vocabulary), "question": (0, len(about["questions"]))}
-    if problem := cache.range_fault(arrays, within, {"offsets": total}):
+    problem = cache.array_fault(arrays, lengths=lengths, within=within, offsets={"offsets": total})
+    if problem is not None:
         return problem
     begin, end, source, labels = (arrays[name] for name in ("begin", "end", "source", "labels"))
-    lengths = np.diff(arrays["offsets"])
-    fits = (0 <= begin) & (begin <= end) & (end <= lengths)
+    tokens = np.diff(arrays["offsets"])
+    fits = (0 <= begin) & (begin <= end) & (end <= tokens)
     fits &= (0 <= source) & (source + end - begin <= spans)
-    if not (fits & (labels >= -1).all(1) & (labels.max(1) < lengths)).all():
+    if not (fits & (labels >= -1).all(1) & (labels.max(1) < tokens)).all():
         return "windows reach beyond their tokens"
     return None
 
 
 def _read(
-    sources: list[Source], encoder: WindowEncoder, data: DataConfig, split: str, limit: int | None
+    sources: list[Source], encoder: WindowEncoder, data: DataConfig, split: str
 ) -> tuple[Windows, Questions]:
     faults = Faults(split)
-    read = read_squad(sources, data, faults=faults, limit=limit, only_aligned=split == "train")
+    aligned, limit = split == "train", data.limit(split)
+    read = read_squad(sources, data, faults=faults, limit=limit, only_aligned=aligned)
     windows, kept = encoder.windows(read, faults)
     count = len(kept.questions)
     dropped = faults.finish(count, data.on_bad_row)
