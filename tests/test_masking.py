@@ -123,6 +123,99 @@ def test_words_are_taken_as_a_plain_loop_takes_them(rng):
         np.testing.assert_array_equal(_whole_words(score, owner, first, room), expected)
 
 
+def words_of(run, starts):
+    """The words of one run of ordinary tokens, each a list of positions."""
+    words = []
+    for position in run:
+        if starts[position] or not words:
+            words.append([])
+        words[-1].append(position)
+    return words
+
+
+def chosen_by_loop(unit, runs, starts, score, length, room):
+    """[(position, the position whose draw decides what becomes of it), …] of one example."""
+    if unit == "token":
+        order = sorted((p for run in runs for p in run), key=lambda p: score[p])
+        return [(p, p) for p in order[:room]]
+    words = [words_of(run, starts) for run in runs]
+    found = []
+    if unit == "word":
+        for word in sorted((w for run in words for w in run), key=lambda w: score[w[0]]):
+            if len(found) + len(word) <= room:
+                found += [(p, p) for p in word]
+        return found
+    shares = np.array([0.8**k for k in range(10)])
+    ends = np.cumsum(shares) / shares.sum()
+    spans = [
+        (score[word[0]], [p for w in run[i : i + 1 + (ends <= length[word[0]]).sum()] for p in w])
+        for run in words
+        for i, word in enumerate(run)
+    ]
+    for _, span in sorted(spans):
+        for p in span:
+            if len(found) < room and p not in [done for done, _ in found]:
+                found.append((p, span[0]))
+    return found
+
+
+@pytest.mark.parametrize("unit", ["token", "word", "span"])
+@pytest.mark.parametrize("shares", [{}, {"masked": 0.3, "random": 0.6}])
+def test_masks_are_those_of_a_plain_loop(unit, shares, rng):
+    """Each example on its own, from the draws of its tokens and, for how many, of the example."""
+    how, seed, epoch = masking(unit, 0.4, **shares), 5, 3
+    ordinary = np.flatnonzero(ORDINARY)
+    texts = [[CLS, SEP, SEP, 10, 11, 12, 13, SEP]]
+    for _ in range(60):
+        texts.append([CLS])
+        for _ in range(rng.integers(1, 4)):
+            texts[-1] += [*rng.integers(UNK + 1, V, rng.integers(1, 15)).tolist(), SEP]
+    texts.append([CLS, SEP])  # nothing to ask for, and the last
+    tokens = np.array([t for text in texts for t in text], np.int32)
+    starts = rng.random(len(tokens)) < 0.7
+    starts[3] = False  # the first word that may be asked for begins all the same
+    offsets = np.cumsum([0, *map(len, texts)])
+    numbers = rng.permutation(1000)[: len(texts)]
+    expected, expected_asked = tokens.copy(), np.zeros(len(tokens), bool)
+    for text, number, begin in zip(texts, numbers, offsets, strict=False):
+        places = np.arange(len(text))
+        score, kind, other, length = philox((seed, epoch), np.full(len(text), number), places, 0)
+        runs, before = [], False
+        for place, token in enumerate(text):
+            if ORDINARY[token]:
+                runs += [] if before else [[]]
+                runs[-1].append(place)
+            before = ORDINARY[token]
+        of_example = philox((seed, epoch), np.array([number]), np.array([0]), 1)[0]
+        room = int(0.4 * sum(map(len, runs)) + uniform(of_example)[0])
+        here = starts[begin : begin + len(text)]
+        for place, source in chosen_by_loop(unit, runs, here, score, uniform(length), room):
+            expected_asked[begin + place] = True
+            drawn = uniform(kind)[source]
+            if drawn < how.masked:
+                expected[begin + place] = MASK
+            elif drawn < how.masked + how.random:
+                expected[begin + place] = ordinary[below(other, len(ordinary))[place]]
+    masked, asked = run((tokens, starts, offsets, numbers), how, seed, epoch)
+    np.testing.assert_array_equal(asked, expected_asked)
+    np.testing.assert_array_equal(masked, expected)
+
+
+def test_a_draw_at_a_share_is_not_within_it(monkeypatch):
+    """And of two spans with one score over a token the nearer one is it."""
+    from jaxllm.data import masking as module
+
+    half = np.full(3, 2**31, np.uint64)
+    monkeypatch.setattr(module, "philox", lambda *_: (half,) * 4)
+    arrays = (np.array([CLS, 10, SEP], np.int32), np.ones(3, bool), np.array([0, 3]), np.zeros(3))
+    masked, asked = run(arrays, masking("token", 1.0, masked=0.5, random=0.0))
+    assert asked.tolist() == [False, True, False]
+    assert masked.tolist() == [CLS, 10, SEP]
+    two = np.array([True, True])
+    best, anchor = module._spans(np.array([5, 5]), np.array([2, 1]), two, np.zeros(2, int))
+    assert (best.tolist(), anchor.tolist()) == ([5, 5], [0, 1])
+
+
 def test_spans_are_runs_of_whole_words_with_one_kind_each(rng):
     lengths = np.full(300, 100)
     arrays = examples(rng, lengths)

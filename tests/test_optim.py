@@ -38,19 +38,23 @@ def updates(config, grad=0.0, steps=1):
 @pytest.mark.parametrize(
     ("schedule", "warmup", "expected"),
     [
-        ("linear", 0.2, [0, 0.5, 1, 0.875, 0.5, 0]),
-        ("linear", 2, [0, 0.5, 1, 0.875, 0.5, 0]),
-        ("cosine", 0.2, [0, 0.5, 1, 0.5 * (1 + np.cos(np.pi / 8)), 0.5, 0]),
-        ("inverse_sqrt", 0.2, [0, 0.5, 1, np.sqrt(2 / 3), np.sqrt(2 / 6), np.sqrt(2 / 10)]),
-        ("constant", 0.2, [0, 0.5, 1, 1, 1, 1]),
-        ("constant", 0.0, [1, 1, 1, 1, 1, 1]),
+        ("linear", 0.2, [0, 0.5, 1, 0.875, 0.5, 0, 0]),
+        ("linear", 0.17, [0, 0.5, 1, 0.875, 0.5, 0, 0]),  # 1.7 steps are 2
+        ("linear", 2, [0, 0.5, 1, 0.875, 0.5, 0, 0]),
+        ("linear", 9, [0, 1 / 9, 2 / 9, 3 / 9, 6 / 9, 0, 0]),
+        ("linear", 10, [0, 0.1, 0.2, 0.3, 0.6, 1, 0]),
+        ("cosine", 0.2, [0, 0.5, 1, 0.5 * (1 + np.cos(np.pi / 8)), 0.5, 0, 0]),
+        ("inverse_sqrt", 0.2, [0, 0.5, 1, *(np.sqrt(2 / n) for n in (3, 6, 10, 12))]),
+        ("inverse_sqrt", 1, [0, 1, *(np.sqrt(1 / n) for n in (2, 3, 6, 10, 12))]),
+        ("constant", 0.2, [0, 0.5, 1, 1, 1, 1, 1]),
+        ("constant", 0.0, [1, 1, 1, 1, 1, 1, 1]),
     ],
 )
 def test_schedules(schedule, warmup, expected):
     rate = optim.learning_rate_schedule(
         replace(PLAIN, learning_rate=3.0, schedule=schedule, warmup=warmup), 10
     )
-    got = [float(rate(step)) for step in (0, 1, 2, 3, 6, 10)]
+    got = [float(rate(step)) for step in (0, 1, 2, 3, 6, 10, 12)]
     np.testing.assert_allclose(got, 3 * np.asarray(expected), rtol=1e-6, atol=1e-7)
 
 
@@ -258,6 +262,11 @@ def test_every_field_is_live(field, value, name):
 
 def test_frozen_patterns_must_match():
     paths = list(PARAMS)
+    frozen = ["embeddings/*", "blocks/mlp/*"]
+    assert [path for path in paths if optim.trainable(path, frozen)] == [
+        "blocks/attention/norm/scale",
+        "classifier/kernel",
+    ]
     optim.check_frozen(paths, ["blocks/*"])
     with pytest.raises(InputError, match="'bert/\\*' matches no parameter"):
         optim.check_frozen(paths, ["bert/*"])
