@@ -95,7 +95,7 @@ def test_hidden_states_and_attentions(family, task, length, rng):
 
 @pytest.mark.parametrize(
     ("family", "task", "length"),
-    [*((*pair, LONGEST) for pair in PAIRS), *((family, "base", 1) for family in models.ENCODERS)],
+    [*((*pair, LONGEST) for pair in PAIRS), *((family, "base", 1) for family in KIN)],
 )
 def test_outputs_and_gradients(family, task, length, rng, tmp_path):
     ours, theirs = pair(family, task)
