@@ -73,7 +73,7 @@ def evaluate(argv: list[str]) -> None:
 
         with processes.joined(options.mesh.processes):
             metrics = task.evaluate(options)
-        print(json.dumps(metrics, indent=2))
+    print(json.dumps(metrics, indent=2))
 
 
 def predict(argv: list[str]) -> int:

@@ -27,7 +27,13 @@ _DISK_PHRASES = (
 
 def user_cache() -> Path:
     """``jaxllm`` in the user's cache directory."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxllm"
+    given = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(given or Path.home() / ".cache") / "jaxllm"
+    except RuntimeError:  # as in a container whose user has no entry and no HOME
+        raise InputError(
+            "this user has no home directory to keep a cache in; set XDG_CACHE_HOME to a directory"
+        ) from None
 
 
 def disk_problem(error: BaseException) -> str | None:

@@ -308,3 +308,14 @@ def test_as_a_process(tmp_path):
     assert result.stdout == ""
     assert result.stderr.startswith("jaxllm: error: ")
     assert result.stderr.count("\n") == 1
+
+
+def test_evaluate_to_a_full_stream_does_not_blame_the_run(calls, file, monkeypatch, capsys):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    calls.effect = lambda: {"accuracy": 0.5}
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert cli.main(["evaluate", "--config", file]) == 2
+    assert "jaxllm: error: the disk is full; free some space" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from jaxllm.errors import InputError
-from jaxllm.files import read_json, reading
+from jaxllm.files import read_json, reading, user_cache
 
 DAMAGED = {
     "empty": b"",
@@ -50,3 +50,16 @@ def test_any_exception_of_a_parser_is_a_damaged_file(tmp_path, error):
 def test_what_is_no_damage_passes(tmp_path, error):
     with pytest.raises(error), reading(tmp_path, "a vocabulary"):
         raise error
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    def nobody(uid):
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    with pytest.raises(InputError, match=r"no home directory .* set XDG_CACHE_HOME"):
+        user_cache()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/c")
+    assert str(user_cache()) == "/c/jaxllm"

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import shutil
 
 import pytest
@@ -127,7 +128,7 @@ def test_a_directory_that_cannot_be_written_is_one_message(tmp_path, monkeypatch
         loop.run(build(config), config)
     before = sorted(tmp_path.rglob("*"))
 
-    def refuse(file, mode):
+    def refuse(file, *_, **__):
         raise OSError(code, os.strerror(code), file)
 
     monkeypatch.setattr(directory, "open", refuse, raising=False)  # root may write anywhere
@@ -136,6 +137,17 @@ def test_a_directory_that_cannot_be_written_is_one_message(tmp_path, monkeypatch
     message = f"could not write {tmp_path}: {os.strerror(code)}. Give a run.dir that can be written"
     assert str(error.value).startswith(message)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_disk_that_is_full_for_the_lock_is_one_message(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    config = make_config(tmp_path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(InputError, match=f"could not write {tmp_path}: File too large"):
+            loop.run(build(config), config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("name", [".lock", "config.yaml", "checkpoints"])

@@ -191,22 +191,23 @@ class RunDir:
         return f"jaxllm train --config {shlex.quote(str(self.path / 'config.yaml'))}"
 
     def _lock(self, stack: contextlib.ExitStack) -> None:
-        file = stack.enter_context(open(self.path / LOCK, "a+"))  # noqa: SIM115
+        # Unbuffered: of a full disk, closing the file would complain once more.
+        file = stack.enter_context(open(self.path / LOCK, "a+b", buffering=0))  # noqa: SIM115
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
+            who = file.read().decode(errors="replace").strip()
             raise InputError(
-                f"{self.path} is in use by another run ({file.read().strip()}). Wait for it, stop "
-                "it, or give another run.dir."
+                f"{self.path} is in use by another run ({who}). Wait for it, stop it, or give "
+                "another run.dir."
             ) from None
         except OSError as error:
             logger.warning("%s cannot be locked (%s); start no second run in it", self.path, error)
             return
         file.truncate(0)
         started = time.strftime("%Y-%m-%d %H:%M:%S")
-        file.write(f"pid {os.getpid()} on {socket.gethostname()}, started {started}\n")
-        file.flush()
+        file.write(f"pid {os.getpid()} on {socket.gethostname()}, started {started}\n".encode())
 
     def _check_shared(self) -> None:
         """Refuses a directory that only looks the same: of each host's own disk."""
