@@ -6,8 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from jaxllm.config.fields import ModelConfig, QAConfig
-from jaxllm.config.reading import DataConfig, reading
+from jaxllm.config import reading
+from jaxllm.config.fields import DataConfig, ModelConfig, QAConfig
 from jaxllm.data.corpus import load_examples
 from jaxllm.data.documents import load_documents
 from jaxllm.data.holdout import chosen

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxllm.config.reading import DataConfig, reading
+from jaxllm.config import reading
+from jaxllm.config.fields import DataConfig
 from jaxllm.data import lines
 from jaxllm.data.hub import hub_source
 from jaxllm.data.json_stream import JsonText
