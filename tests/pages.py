@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 CHINESE = DOCS / "zh"
+LISTINGS = DOCS / "listings"
 NOTES = ("test", "not run", "file", "fails", "shown")
 
 _COMMENT = re.compile(r"<!--\s*(\w[\w ]*?)(?::\s*(.*?))?\s*-->")
@@ -54,8 +55,8 @@ class Command:
 
 
 def pages() -> list[Path]:
-    """The README and the English pages."""
-    return [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+    """The README, the English pages, and those of the listings."""
+    return [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(LISTINGS.glob("*.md"))]
 
 
 def chinese_pages() -> list[Path]:

@@ -17,6 +17,7 @@ import pytest
 from pages import (
     CHINESE,
     DOCS,
+    LISTINGS,
     NOTES,
     ROOT,
     Block,
@@ -48,8 +49,15 @@ FIELDS = {
     for section in dataclasses.fields(Config)
     for f in dataclasses.fields(section.type)  # type: ignore[arg-type]
 }
-# What pages write as a field is written and is none: of a model in Python, of its directory.
-NO_FIELDS = ("model.params", "model.safetensors", "model.save_pretrained", "model.to_bf16")
+# What pages write as a field is written and is none: attributes of models, and files.
+NO_FIELDS = (
+    "model.params",
+    "model.safetensors",
+    "model.save_pretrained",
+    "model.to_bf16",
+    "model.train",
+    "model.parameters",
+)
 SECTIONS = "|".join(section.name for section in dataclasses.fields(Config))
 ENGLISH = {name_of(page): page for page in pages()}
 
@@ -75,7 +83,7 @@ def configs(tmp_path_factory, tiny) -> Path:
     """configs/ with the tiny model in place of those of the Hub."""
     directory = tmp_path_factory.mktemp("docs") / "configs"
     shutil.copytree(ROOT / "configs", directory)
-    for file in directory.glob("*.yaml"):
+    for file in directory.rglob("*.yaml"):
         file.write_text(MODELS.sub(str(tiny), file.read_text(encoding="utf-8")))
     return directory
 
@@ -288,10 +296,15 @@ def test_defaults_in_tables_are_the_defaults(page):
 def test_every_page_is_found_from_the_readme():
     readme = ENGLISH["README.md"].read_text(encoding="utf-8")
     index = (DOCS / "README.md").read_text(encoding="utf-8")
+    listings = (LISTINGS / "README.md").read_text(encoding="utf-8")
     for page in pages()[1:]:
+        if page.parent == LISTINGS:
+            assert f"]({page.name})" in listings or page.name == "README.md"
+            continue
         assert f"]({page.name})" in index or page.name == "README.md"
         assert f"](docs/{page.name})" in readme
-    assert f"]({CHINESE.name}/README.md)" in index
+    for directory in (CHINESE, LISTINGS):
+        assert f"]({directory.name}/README.md)" in index
 
 
 def test_the_readme_is_short():
