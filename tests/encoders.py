@@ -7,12 +7,12 @@ from jaxllm.models.encoder import Encoder
 from jaxllm.trees import map_params
 
 KIN = [name for name, family in models.FAMILIES.items() if family.stack is Encoder]  # of BERT
-PAIRS = [(family, task) for family in KIN for task in models.FAMILIES[family].heads]
+PAIRS = [(name, task) for name, family in models.FAMILIES.items() for task in family.heads]
 # One pair for each class of head, and the bare model of each family: for what a head and an encoder
 # do, whatever the other of the two is.
 KINDS = [
     *{models.FAMILIES[family].heads[task]: (family, task) for family, task in PAIRS[::-1]}.values(),
-    *((family, "base") for family in KIN),
+    *((family, "base") for family in models.FAMILIES),
 ]
 KINDS = [pair for pair in PAIRS if pair in KINDS]
 LONGEST = 24  # tokens of a row
@@ -38,6 +38,21 @@ DISTILBERT_SIZES = {
     "activation": "silu",
     "initializer_range": 0.3,
 }
+MODERNBERT_SIZES = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "layer_types": ["full_attention", "sliding_attention"],
+    "local_attention": 8,  # 4 tokens to either side
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": LONGEST,
+    "hidden_activation": "silu",
+    "classifier_activation": "relu",
+    "initializer_range": 0.2,
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "cls_token_id"), 0),
+    **dict.fromkeys(("eos_token_id", "sep_token_id"), 1),
+}
 PAD = {"roberta": 1, "xlm-roberta": 1}  # id of padding, where it is not 0
 
 
@@ -45,7 +60,7 @@ def tiny_config(family, task="base", **changes):
     """A transformers config of two layers, with three labels where the task has labels."""
     from transformers import CONFIG_MAPPING
 
-    sizes = DISTILBERT_SIZES if family == "distilbert" else SIZES
+    sizes = {"distilbert": DISTILBERT_SIZES, "modernbert": MODERNBERT_SIZES}.get(family, SIZES)
     own = {
         "roberta": {"max_position_embeddings": LONGEST + 2},
         "xlm-roberta": {"max_position_embeddings": LONGEST + 2},
@@ -62,7 +77,7 @@ def random_inputs(family, task, length, rng):
     mask[-1, ..., length - length // 3 :] = 0
     ids = np.where(mask > 0, rng.integers(2, 99, shape), PAD.get(family, 0))
     inputs = {"input_ids": ids.astype(np.int32), "attention_mask": mask}
-    if family != "distilbert":
+    if family not in ("distilbert", "modernbert"):
         types = (np.arange(length) >= length // 2).astype(np.int32)
         inputs["token_type_ids"] = np.broadcast_to(types, shape).copy()
     return inputs
@@ -92,8 +107,8 @@ def weighted(out, weights):
 
 def random_params(config, task, seed=0):
     """Weights, biases and scales all drawn, on the host: compiling the initialisers is slow."""
-    rng = np.random.default_rng(seed)
+    rng, std = np.random.default_rng(seed), config.initializer_range
     return map_params(
-        lambda path, x: rng.normal(path.endswith("scale"), 0.3, x.shape).astype(np.float32),
+        lambda path, x: rng.normal(path.endswith("scale"), std, x.shape).astype(np.float32),
         models.module_parts(config, task)[1],
     )

@@ -312,7 +312,7 @@ ABOVE = "a number above 0"
         ("bert", "problem_type", ["regression"], "one of regression, single_label_class.*"),
         ("bert", "architectures", "BertModel", "a list of strings"),
         ("modernbert", "layer_types", [["full_attention"]], "a list of strings"),
-        ("modernbert", "rope_parameters", [1], "an object for each type of layer"),
+        ("modernbert", "rope_parameters", [1], "an object"),
         ("bert", "id2label", {"0": "a", "2": "b"}, "the ids 0 to 1, each once"),
         ("bert", "id2label", {"0": "a", "00": "b"}, "the ids 0 to 1, each once"),
         ("bert", "id2label", {"1": "a", "2": "b"}, "the ids 0 to 1, each once"),

@@ -66,6 +66,7 @@ def problems(attributes: dict[str, Any]) -> list[str]:
     for kind, rope in (attributes.get("rope_parameters") or {}).items():
         if (
             kind not in LAYER_TYPES
+            or not isinstance(rope, dict)
             or not rope.keys() <= {"rope_type", "rope_theta"}
             or rope.get("rope_type", "default") != "default"
         ):
