@@ -57,6 +57,7 @@ NO_FIELDS = (
     "model.to_bf16",
     "model.train",
     "model.parameters",
+    "model.encode",
 )
 SECTIONS = "|".join(section.name for section in dataclasses.fields(Config))
 ENGLISH = {name_of(page): page for page in pages()}
