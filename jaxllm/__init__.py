@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 from jaxllm.runtime import cpu_guard
 
 if TYPE_CHECKING:
+    from jaxllm.api import evaluate as evaluate
     from jaxllm.api import load as load
+    from jaxllm.api import train as train
     from jaxllm.auto import AutoModel as AutoModel
     from jaxllm.auto import AutoModelForMaskedLM as AutoModelForMaskedLM
     from jaxllm.auto import AutoModelForMultipleChoice as AutoModelForMultipleChoice
@@ -26,7 +28,9 @@ __all__ = [
     "AutoModelForSequenceClassification",
     "AutoModelForTokenClassification",
     "__version__",
+    "evaluate",
     "load",
+    "train",
 ]
 
 cpu_guard.apply()

@@ -14,14 +14,11 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from jaxllm import __version__
 from jaxllm.errors import InputError, shortened
 from jaxllm.runtime import cpu_guard, huge_pages, no_torch, streams
-
-if TYPE_CHECKING:
-    from jaxllm.config.reading import Config
 
 logger = logging.getLogger("jaxllm")
 
@@ -31,13 +28,10 @@ def train(argv: list[str]) -> int | None:
     from jaxllm.config.reading import load
 
     options = load(argv, "jaxllm train")
-    if not options.data.train and options.data.dataset is None:
-        raise InputError("data.train: found no file, expected training files, or data.dataset")
     with _work_on(options.run.dir):
-        from jaxllm.runs import loop
-        from jaxllm.tasks.build import build
+        from jaxllm import api
 
-        return _stoppable(options, lambda: loop.train(options, build))
+        return _stoppable(lambda: api.train(options))
 
 
 def glue(argv: list[str]) -> int | None:
@@ -54,12 +48,14 @@ def glue(argv: list[str]) -> int | None:
     options = load(others, "jaxllm glue")
     with _work_on(options.run.dir):
         from jaxllm.data.glue import TASKS
+        from jaxllm.runtime import processes
         from jaxllm.tasks import glue as task
 
         tasks = (
             list(TASKS) if own.tasks is None else re.findall(r"[^\s\[\],]+", " ".join(own.tasks))
         )
-        return _stoppable(options, lambda: task.run(options, tasks))
+        with processes.joined(options.mesh.processes):
+            return _stoppable(lambda: task.run(options, tasks))
 
 
 def evaluate(argv: list[str]) -> None:
@@ -68,11 +64,9 @@ def evaluate(argv: list[str]) -> None:
 
     options = load(argv, "jaxllm evaluate")
     with _work_on(options.run.dir):
-        from jaxllm.runtime import processes
-        from jaxllm.tasks import evaluate as task
+        from jaxllm import api
 
-        with processes.joined(options.mesh.processes):
-            metrics = task.evaluate(options)
+        metrics = api.evaluate(options)
     print(json.dumps(metrics, indent=2))
 
 
@@ -212,15 +206,13 @@ def _top_parser() -> _Parser:
     return parser
 
 
-def _stoppable(options: "Config", run: Callable[[], object]) -> int | None:
-    """Runs it in all processes; the exit status, if it was stopped."""
-    from jaxllm.runs import loop
-    from jaxllm.runtime import processes
+def _stoppable(run: Callable[[], object]) -> int | None:
+    """Runs it; the exit status, if it was stopped."""
+    from jaxllm.runtime.interrupt import Interrupted
 
     try:
-        with processes.joined(options.mesh.processes):
-            run()
-    except loop.Interrupted as stop:  # saved; the message says how to go on
+        run()
+    except Interrupted as stop:  # saved; the message says how to go on
         _say(f"jaxllm: {stop}")
         return stop.exit_status
     return None

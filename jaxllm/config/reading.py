@@ -12,7 +12,7 @@ import json
 import os
 import re
 import types
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
@@ -45,6 +45,7 @@ __all__ = [
     "OptimizerConfig",
     "RunConfig",
     "TrainConfig",
+    "changed",
     "check",
     "from_yaml",
     "load",
@@ -64,7 +65,7 @@ _PATHS = ("run.dir", "data.train", "data.dev")  # the others are expanded where 
 _UNIONS = (types.UnionType, Union)
 
 
-def from_yaml(path: str | Path) -> Config:
+def from_yaml(path: str | os.PathLike[str]) -> Config:
     """The configuration of a YAML file, checked; keys that are not in the file have their defaults.
 
     Raises:
@@ -76,6 +77,47 @@ def from_yaml(path: str | Path) -> Config:
     old_keys.tell(renamed)
     _check(config, [str(path)])
     return config
+
+
+def changed(config: Config, changes: Mapping[str, Any]) -> Config:
+    """`config` with other values, checked.
+
+    Args:
+        config: the values of all other fields.
+        changes: {"section": {"field": value}} or {"section.field": value}.
+
+    Raises:
+        InputError: as `from_yaml`.
+    """
+    given: dict[str, Any] = {}
+    for name, value in changes.items():
+        if name in _SECTIONS and isinstance(value, Mapping):
+            given |= {f"{name}.{field}": one for field, one in value.items()}
+        elif name in _SECTIONS:
+            raise InputError(f"{name}: found {_show(value)}, expected a dict of its fields")
+        else:
+            given[name] = value
+    values = {
+        key: getattr(getattr(config, key.partition(".")[0]), key.partition(".")[2]) for key in _KEYS
+    }
+    for key, value in given.items():
+        if key not in _TYPES:
+            raise InputError(f"unknown key {nearest(key, _KEYS)}")
+        values[key] = _typed(key, _plain(value), _TYPES[key])
+    config = _build(values)
+    check(config)
+    return config
+
+
+def _plain(value: Any) -> Any:
+    """A value of Python as YAML would have it: paths are text, tuples are lists."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    return value
 
 
 def to_yaml(config: Config, *, ascii: bool = False) -> str:
