@@ -14,6 +14,7 @@ and anywhere on a page
 """
 
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,7 @@ CHINESE = DOCS / "zh"
 LISTINGS = DOCS / "listings"
 NOTES = ("test", "not run", "file", "fails", "shown")
 
+_OURS = re.compile(r"(XLA_FLAGS=--xla_force_host_platform_device_count=8 )?jaxllm ")
 _COMMENT = re.compile(r"<!--\s*(\w[\w ]*?)(?::\s*(.*?))?\s*-->")
 
 
@@ -51,7 +53,12 @@ class Command:
 
     @property
     def is_ours(self) -> bool:
-        return self.text.startswith("jaxllm ")
+        return _OURS.match(self.text) is not None
+
+    @property
+    def argv(self) -> list[str]:
+        """What stands behind `jaxllm`. Tests have eight devices, whatever XLA_FLAGS says."""
+        return shlex.split(_OURS.sub("", self.text), comments=True)
 
 
 def pages() -> list[Path]:

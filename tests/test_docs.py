@@ -159,7 +159,7 @@ class Page:
         if not command.is_ours:
             subprocess.run(["bash", "-c", command.text], check=True, capture_output=True)
             return
-        argv = shlex.split(command.text, comments=True)[1:]
+        argv = command.argv
         if argv[0] in ("train", "evaluate", "glue") and "--help" not in argv:
             argv += [*QUICK, *shlex.split(block.notes.get("test", ""))]
         typed = b""
