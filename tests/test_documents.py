@@ -22,14 +22,14 @@ def tokenizer(tiny_tokenizer_dir):
 def load(tmp_path, tokenizer):
     """Writes files of the given contents and loads them; settings by name."""
 
-    def run(files, **settings):
+    def run(files, words=None, **settings):
         for name, content in files.items():
             data = content.encode()
             (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
         train = settings.pop("train", [n for n in files if not n.endswith(".seg")])
         settings = {"cache_dir": str(tmp_path / "cache"), **settings}
         data = DataConfig(train=[str(tmp_path / name) for name in train], **settings)
-        return load_documents(data, "train", tokenizer)
+        return load_documents(data, "train", tokenizer, words=words)
 
     return run
 
@@ -227,11 +227,11 @@ def chinese(tmp_path):
 def test_chinese_words_come_from_a_segmenters_file(chinese, tmp_path, suffix):
     name = f"a.txt{suffix}"
     text = "".join(SEGMENTED.split(" "))
-    data = DataConfig(train=[str(tmp_path / name)], words=".seg", cache_dir=str(tmp_path / "cache"))
+    data = DataConfig(train=[str(tmp_path / name)], cache_dir=str(tmp_path / "cache"))
     content = text.encode()
     (tmp_path / name).write_bytes(gzip.compress(content) if suffix else content)
     (tmp_path / f"{name}.seg").write_text(SEGMENTED, encoding="utf-8")
-    (shard,) = load_documents(data, "train", chinese).shards
+    (shard,) = load_documents(data, "train", chinese, words=".seg").shards
     words = []
     for token, start in zip(shard.tokens, shard.starts, strict=True):
         piece = chinese.convert_ids_to_tokens(int(token)).removeprefix("##")

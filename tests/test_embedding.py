@@ -17,6 +17,7 @@ from transformers import BertTokenizer
 from jaxllm import AutoModel
 from jaxllm.config.fields import (
     Config,
+    ContrastiveConfig,
     DataConfig,
     ModelConfig,
     OptimizerConfig,
@@ -78,12 +79,11 @@ def config(tmp_path_factory, tiny_bert_config, tiny_tokenizer_dir):
             dev=[str(directory / "dev.csv")],
             text="anchor",
             text_pair="positive",
-            score="score",
-            positive_from=4.0,
             on_bad_row="drop",
             max_length=32,
             cache_dir=str(directory / "cache"),
         ),
+        contrastive=ContrastiveConfig(score="score", positive_from=4.0),
         optimizer=OptimizerConfig(learning_rate=1e-3),
         train=TrainConfig(batch_size=8, eval_batch_size=8, steps=20, eval_every=10),
         run=RunConfig(dir=str(directory / "run"), trackers=[], progress=False),
@@ -136,7 +136,7 @@ def test_a_segment_is_pooled_by_itself(mode, normalize, rng):
 
 
 def test_training_pairs_are_the_usable_rows_of_a_high_score(config, tokenizer):
-    pairs = load_pairs(config.data, "train", tokenizer)
+    pairs = load_pairs(config.data, config.contrastive, "train", tokenizer)
     assert pairs.rows.tolist() == [1, 4, 5, 7]
     assert pairs.labels.tolist() == [5.0, 4.0, 4.5, 4.0]
     assert texts_of(pairs, tokenizer) == [
@@ -153,33 +153,40 @@ def test_training_pairs_are_the_usable_rows_of_a_high_score(config, tokenizer):
 
 
 def test_all_pairs_without_a_threshold_and_a_negative_to_each(config, tokenizer):
-    data = replace(config.data, positive_from=None, text_negative="negative")
-    pairs = load_pairs(replace(data, train=data.train + data.dev), "train", tokenizer)
+    data, contrastive = config.data, ContrastiveConfig("negative", "score")
+    twice = replace(data, train=data.train + data.dev)
+    pairs = load_pairs(twice, contrastive, "train", tokenizer)
     assert pairs.rows.tolist() == [1, 2, 4, 5, 6, 7, 1, 2, 3, 4, 5, 6]
     assert pairs.labels is None
     assert texts_of(pairs, tokenizer)[2] == ("onemoretime", "twomore", "here")
-    assert load_pairs(data, "dev", tokenizer).width == 2
-    assert len(load_pairs(replace(data, max_train_examples=2), "train", tokenizer)) == 2
+    assert load_pairs(data, contrastive, "dev", tokenizer).width == 2
+    few = replace(data, max_train_examples=2)
+    assert len(load_pairs(few, contrastive, "train", tokenizer)) == 2
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("section", "fields", "message"),
     [
-        ({"text": "absent"}, r"no column 'absent' \(data\.text\)"),
-        ({"text_pair": "absent"}, r"no column 'absent' \(data\.text_pair\)"),
-        ({"text_negative": "absent"}, r"no column 'absent' \(data\.text_negative\)"),
-        ({"score": "absent"}, r"no column 'absent' \(data\.score\)"),
-        ({"positive_from": 6.0}, r"data\.train: no row is left of 7: .*6 × score below 6"),
-        ({"on_bad_row": "error"}, r"missing text"),
+        ("data", {"text": "absent"}, r"no column 'absent' \(data\.text\)"),
+        ("data", {"text_pair": "absent"}, r"no column 'absent' \(data\.text_pair\)"),
+        ("contrastive", {"negative": "absent"}, r"no column 'absent' \(contrastive\.negative\)"),
+        ("contrastive", {"score": "absent"}, r"no column 'absent' \(contrastive\.score\)"),
+        (
+            "contrastive",
+            {"positive_from": 6.0},
+            r"data\.train: no row is left of 7: .*6 × score below 6",
+        ),
+        ("data", {"on_bad_row": "error"}, r"missing text"),
     ],
 )
-def test_bad_data_is_named(fields, message, config, tokenizer):
+def test_bad_data_is_named(section, fields, message, config, tokenizer):
+    bad = change(config, **{section: fields})
     with pytest.raises(InputError, match=message):
-        load_pairs(replace(config.data, **fields), "train", tokenizer)
+        load_pairs(bad.data, bad.contrastive, "train", tokenizer)
 
 
 def test_texts_of_a_pair_are_segments_of_one_row(config, tokenizer):
-    pairs = load_pairs(config.data, "train", tokenizer)
+    pairs = load_pairs(config.data, config.contrastive, "train", tokenizer)
     rows = Rows(np.array([3, 0, 1]), np.array([0, 2, 3]))
     batch = pairs.fill(rows, row_length=32, height=3, packing=True)
     assert batch["label_weights"].tolist() == [[1, 1, 0, 0], [1, 0, 0, 0], [0] * 4]
@@ -225,7 +232,7 @@ def dev_metrics(pairs, params, config):
     """The metrics of a dev part."""
     mesh = make_mesh(devices=jax.devices()[:2])
     step = partial(objectives.embedded(embed_ids, Pooling("mean", False)), key=None)
-    wanted = change(config, train={"temperature": 0.5, "eval_batch_size": 2})
+    wanted = change(config, contrastive={"temperature": 0.5}, train={"eval_batch_size": 2})
     return embedding.PairsEvaluator(
         pairs, wanted, mesh, lambda *arguments: step(*arguments)[1]
     ).metrics(params)
@@ -254,8 +261,7 @@ def expected_loss(pairs, params, temperature):
 @pytest.mark.parametrize("negative", [None, "negative"])
 @pytest.mark.parametrize("packing", [True, False])
 def test_the_loss_is_info_nce_over_the_batch(packing, negative, config, tokenizer, rng):
-    data = replace(config.data, text_negative=negative, positive_from=None)
-    pairs = load_pairs(data, "train", tokenizer)
+    pairs = load_pairs(config.data, ContrastiveConfig(negative), "train", tokenizer)
     params = rng.normal(size=(len(tokenizer), 8)).astype(np.float32)
     (loss, metrics), _ = loss_of(pairs, params, packing=packing)
     value, hits = expected_loss(pairs, params, 0.5)
@@ -280,8 +286,9 @@ def load_rows(rows, config, tokenizer, tmp_path):
     lines = [",".join(map(str, row)) + "\n" for row in rows]
     (tmp_path / "train.csv").write_text(HEADER + "".join(lines))
     files = {"train": [str(tmp_path / "train.csv")], "dev": [str(tmp_path / "train.csv")]}
-    data = replace(config.data, text_negative="negative", positive_from=None, score=None, **files)
-    return load_pairs(data, "train", tokenizer), load_pairs(data, "dev", tokenizer)
+    data, contrastive = replace(config.data, **files), ContrastiveConfig("negative")
+    train, dev = (load_pairs(data, contrastive, split, tokenizer) for split in ("train", "dev"))
+    return train, dev
 
 
 def test_positives_of_one_anchor_are_no_negatives_of_each_other(config, tokenizer, tmp_path, rng):
@@ -302,7 +309,7 @@ def test_positives_of_one_anchor_are_no_negatives_of_each_other(config, tokenize
 
 @pytest.mark.parametrize("shape", [(4, 1, 1), (2, 2, 1)])
 def test_negatives_are_those_of_all_devices(shape, config, tokenizer, rng):
-    pairs = load_pairs(replace(config.data, positive_from=None), "train", tokenizer)
+    pairs = load_pairs(config.data, ContrastiveConfig(), "train", tokenizer)
     params = rng.normal(size=(len(tokenizer), 8)).astype(np.float32)
     (one, _), one_grad = loss_of(pairs, params, packing=False)
     mesh = make_mesh(*shape, devices=jax.devices()[:4])
@@ -312,12 +319,12 @@ def test_negatives_are_those_of_all_devices(shape, config, tokenizer, rng):
 
 
 def test_dev_metrics_are_those_of_all_pairs(config, tokenizer, rng, monkeypatch):
-    pairs = load_pairs(config.data, "dev", tokenizer)
+    pairs = load_pairs(config.data, config.contrastive, "dev", tokenizer)
     params = rng.normal(size=(len(tokenizer), 8)).astype(np.float32)
     monkeypatch.setattr(embedding, "BLOCK", 3)
 
     def metrics(pairs, **fields):
-        return dev_metrics(pairs, params, change(config, data=fields))
+        return dev_metrics(pairs, params, change(config, contrastive=fields))
 
     unscored = replace(pairs, labels=None)
     found = metrics(unscored, score=None, positive_from=None)
@@ -566,13 +573,13 @@ def test_pooling_as_version_6_writes_it(tmp_path):
     ("sections", "message"),
     [
         ({"data": {"text_pair": None}}, r"data\.text_pair: found None"),
-        ({"data": {"score": None}}, r"data\.positive_from: found 4\.0"),
-        ({"data": {"text_negative": "anchor"}}, r"found 'anchor', expected another column"),
+        ({"contrastive": {"score": None}}, r"contrastive\.positive_from: found 4\.0"),
+        ({"contrastive": {"negative": "anchor"}}, r"found 'anchor', expected another column"),
         ({"data": {"max_length": 5}}, r"data\.max_length: found 5, expected at least 6"),
-        ({"train": {"temperature": 0.0}}, r"train\.temperature: found 0\.0"),
+        ({"contrastive": {"temperature": 0.0}}, r"contrastive\.temperature: found 0\.0"),
         ({"train": {"accumulation": 2}}, r"train\.accumulation: found 2, expected 1"),
         ({"train": {"label_smoothing": 0.1}}, r"train\.label_smoothing: found 0\.1"),
-        ({"model": {"task": "sequence-classification"}}, r"data\.score: found 'score', expected"),
+        ({"model": {"task": "sequence-classification"}}, r"contrastive\.score: found 'score'"),
     ],
 )
 def test_settings_at_odds_are_refused(sections, message, config, tmp_path):
@@ -582,8 +589,8 @@ def test_settings_at_odds_are_refused(sections, message, config, tmp_path):
 
 
 def test_a_metric_that_the_dev_part_does_not_have(config, tokenizer):
-    data = {"score": None, "positive_from": None, "on_bad_row": "drop"}
-    wrong = change(config, data=data, train={"metric": "spearman"})
+    unscored = change(config, contrastive={"score": None, "positive_from": None})
+    wrong = change(unscored, train={"metric": "spearman"})
     with pytest.raises(InputError, match="expected one of retrieval_accuracy, loss"):
         embedding.prepare(wrong, tokenizer)
-    assert embedding.prepare(change(config, data=data), tokenizer).metric == "retrieval_accuracy"
+    assert embedding.prepare(unscored, tokenizer).metric == "retrieval_accuracy"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxllm.config import reading
-from jaxllm.config.fields import DataConfig, ModelConfig, QAConfig
+from jaxllm.config.fields import Config, ContrastiveConfig, DataConfig, ModelConfig, QAConfig
 from jaxllm.data.corpus import load_examples
 from jaxllm.data.documents import load_documents
 from jaxllm.data.holdout import chosen
@@ -153,9 +153,11 @@ def test_questions_on_one_context_are_in_one_part(data, tokenizer):
 def test_pairs_with_one_anchor_are_in_one_part(data, tokenizer):
     rows = [{"text": f"film {i % 10}", "b": f"book {i}", "c": "bad"} for i in range(30)]
     rows[4]["c"] = ""
-    more = {"text_pair": "b", "text_negative": "c", "on_bad_row": "drop", "max_dev_examples": 5}
+    more = {"text_pair": "b", "on_bad_row": "drop", "max_dev_examples": 5}
     made = data(rows, **more)
-    train, dev = (load_pairs(made, split, tokenizer) for split in ("train", "dev"))
+    train, dev = (
+        load_pairs(made, ContrastiveConfig("c"), split, tokenizer) for split in ("train", "dev")
+    )
     anchors = [{(n - 1) % 10 for n in part.rows.tolist()} for part in (train, dev)]
     assert not anchors[0] & anchors[1]
     assert len(anchors[0]) == 8
@@ -176,10 +178,10 @@ def test_choices_are_held_out(data, tokenizer):
 def test_documents_are_held_out(data, tokenizer, words, tmp_path):
     texts = ["\n\n".join(f"film {i} {j}\nbook" for j in range(10)) + "\n" for i in range(2)]
     texts.append("\n\n".join(["\u200b", "\n"]) + "good\n")
-    made = data(*texts, name="{}.txt", words=words)
+    made = data(*texts, name="{}.txt")
     for i, text in enumerate(texts):
         (tmp_path / f"{i}.txt.seg").write_text(text)
-    train, dev = (load_documents(made, split, tokenizer) for split in ("train", "dev"))
+    train, dev = (load_documents(made, split, tokenizer, words=words) for split in ("train", "dev"))
     assert len(dev.hashes) == 4
     assert len(train.hashes) + len(dev.hashes) == 21
     assert not set(train.hashes.tolist()) & set(dev.hashes.tolist())
@@ -203,7 +205,7 @@ def test_rows_of_a_hub_data_set_are_held_out(tokenizer, tmp_path):
 
 def test_a_run_has_a_dev_part(data, tiny_bert_dir, caplog):
     rows = [{"text": f"film {i % 20}", "label": i % 2} for i in range(40)]
-    made = reading.Config(model=ModelConfig(path=str(tiny_bert_dir)), data=data(rows))
+    made = Config(model=ModelConfig(path=str(tiny_bert_dir)), data=data(rows))
     task = TASKS["sequence-classification"].prepare(made, load_tokenizer(tiny_bert_dir))
     assert len(task.train) == 32
     assert task.evaluator is not None

@@ -362,7 +362,7 @@ def same_step(config, settings):
 
 def test_stopped_and_taken_up_is_the_same_run(config, tmp_path, monkeypatch):
     steps = {"steps": 6, "save_every": 2, "epochs": 9.0}
-    config = change(config, train=steps, data={"mask_unit": "span"})
+    config = change(config, train=steps, masking={"unit": "span"})
     whole = loop.train(config, task_build.build)
 
     class StopError(Exception):
@@ -418,7 +418,7 @@ def test_mistakes(config):
 
 
 def test_what_a_tokenizer_lacks_is_told_before_text_is_tokenized(config, monkeypatch):
-    def load_documents(*_):
+    def load_documents(*_, **__):
         raise AssertionError("text was read")
 
     monkeypatch.setattr(pretraining, "load_documents", load_documents)

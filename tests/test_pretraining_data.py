@@ -1,11 +1,9 @@
 """Examples of pretraining: chunks, next-sentence pairs, mixing, and the batch with its masks."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
-from jaxllm.config.reading import DataConfig
+from jaxllm.config.fields import DataConfig, MaskingConfig
 from jaxllm.data.documents import Documents, Shard, load_documents
 from jaxllm.data.packing import first_fit
 from jaxllm.data.pretraining import PretrainingExamples
@@ -38,9 +36,10 @@ def documents_of(*shards, corpora=None):
 
 @pytest.fixture
 def examples(tokenizer):
-    def make(documents, pairs=False, seed=0, **settings):
+    def make(documents, pairs=False, seed=0, masking=None, **settings):
         data = DataConfig(**{"max_length": 16, "train": ["a"], **settings})
-        return PretrainingExamples(documents, data, tokenizer, seed=seed, pairs=pairs)
+        masking = masking or MaskingConfig()
+        return PretrainingExamples(documents, data, masking, tokenizer, seed=seed, pairs=pairs)
 
     return make
 
@@ -154,9 +153,11 @@ def test_words_of_text_without_spaces_are_refused(examples):
     part = shard([[60] * 9] * 2)
     few = part._replace(starts=np.arange(len(part.tokens)) % 60 == 0)
     for unit in ("word", "span"):
-        examples(documents_of(part), mask_unit=unit)
-        with pytest.raises(InputError, match=rf"{unit}, but .* only 1\.7% begin a .* data\.words"):
-            examples(documents_of(few), mask_unit=unit)
+        examples(documents_of(part), masking=MaskingConfig(unit))
+        with pytest.raises(
+            InputError, match=rf"{unit}, but .* only 1\.7% begin a .* masking\.words"
+        ):
+            examples(documents_of(few), masking=MaskingConfig(unit))
     examples(documents_of(few))
 
 
@@ -247,9 +248,10 @@ def test_masks_do_not_depend_on_batches(rng, examples):
 
 def test_masks_without_a_slot_are_taken_back_and_counted(rng, examples):
     documents = documents_of(books(rng))
-    few = examples(documents, mask_rate=0.5, mask_slots=3).at(0)
+    few = examples(documents, masking=MaskingConfig(rate=0.5, slots=3)).at(0)
     rows = rows_of(few)
-    full, batch = fill(examples(documents, mask_rate=0.5).at(0), rows), fill(few, rows)
+    many = examples(documents, masking=MaskingConfig(rate=0.5)).at(0)
+    full, batch = fill(many, rows), fill(few, rows)
     assert not full["surplus_masks"].any()
     surplus = batch["surplus_masks"].sum()
     assert batch["head_positions"].shape == (rows.height, 3)
@@ -279,13 +281,14 @@ def test_repeated_examples_have_masks_of_their_own(examples):
 def test_real_text_end_to_end(tmp_path, tokenizer):
     (tmp_path / "a.txt").write_text("the film was good\nbut not great\n\na bad story\nno plot\n")
     data = DataConfig(train=[str(tmp_path / "a.txt")], cache_dir=str(tmp_path / "c"), max_length=16)
-    source = PretrainingExamples(load_documents(data, "train", tokenizer), data, tokenizer, seed=0)
+    documents = load_documents(data, "train", tokenizer)
+    source = PretrainingExamples(documents, data, MaskingConfig(), tokenizer, seed=0)
     batch = fill(source.at(0), rows_of(source.at(0)), 2)
     ids = batch["input_ids"]
     row, slot = batch["label_weights"].nonzero()
     ids[row, batch["head_positions"][row, slot]] = batch["labels"][row, slot]
-    documents = "the film was good but not great a bad story no plot"  # both in one row
-    assert [tokenizer.decode(row, skip_special_tokens=True) for row in ids] == [documents, ""]
+    text = "the film was good but not great a bad story no plot"  # both in one row
+    assert [tokenizer.decode(row, skip_special_tokens=True) for row in ids] == [text, ""]
 
 
 def test_tokenizers_that_cannot_do_it(examples, tokenizer):
@@ -300,10 +303,8 @@ def test_tokenizers_that_cannot_do_it(examples, tokenizer):
     with pytest.raises(
         InputError, match=r"model\.tokenizer: .* \(without a path\) has no mask token"
     ):
-        PretrainingExamples(documents, data, maskless, seed=0)
+        PretrainingExamples(documents, data, MaskingConfig(), maskless, seed=0)
     wordless = PreTrainedTokenizerFast(tokenizer_object=plain, mask_token="<m>", **special)
-    PretrainingExamples(documents, data, wordless, seed=0)
-    with pytest.raises(InputError, match=r"data\.mask_unit: found span, but .* where words begin"):
-        PretrainingExamples(
-            documents, dataclasses.replace(data, mask_unit="span"), wordless, seed=0
-        )
+    PretrainingExamples(documents, data, MaskingConfig(), wordless, seed=0)
+    with pytest.raises(InputError, match=r"masking\.unit: found span, but .* where words begin"):
+        PretrainingExamples(documents, data, MaskingConfig("span"), wordless, seed=0)

@@ -16,6 +16,7 @@ from jaxllm.config.fields import (
     QAConfig,
     TrainConfig,
 )
+from jaxllm.config.renamed import RENAMED
 from jaxllm.errors import InputError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: it could not be saved
@@ -26,13 +27,15 @@ def check(config: Config) -> None:
     _whole_numbers(config)
     _model(config.model)
     _data(config.data, config.model)
+    _columns(config)
+    _masking(config)
     check_qa(config.qa)
     _choices(config)
     _words(config)
     _optimizer(config.optimizer)
     _train(config.train, config.model.problem_type, config.data.labels)
     if config.model.task == "sentence-embedding":
-        _contrastive(config.train)
+        _contrastive(config)
     steps, warmup = config.train.steps, config.optimizer.warmup
     fits = steps is None or warmup < 1 or warmup <= steps
     _require("optimizer.warmup", warmup, fits, f"at most train.steps={steps}, or a share below 1")
@@ -60,9 +63,12 @@ def check(config: Config) -> None:
 def nearest(name: str, keys: Iterable[str]) -> str:
     """`name` and, for a message, the most similar of the dotted `keys`, or those it may be.
 
-    A field is compared with the fields of all sections, its own first.
+    A field is compared with the fields of all sections, its own first, by what they were called
+    before, too.
     """
     keys = list(keys)
+    dashes = "--" if name.startswith("--") else ""
+    before = {f"{dashes}{old}": f"{dashes}{new}" for old, new in RENAMED.items()}
     section, _, field = name.rpartition(".")
     sections = list(dict.fromkeys(key.partition(".")[0] for key in keys if "." in key))
     siblings = [key.partition(".")[2] for key in keys if section and key.startswith(f"{section}.")]
@@ -70,10 +76,10 @@ def nearest(name: str, keys: Iterable[str]) -> str:
     def similarity(key: str) -> float:
         return difflib.SequenceMatcher(None, field, key.rpartition(".")[2]).ratio()
 
-    candidates = [*(f"{section}.{s}" for s in siblings), *keys, *([] if section else sections)]
-    best = max(candidates, key=similarity)
+    others = [] if section else sections
+    best = max([*(f"{section}.{s}" for s in siblings), *keys, *before, *others], key=similarity)
     if similarity(best) >= 0.75:
-        return f"{name}; did you mean {best}?"
+        return f"{name}; did you mean {before.get(best, best)}?"
     if siblings:
         return f"{name}; {section} has {', '.join(siblings)}"
     return f"{name}; the sections are {', '.join(sections)}"
@@ -106,11 +112,6 @@ def _data(data: DataConfig, model: ModelConfig) -> None:
         )
     _labels(data, model)
     _files(data)
-    for key, column in (roles := _columns(data, model.task)).items():
-        others = [other for other, name in roles.items() if other != key and name == column]
-        _require(key, column, not others, f"another column than {', '.join(others)}")
-        if data.columns is not None:
-            _require(key, column, column in data.columns, f"one of data.columns {data.columns}")
     for key, names in {"data.columns": data.columns, "data.labels": data.labels}.items():
         if names is not None:
             different = bool(names) and len(set(names)) == len(names)
@@ -121,8 +122,6 @@ def _data(data: DataConfig, model: ModelConfig) -> None:
         _require("data.labels", data.labels, len(data.labels) >= 2, "at least two labels")
     # [CLS] and [SEP] leave room for text from 3 tokens on; of a pair there are 2 more.
     least = 3 if data.text_pair is None else 5
-    if model.task == "sentence-embedding":
-        least = 6 if data.text_negative is None else 9
     _at_least(least, {"data.max_length": data.max_length})
     classes = model.task == "sequence-classification"
     single = classes and model.problem_type == "single_label_classification"
@@ -140,13 +139,6 @@ def _data(data: DataConfig, model: ModelConfig) -> None:
     if data.weights is not None:
         positive = len(data.weights) == len(data.train) and all(w > 0 for w in data.weights)
         _require("data.weights", data.weights, positive, "a weight above 0 for each of data.train")
-    words = data.words
-    _require("data.words", words, not words or data.dataset is None, "null beside data.dataset")
-    rate = data.mask_rate
-    _require("data.mask_rate", rate, 0 < rate < 1, "above 0 and below 1")
-    slots = data.mask_slots
-    fits = slots is None or 1 <= slots <= data.max_length
-    _require("data.mask_slots", slots, fits, f"1 to data.max_length={data.max_length}, or null")
     rising = data.buckets == sorted(set(data.buckets)) and min(data.buckets, default=0) >= 1
     _require("data.buckets", data.buckets, rising, "rising lengths of at least 1")
     if not data.packing:
@@ -205,26 +197,36 @@ def _files(data: DataConfig) -> None:
     _require("data.delimiter", data.delimiter, fits, "auto, or one character, such as ; or \\t")
 
 
-def _columns(data: DataConfig, task: str) -> dict[str, str]:
-    """The columns that are read, by key."""
-    roles = {"data.text": data.text, "data.text_pair": data.text_pair}
-    if isinstance(data.label, str):
+def _columns(config: Config) -> None:
+    """The columns that are read are different ones."""
+    data, task = config.data, config.model.task
+    roles: dict[str, str | None] = {"data.text": data.text, "data.text_pair": data.text_pair}
+    contrastive = config.contrastive
+    own = {"contrastive.negative": contrastive.negative, "contrastive.score": contrastive.score}
+    if task == "sentence-embedding":
+        roles |= own
+    elif isinstance(data.label, str):
         roles["data.label"] = data.label
     else:
         roles |= {f"data.label[{i}]": column for i, column in enumerate(data.label)}
-    own = {"data.text_negative": data.text_negative, "data.score": data.score}
-    threshold = data.positive_from
-    if task == "sentence-embedding":
-        roles = {key: column for key, column in roles.items() if not key.startswith("data.label")}
-        roles |= own
-        pair = data.text_pair
-        _require("data.text_pair", pair, pair is not None, "the column of the texts like data.text")
-        fits = threshold is None or (data.score is not None and math.isfinite(threshold))
-        _require("data.positive_from", threshold, fits, "null, or a number with data.score")
-    else:
-        for key, value in {**own, "data.positive_from": threshold}.items():
+    if task != "sentence-embedding":
+        for key, value in {**own, "contrastive.positive_from": contrastive.positive_from}.items():
             _require(key, value, value is None, f"null, as model.task is {task}")
-    return {key: column for key, column in roles.items() if column is not None}
+    columns = {key: column for key, column in roles.items() if column is not None}
+    for key, column in columns.items():
+        others = [other for other, name in columns.items() if other != key and name == column]
+        _require(key, column, not others, f"another column than {', '.join(others)}")
+        if data.columns is not None:
+            _require(key, column, column in data.columns, f"one of data.columns {data.columns}")
+
+
+def _masking(config: Config) -> None:
+    data, masking = config.data, config.masking
+    words, rate, slots = masking.words, masking.rate, masking.slots
+    _require("masking.words", words, not words or data.dataset is None, "null beside data.dataset")
+    _require("masking.rate", rate, 0 < rate < 1, "above 0 and below 1")
+    fits = slots is None or 1 <= slots <= data.max_length
+    _require("masking.slots", slots, fits, f"1 to data.max_length={data.max_length}, or null")
 
 
 def check_qa(qa: QAConfig) -> None:
@@ -330,8 +332,16 @@ def _train(train: TrainConfig, problem_type: str, labels: list[str] | None) -> N
             )
 
 
-def _contrastive(train: TrainConfig) -> None:
-    _require("train.temperature", train.temperature, 0 < train.temperature < math.inf, "above 0")
+def _contrastive(config: Config) -> None:
+    data, train, contrastive = config.data, config.train, config.contrastive
+    pair, threshold = data.text_pair, contrastive.positive_from
+    _require("data.text_pair", pair, pair is not None, "the column of the texts like data.text")
+    fits = threshold is None or (contrastive.score is not None and math.isfinite(threshold))
+    expected = "null, or a number with contrastive.score"
+    _require("contrastive.positive_from", threshold, fits, expected)
+    _at_least(6 if contrastive.negative is None else 9, {"data.max_length": data.max_length})
+    temperature = contrastive.temperature
+    _require("contrastive.temperature", temperature, 0 < temperature < math.inf, "above 0")
     whole = "1: the negatives of a text are those of the whole batch, which cannot be cut"
     _require("train.accumulation", train.accumulation, train.accumulation == 1, whole)
     smoothing, weights = train.label_smoothing, train.class_weights

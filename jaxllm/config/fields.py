@@ -104,9 +104,6 @@ class DataConfig:
             no names, the last; those of CoNLL-U are id, form, lemma, upos, xpos, feats, head,
             deprel, deps and misc. Of several labels a row also a list of columns, one a label, that
             hold 0 or 1
-        text_negative: sentence-embedding: column of a text unlike the pair, to train on
-        score: sentence-embedding: column of how alike a pair is; null = there is none
-        positive_from: sentence-embedding: train on the pairs of at least this score; null = on all
         columns: names of the columns, for files with no header row
         labels: label names in the order of their ids, also where the data have ids or 0/1 vectors
             in place of names; null = those of the Hub data set, else of the training part, sorted;
@@ -114,7 +111,7 @@ class DataConfig:
         on_bad_row: stop at a row with a missing text or an unknown label, or drop and count it;
             repair = make an illegal sequence of tags legal, and stop at other bad rows
         max_length: tokens of a row; sentence-embedding: a row holds whole pairs, and each text gets
-            its half, or with text_negative its third
+            its half, or with contrastive.negative its third
         truncation: where too long a text is cut; or stop at it; or drop and count it
         packing: put several texts in a row; false = a text a row, padded
         sampler: examples of an epoch: shuffle = each once; balanced = as many, but each class
@@ -128,11 +125,6 @@ class DataConfig:
         documents: what ends a document of a text file: a blank line, as between the articles of
             BERT's corpora, or every line; a row of another file is a document
         weights: share of each entry of `train` in the tokens of an epoch; null = by their sizes
-        words: ending of the files with the words of each text file, separated by spaces, as a
-            segmenter writes them: .seg is train.txt.seg for train.txt; null = the tokenizer's words
-        mask_unit: what is masked as one: a token, a whole word, or a span of words
-        mask_rate: share of the tokens that a masked language model is asked for
-        mask_slots: tokens of a row that the head computes; null = mask_rate of max_length
         workers: threads that tokenize; 0 = one a core
         cache_dir: where tokenized text is kept; null = jaxllm in the user's cache directory
     """
@@ -155,9 +147,6 @@ class DataConfig:
     text_pair: str | None = None
     choices: list[str] | None = None
     label: list[str] | str = "label"
-    text_negative: str | None = None
-    score: str | None = None
-    positive_from: float | None = None
     columns: list[str] | None = None
     labels: list[str] | None = None
     on_bad_row: Literal["error", "drop", "repair"] = "error"
@@ -171,10 +160,6 @@ class DataConfig:
     max_dev_examples: int | None = None
     documents: Literal["blank_line", "line"] = "blank_line"
     weights: list[float] | None = None
-    words: str | None = None
-    mask_unit: Literal["token", "word", "span"] = "token"
-    mask_rate: float = 0.15
-    mask_slots: int | None = None
     workers: int = 0
     cache_dir: str | None = None
 
@@ -262,7 +247,6 @@ class TrainConfig:
         class_weights: weight of each label in the loss, in the order of data.labels, else of the
             model's labels, which the log names; balanced = n / (C * count): n labels in the
             training part, C different ones, count of this one
-        temperature: sentence-embedding: cosines are divided by this in the loss
         eval_every: steps between evaluations; 0 = once an epoch
         eval_batch_size: examples of an evaluation batch; in pretraining, rows
         metric: metric that chooses the best model, as metrics.jsonl has them behind eval/, such as
@@ -281,7 +265,6 @@ class TrainConfig:
     seed: int = 0
     label_smoothing: float = 0.0
     class_weights: list[float] | Literal["balanced"] | None = None
-    temperature: float = 0.05
     eval_every: int = 0
     eval_batch_size: int = 64
     metric: str | None = None
@@ -335,6 +318,41 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class MaskingConfig:
+    """Pretraining: which tokens are hidden from a masked language model.
+
+    Attributes:
+        unit: what is masked as one: a token, a whole word, or a span of words
+        rate: share of the tokens that the model is asked for
+        slots: tokens of a row that the head computes; null = `rate` of data.max_length
+        words: ending of the files with the words of each text file, separated by spaces, as a
+            segmenter writes them: .seg is train.txt.seg for train.txt; null = the tokenizer's words
+    """
+
+    unit: Literal["token", "word", "span"] = "token"
+    rate: float = 0.15
+    slots: int | None = None
+    words: str | None = None
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    """Sentence embeddings: what is learned from the pairs of data.text and data.text_pair.
+
+    Attributes:
+        negative: column of a text unlike the pair, to train on; null = there is none
+        score: column of how alike a pair is; null = there is none
+        positive_from: train on the pairs of at least this score; null = on all
+        temperature: cosines are divided by this in the loss
+    """
+
+    negative: str | None = None
+    score: str | None = None
+    positive_from: float | None = None
+    temperature: float = 0.05
+
+
+@dataclass(frozen=True)
 class QAConfig:
     """Question answering: how contexts are cut, and how answers are chosen and scored.
 
@@ -368,4 +386,6 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     qa: QAConfig = field(default_factory=QAConfig)

@@ -30,6 +30,7 @@ from jaxllm.config.fields import (
     RunConfig,
     TrainConfig,
 )
+from jaxllm.config.renamed import RENAMED
 from jaxllm.errors import InputError
 from jaxllm.files import reading
 from jaxllm.runtime import streams
@@ -72,7 +73,7 @@ def from_yaml(path: str | os.PathLike[str]) -> Config:
         InputError: the file is not there or is not YAML, has an unknown or repeated key, or a value
             is of another type or out of range.
     """
-    renamed: list[str] = []
+    renamed: dict[str, str] = {}
     config = _build(_read(Path(path), renamed))
     old_keys.tell(renamed)
     _check(config, [str(path)])
@@ -141,12 +142,13 @@ def load(argv: list[str], prog: str = "jaxllm train") -> Config:
     options = parser(prog)
     values: dict[str, Any] = {}
     overridden: list[str] = []
-    renamed: list[str] = []
+    renamed: dict[str, str] = {}
     try:
         paths = files.parse_known_args(argv)[0].config
         for file in paths:
             values |= _read(Path(file), renamed)
-        argv = old_keys.options(argv, renamed)
+        argv, old = old_keys.options(argv)
+        old_keys.tell(old | renamed)
         # Only where an option may add to a value, or help shows it: jsonargparse copies a list for
         # each of its items, half a minute for one of 2,000.
         shown = bool({"-h", "--help"} & set(argv))
@@ -161,7 +163,6 @@ def load(argv: list[str], prog: str = "jaxllm train") -> Config:
         if given[key] != before[key]:
             values[key] = _typed(f"--{key}", given[key], kind)
             overridden.append(key)
-    old_keys.tell(renamed)
     config = _build(values)
     if given["print_config"]:
         text = to_yaml(config)
@@ -199,10 +200,10 @@ def _check(config: Config, paths: list[str], overridden: Iterable[str] = ()) -> 
         raise InputError(": ".join([*paths[-1:], message])) from None
 
 
-def _read(path: Path, renamed: list[str]) -> dict[str, Any]:
+def _read(path: Path, renamed: dict[str, str]) -> dict[str, Any]:
     """The values of a YAML file by dotted key, each of its field's type.
 
-    `renamed` gets the place of each key that has another name now.
+    `renamed` gets each key that has another name now, and its first place.
     """
     with reading(path, "a configuration in YAML", "write it again, or restore it from a copy"):
         return _values(path, _compose(path), renamed)
@@ -229,7 +230,7 @@ def _compose(path: Path) -> yaml.Node:
     return root
 
 
-def _values(path: Path, root: yaml.Node, renamed: list[str]) -> dict[str, Any]:
+def _values(path: Path, root: yaml.Node, renamed: dict[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for section, section_node in _items(path, "", root):
         if section not in _SECTIONS:
@@ -237,18 +238,19 @@ def _values(path: Path, root: yaml.Node, renamed: list[str]) -> dict[str, Any]:
                 f"{_at(path, section_node)}: unknown section {nearest(str(section), _KEYS)}"
             )
         for name, node in _items(path, section, section_node):
-            key, where = f"{section}.{name}", _at(path, node)
-            if key == old_keys.OLD:
-                renamed.append(f"{where}: {key}")
-                value = old_keys.trackers(renamed[-1], _value(path, key, node))
-                key = old_keys.NEW
-            elif key not in _TYPES:
-                raise InputError(f"{where}: unknown key {nearest(key, _KEYS)}")
-            else:
-                value = _typed(f"{where}: {key}", _value(path, key, node), _TYPES[key])
-            if key in values:
-                raise InputError(f"{where}: {key} is there twice, once as {old_keys.OLD}")
-            values[key] = value
+            key = f"{section}.{name}"
+            where = f"{_at(path, node)}: {key}"
+            now = RENAMED.get(key, key)
+            if now not in _TYPES:
+                raise InputError(f"{_at(path, node)}: unknown key {nearest(key, _KEYS)}")
+            value = _value(path, key, node)
+            if key != now:
+                renamed.setdefault(key, where)
+                value = old_keys.translated(where, key, value)
+            if now in values:
+                [old] = (old for old, new in RENAMED.items() if new == now)
+                raise InputError(f"{_at(path, node)}: {now} is there twice, once as {old}")
+            values[now] = _typed(where, value, _TYPES[now])
     return values
 
 

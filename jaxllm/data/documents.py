@@ -101,8 +101,14 @@ class Documents:
         return int.from_bytes(digest.digest()[:4], "big")
 
 
-def load_documents(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizerFast") -> Documents:
-    """The documents of ``split`` "train" or "dev", tokenized once.
+def load_documents(
+    data: DataConfig,
+    split: str,
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    words: str | None = None,
+) -> Documents:
+    """The documents of ``split`` "train" or "dev", tokenized once; `words`: see `MaskingConfig`.
 
     Each file is a shard of its own in the cache, so that another file or other settings of rows and
     masks leave the rest as it is. With ``data.streaming`` reading stops at ``data.max_*_examples``
@@ -113,17 +119,19 @@ def load_documents(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizer
             out of reach, or the processes of a run do not read the same.
     """
     with processes.together():
-        documents = _load(data, split, tokenizer)
+        documents = _load(data, split, tokenizer, words)
     processes.check_same(f"the documents of data.{split}", lambda: documents.fingerprint)
     return documents
 
 
-def _load(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizerFast") -> Documents:
+def _load(
+    data: DataConfig, split: str, tokenizer: "PreTrainedTokenizerFast", words: str | None
+) -> Documents:
     starts = word_starts(tokenizer)
     shards: list[Shard] = []
     corpora: list[int] = []
     left = data.limit(split)
-    for corpus, source in _sources(data, split):
+    for corpus, source in _sources(data, split, words):
         builder = DocumentBuilder(data, source, tokenizer, starts, left)
         shard = _shard(data, split, source, builder)
         if left is not None:
@@ -138,7 +146,7 @@ def _load(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizerFast") ->
     return Documents(shards, np.array(corpora), begins)
 
 
-def _sources(data: DataConfig, split: str) -> list[tuple[int, DocumentSource]]:
+def _sources(data: DataConfig, split: str, ending: str | None) -> list[tuple[int, DocumentSource]]:
     corpora = [0]
     words: list[Source | None] = [None]
     if data.dataset is not None:
@@ -154,7 +162,7 @@ def _sources(data: DataConfig, split: str) -> list[tuple[int, DocumentSource]]:
         ]
         corpora = [corpus for corpus, _ in files]
         texts = [document_source(file, data) for _, file in files]
-        words = [None if data.words is None else words_source(file, data) for _, file in files]
+        words = [None if ending is None else words_source(file, ending, data) for _, file in files]
     parts = parts_of(texts, split, data, labelled=False)
     found = zip(corpora, map(DocumentSource, parts, words), strict=True)
     return [(corpus, source) for corpus, source in found if not source.text.empty]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxllm.config.fields import DataConfig
+from jaxllm.config.fields import ContrastiveConfig, DataConfig
 from jaxllm.data.corpus import Examples, ReadReport, load_examples, whole_sources
 from jaxllm.data.groups import Groups
 from jaxllm.data.holdout import Holdout, Key, content_of, hold_out
@@ -50,9 +50,9 @@ class Pairs(Groups):
         return batch
 
 
-def text_length(data: DataConfig) -> int:
+def text_length(data: DataConfig, contrastive: ContrastiveConfig) -> int:
     """Tokens of a text at most: all texts of a group fit in a row of ``data.max_length``."""
-    return data.max_length // (2 if data.text_negative is None else 3)
+    return data.max_length // (2 if contrastive.negative is None else 3)
 
 
 class _Group(NamedTuple):
@@ -64,23 +64,27 @@ class _Group(NamedTuple):
 
 
 def load_pairs(
-    data: DataConfig, split: str, tokenizer: "PreTrainedTokenizerFast", prompt: str = ""
+    data: DataConfig,
+    contrastive: ContrastiveConfig,
+    split: str,
+    tokenizer: "PreTrainedTokenizerFast",
+    prompt: str = "",
 ) -> Pairs:
     """The groups of ``split`` "train" or "dev"; all texts begin with `prompt`.
 
-    Train: the texts in ``data.text``, ``data.text_pair`` and, if set, ``data.text_negative``, of
-    the rows whose ``data.score`` is at least ``data.positive_from``, where that is set. Dev: anchor
-    and positive, with the scores in ``data.score``, where that is set. A text is cut to
-    `text_length`. The tokens are in memory.
+    Train: the texts in ``data.text``, ``data.text_pair`` and, if set, ``contrastive.negative``, of
+    the rows whose ``contrastive.score`` is at least ``contrastive.positive_from``, where that is
+    set. Dev: anchor and positive, with the scores in ``contrastive.score``, where that is set. A
+    text is cut to `text_length`. The tokens are in memory.
 
     Raises:
         InputError: a file, column, row or score is not as it should be, or no row is left.
     """
-    training, least = split == "train", data.positive_from
-    scored = data.score is not None and (not training or least is not None)
+    training, least = split == "train", contrastive.positive_from
+    score = contrastive.score if not training or least is not None else None
     columns = {"data.text": data.text, "data.text_pair": data.text_pair}
-    if training and data.text_negative is not None:
-        columns["data.text_negative"] = data.text_negative
+    if training and contrastive.negative is not None:
+        columns["contrastive.negative"] = contrastive.negative
     files = data.files(split)
     held = None
     whole = data
@@ -94,12 +98,16 @@ def load_pairs(
             max_train_examples=None,
             max_dev_examples=None,
         )
+    length = text_length(data, contrastive)
+    whole = replace(whole, text_pair=None, max_length=length)
     groups: list[_Group] = []
     read = truncated = 0
     # File by file, as the number of a row tells it from others in its file only.
     for part in [replace(whole, train=[file], dev=[file]) for file in files] or [whole]:
         found = [
-            _load_column(part, split, tokenizer, key, column, scored and key == "data.text", prompt)
+            _load_column(
+                part, split, tokenizer, key, column, score if key == "data.text" else None, prompt
+            )
             for key, column in columns.items()
         ]
         read += max(texts.report.read for texts in found)
@@ -126,7 +134,7 @@ def load_pairs(
         tokens=tokens,
         type_ids=np.zeros(len(tokens), np.uint8),
         offsets=np.cumsum([0, *map(len, texts)], dtype=np.int64),
-        labels=np.array([group.score for group in kept], np.float32) if scored else None,
+        labels=np.array([group.score for group in kept], np.float32) if score is not None else None,
         rows=np.array([group.row for group in kept], np.int64),
         hashes=np.array([group.hash for group in kept], np.uint64),
         report=ReadReport(read, len(kept), {r: n for r, n in dropped.items() if n}, truncated),
@@ -143,23 +151,22 @@ def _load_column(
     tokenizer: Any,
     key: str,
     column: str | None,
-    scored: bool,
+    score: str | None,
     prompt: str,
 ) -> Examples:
-    """One column's texts, each by itself; with the score as label if `scored`."""
+    """One column's texts, each by itself; with the label in the column `score`, if there is one."""
     assert column is not None
-    single = replace(data, text=column, text_pair=None, max_length=text_length(data))
+    single = replace(data, text=column)
     problem = None
-    if scored:
-        assert data.score is not None
-        single, problem = replace(single, label=data.score), "regression"
+    if score is not None:
+        single, problem = replace(single, label=score), "regression"
     try:
         return load_examples(
             single, split, tokenizer, problem_type=problem, labels=None, prompt=prompt
         )[0]
     except InputError as error:  # the names of the keys are those of a text with a label
         message = str(error).replace("(data.text)", f"({key})")
-        raise InputError(message.replace("(data.label)", "(data.score)")) from None
+        raise InputError(message.replace("(data.label)", "(contrastive.score)")) from None
 
 
 def _joined(columns: list[Examples]) -> Iterator[_Group]:

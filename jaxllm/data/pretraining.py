@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxllm.config.fields import DataConfig
+from jaxllm.config.fields import DataConfig, MaskingConfig
 from jaxllm.data.document_builder import word_starts
 from jaxllm.data.documents import Documents
 from jaxllm.data.masking import Masking, lowest, mask
@@ -43,7 +43,8 @@ class PretrainingExamples:
 
     Args:
         documents: the text.
-        data: lengths, weights and masks.
+        data: lengths and weights.
+        masking: what is asked for.
         tokenizer: has the special tokens.
         seed: of pairs, of mixing and of masks.
         pairs: next-sentence pairs in place of chunks.
@@ -58,6 +59,7 @@ class PretrainingExamples:
         self,
         documents: Documents,
         data: DataConfig,
+        masking: MaskingConfig,
         tokenizer: "PreTrainedTokenizerFast",
         *,
         seed: int,
@@ -66,20 +68,20 @@ class PretrainingExamples:
         random: float = 0.1,
     ):
         self._documents, self._data, self.seed, self.pairs = documents, data, seed, pairs
-        self.mask_slots = data.mask_slots
+        self.mask_slots = masking.slots
         self._cls, self._sep, mask_id = special_ids(tokenizer)
-        words = data.words is not None or word_starts(tokenizer) is not None
-        if data.mask_unit != "token" and not words:
+        words = masking.words is not None or word_starts(tokenizer) is not None
+        if masking.unit != "token" and not words:
             raise InputError(
-                f"data.mask_unit: found {data.mask_unit}, but this tokenizer's tokens do not show "
-                "where words begin; set data.mask_unit: token, or give the words as data.words"
+                f"masking.unit: found {masking.unit}, but this tokenizer's tokens do not show "
+                "where words begin; set masking.unit: token, or give the words as masking.words"
             )
-        if data.mask_unit != "token" and data.words is None:
-            check_words(data.mask_unit, documents)
+        if masking.unit != "token" and masking.words is None:
+            check_words(masking.unit, documents)
         ordinary = np.zeros(vocabulary_size(tokenizer), bool)
         ordinary[list(tokenizer.get_vocab().values())] = True
         ordinary[tokenizer.all_special_ids] = False
-        self.masking = Masking(data.mask_unit, data.mask_rate, mask_id, ordinary, masked, random)
+        self.masking = Masking(masking.unit, masking.rate, mask_id, ordinary, masked, random)
         # Two epochs, as the thread that loads may be one ahead of a caller that counts steps.
         self.at = functools.lru_cache(maxsize=2)(self._at)
 
@@ -145,9 +147,9 @@ def check_words(unit: str, documents: Documents) -> None:
     sample = np.linspace(0, documents.size - 1, min(_SAMPLE, documents.size)).astype(np.int64)
     if (share := documents.take(sample)[1].mean()) < _FEWEST_WORDS:
         raise InputError(
-            f"data.mask_unit: found {unit}, but of the corpus's tokens only {share:.1%} begin a "
+            f"masking.unit: found {unit}, but of the corpus's tokens only {share:.1%} begin a "
             "word as this tokenizer spells them: is it text without spaces? Give the words as "
-            "data.words, or set data.mask_unit: token"
+            "masking.words, or set masking.unit: token"
         )
 
 
@@ -194,7 +196,7 @@ class EpochExamples:
         """The batch of `rows`: that of `fill_packed`, with masks.
 
         ``head_positions``, ``labels`` int32 [B, P] and ``label_weights`` float32 [B, P] are of the
-        masked tokens, P = ``data.mask_slots``; ``surplus_masks`` float32 [B] counts the masks that
+        masked tokens, P = ``masking.slots``; ``surplus_masks`` float32 [B] counts the masks that
         were taken back as the row had more of them. With pairs there are ``pooled_positions``,
         ``next_sentence_labels`` int32 [B, Q] and ``next_sentence_weights`` float32 [B, Q] of the
         first tokens, Q = `slots`.

@@ -86,16 +86,15 @@ def document_source(path: Path, data: DataConfig) -> Source:
     return replace(source, rows=lambda: _guarded(path, data, read(path, data)))
 
 
-def words_source(path: Path, data: DataConfig) -> Source:
+def words_source(path: Path, ending: str, data: DataConfig) -> Source:
     """The words of the documents of `path`: a text file with the same lines, or one for each row.
 
     Raises:
         InputError: as `file_source`.
     """
-    assert data.words is not None
     documents = data.documents if _format(path, data) == "text" else "line"
     beside = replace(data, format="text", documents=documents)
-    return document_source(path.with_name(path.name + data.words), beside)
+    return document_source(path.with_name(path.name + ending), beside)
 
 
 def _format(path: Path, data: DataConfig) -> str:

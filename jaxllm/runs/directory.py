@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from jaxllm.config.reading import Config, to_yaml, yaml_text
+from jaxllm.config.renamed import RENAMED
 from jaxllm.errors import InputError
 from jaxllm.files import (
     finite,
@@ -46,7 +47,6 @@ HARMLESS = (
     "run.keep",
     "run.log_every",
     "run.trackers",
-    "run.tensorboard",  # what run.trackers was called
     "run.progress",
     "run.push_to_hub",
     "train.profile",
@@ -105,7 +105,8 @@ def told(changed: dict[str, tuple[Any, Any]]) -> str:
 def _flat(config: Any) -> dict[str, Any]:
     if not isinstance(config, dict) or not all(isinstance(s, dict) for s in config.values()):
         raise ValueError("no sections of keys")
-    return {f"{section}.{key}": x for section, keys in config.items() for key, x in keys.items()}
+    flat = {f"{section}.{key}": x for section, keys in config.items() for key, x in keys.items()}
+    return {RENAMED.get(key, key): x for key, x in flat.items()}
 
 
 class RunDir:

@@ -130,7 +130,7 @@ def build(config: Config) -> Job:
     if not frozen:
         lengths = task.train.at(0).text_lengths
         flops = training_flops_per_token(
-            abstract, task.model.config, task.model.head, lengths, masked=config.data.mask_rate
+            abstract, task.model.config, task.model.head, lengths, masked=config.masking.rate
         )
         kind, count = mesh.devices.flat[0].device_kind, mesh.devices.size
         peak_rate = tokens_per_second_at_peak(flops, kind, count)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxllm.config.fields import Config, DataConfig
+from jaxllm.config.fields import Config, ContrastiveConfig
 from jaxllm.data.fit import check_fit
 from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.data.pairs import Pairs, load_pairs, text_length
@@ -34,7 +34,8 @@ BLOCK = 1024  # anchors that are compared with all positives at a time
 def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     """The task on a configuration's data, see `task.Prepare`."""
     # What a text is by itself, as the model takes it and prediction reads it.
-    single = replace(config.data, text_pair=None, max_length=text_length(config.data))
+    data, pairs = config.data, config.contrastive
+    single = replace(data, text_pair=None, max_length=text_length(data, pairs))
     as_single = replace(config, data=single)
     model_config = saved or hf.load_config(config.model.path, **config.model.config)
     check_fit(model_config, tokenizer, single.max_length, pair=False)
@@ -43,15 +44,15 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     pooling = replace(pooling_of(config), skip=settings.skipped(tokenizer))
     _check(config, pooling, model_config)
     prompt = settings.prompt
-    train = None if saved is not None else load_pairs(config.data, "train", tokenizer, prompt)
-    dev = load_pairs(config.data, "dev", tokenizer, prompt) if config.data.has_dev else None
+    train = None if saved is not None else load_pairs(data, pairs, "train", tokenizer, prompt)
+    dev = load_pairs(data, pairs, "dev", tokenizer, prompt) if data.has_dev else None
     warn_of_overlap(train, dev)
-    known = [] if dev is None else known_metrics(config.data)
+    known = [] if dev is None else known_metrics(pairs)
     metric = config.train.metric or (known or ["loss"])[0]
     if known and metric not in known:
         raise InputError(
             f"train.metric: found {metric!r}, expected one of {', '.join(known)}, which is what "
-            "data.score and data.positive_from allow for"
+            "contrastive.score and contrastive.positive_from allow for"
         )
 
     def evaluator(apply: Apply, mesh: Mesh) -> Evaluator:
@@ -76,7 +77,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         model=model,
         train=train,
         reads_word_table_only=True,
-        objective=lambda apply: contrastive(apply, pooling, config.train.temperature),
+        objective=lambda apply: contrastive(apply, pooling, pairs.temperature),
         evaluator=None if dev is None else evaluator,
         metric=metric,
         save_extras=save_extras,
@@ -110,10 +111,10 @@ def _check(config: Config, pooling: Pooling, model_config: Any) -> None:
         )
 
 
-def known_metrics(data: DataConfig) -> list[str]:
+def known_metrics(pairs: ContrastiveConfig) -> list[str]:
     """Those of the dev part: of the order of its scores, and of its positives."""
-    scores = [] if data.score is None else ["spearman", "pearson"]
-    positives = data.score is None or data.positive_from is not None
+    scores = [] if pairs.score is None else ["spearman", "pearson"]
+    positives = pairs.score is None or pairs.positive_from is not None
     return [*scores, *(["retrieval_accuracy", "loss"] if positives else [])]
 
 
@@ -190,11 +191,11 @@ class PairsEvaluator:
             cosine_N = np.sum(anchors_ND * positives_ND, axis=1)
             values["spearman"] = spearman(cosine_N, scores)
             values["pearson"] = pearson(cosine_N, scores)
-            least = self.config.data.positive_from
+            least = self.config.contrastive.positive_from
             kept = np.zeros_like(kept) if least is None else scores >= least
         if kept.any():
             ids_N2 = self.pairs.text_ids.reshape(-1, 2)[kept]
-            temperature = self.config.train.temperature
+            temperature = self.config.contrastive.temperature
             values |= retrieval(anchors_ND[kept], positives_ND[kept], ids_N2, temperature)
         return values
 

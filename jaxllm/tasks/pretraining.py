@@ -126,6 +126,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         return PretrainingExamples(
             documents,
             config.data if split == "train" else replace(config.data, weights=None),
+            config.masking,
             tokenizer,
             seed=seed,
             pairs=kind.pairs,
@@ -135,7 +136,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
 
     train = dev = None
     read = {
-        split: load_documents(config.data, split, tokenizer)
+        split: load_documents(config.data, split, tokenizer, words=config.masking.words)
         for split, there in (("train", saved is None), ("dev", config.data.has_dev))
         if there
     }
