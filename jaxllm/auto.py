@@ -1,40 +1,55 @@
 """The public model classes: a config, a tree of parameters, and one pure, jitted call."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import jax
 
-from jaxllm.models import (
-    Compute,
-    Params,
-    apply_fn,
-    family_of,
-    init_params,
-    max_tokens,
-    module_parts,
+from jaxllm.models import Compute, Graph, Params, family_of, init_params, max_tokens, module_parts
+from jaxllm.models.arguments import ARRAYS, check_inputs, check_keywords, compute_of
+from jaxllm.models.model import Model
+from jaxllm.models.outputs import (
+    EncoderOutput,
+    HeadOutput,
+    Output,
+    PretrainingOutput,
+    SpanOutput,
 )
-from jaxllm.models.arguments import check_inputs, check_keywords, dtype_name
 from jaxllm.pretrained import configs, hf
 from jaxllm.runtime import memory
 from jaxllm.trees import leaf_at
 
+Out = TypeVar("Out", bound=Output)
+_KEYWORDS = ("dtype", "attention", "remat", "unroll", "seed")
 
-class PretrainedModel:
+
+class PretrainedModel(Generic[Out]):
     """What the classes below share.
 
-    `config`: the transformers config; `params`: nested dict of float32 arrays, which may be
-    replaced. Nothing else is state.
+    Attributes:
+        config: the transformers config.
+        params: nested dict of float32 arrays, which may be replaced.
+        compute: how the model is computed: dtype, attention, remat, unroll.
     """
 
     task: ClassVar[str]
 
-    def __init__(self, config: Any, params: Params, graphdef: Any, source: Path | None = None):
+    def __init__(
+        self,
+        config: Any,
+        params: Params,
+        compute: Compute | None = None,
+        *,
+        graph: Graph | None = None,
+        source: Path | None = None,
+    ):
         self.config = config
         self.params = params
-        self._graphdef = graphdef
+        self.compute = Compute() if compute is None else compute
+        self._graph = graph or module_parts(config, self.task, self.compute)[0]
         self._source = source
 
     @classmethod
@@ -43,26 +58,31 @@ class PretrainedModel:
         path: str | Path,
         *,
         dtype: Any = "float32",
-        attention: str = "xla",
+        attention: Any = "xla",
+        remat: str = "none",
+        unroll: int = 1,
         seed: int = 0,
         **config_overrides: Any,
     ) -> Self:
         """The model at `path`: a directory, a Hub id, or package:NAME/sub/dir.
 
-        `dtype`: of the computation, float32 or bfloat16 by name or as a type (jnp.bfloat16);
-        parameters are float32. `attention`: xla, blocked, cudnn, triton or splash. `seed`: for the
-        parameters of a head that the checkpoint lacks. `config_overrides`: config attributes, such
-        as num_labels=3. Raises InputError for a path, keyword, config or tensor that cannot be
-        used.
+        `dtype`: of the computation, float32, bfloat16 or float16 by name or as a type
+        (jnp.bfloat16); parameters are float32. `attention`: xla, blocked, cudnn, triton or splash,
+        or a function as `attention.backends.Given` calls it: programs are compiled for each
+        function. `remat`: what the backward pass computes again: none, full (all but the input of
+        each block), dots (all but the matrix products). `unroll`: blocks in one iteration of the
+        scan, 0 = all. `seed`: for the parameters of a head that the checkpoint lacks.
+        `config_overrides`: config attributes, such as num_labels=3. Raises InputError for a path,
+        keyword, config or tensor that cannot be used.
         """
-        check_keywords(config_overrides, ("dtype", "attention", "seed"))
-        dtype = dtype_name(dtype)
+        check_keywords(config_overrides, _KEYWORDS)
+        compute = compute_of(dtype, attention, remat, unroll)
         directory = hf.resolve(path)
         config = hf.load_config(directory, **config_overrides)
-        graphdef, abstract = module_parts(config, cls.task, Compute(dtype, attention))
+        graph, abstract = module_parts(config, cls.task, compute)
         init = partial(init_one, config, cls.task, seed)
         params, _ = hf.load_params(directory, config, abstract, init=init)
-        return cls(config, params, graphdef, directory)
+        return cls(config, params, compute, graph=graph, source=directory)
 
     @classmethod
     def from_config(
@@ -71,28 +91,57 @@ class PretrainedModel:
         *,
         seed: int = 0,
         dtype: Any = "float32",
-        attention: str = "xla",
+        attention: Any = "xla",
+        remat: str = "none",
+        unroll: int = 1,
         **unknown: Any,
     ) -> Self:
         """A model with random parameters drawn from `seed`.
 
-        Raises InputError for a config that is not implemented, and for any other keyword: set
-        attributes on the config.
+        `config`: a config of transformers, the dict that its config.json holds, or a path as in
+        `from_pretrained`, of which no weights are read. The other arguments are those of
+        `from_pretrained`. Raises InputError for a config that is not implemented, and for any other
+        keyword: set attributes on the config.
         """
-        check_keywords(unknown, ("dtype", "attention", "seed"), attributes=False)
-        dtype = dtype_name(dtype)
-        configs.check_config(config, type(config).__name__)
-        graphdef, abstract = module_parts(config, cls.task, Compute(dtype, attention))
+        check_keywords(unknown, _KEYWORDS, attributes=False)
+        compute = compute_of(dtype, attention, remat, unroll)
+        if isinstance(config, str | Path):
+            config = hf.load_config(config)
+        elif isinstance(config, Mapping):
+            config = configs.make_config(dict(config), "the config")
+        else:
+            configs.check_config(config, type(config).__name__)
+        graph, abstract = module_parts(config, cls.task, compute)
         memory.check(memory.bytes_of(abstract), "the parameters", "give the config smaller sizes")
-        return cls(config, init_params(config, cls.task, seed), graphdef)
+        return cls(config, init_params(config, cls.task, seed), compute, graph=graph)
+
+    def __repr__(self) -> str:
+        attention = self.compute.attention
+        name = (
+            attention if isinstance(attention, str) else getattr(attention, "__name__", attention)
+        )
+        return (
+            f"{type(self).__name__}(model_type={self.config.model_type}, "
+            f"parameters={self.num_parameters():,}, dtype={self.compute.dtype}, attention={name})"
+        )
+
+    def num_parameters(self) -> int:
+        """Numbers in `params`; a table that embeds and decodes counts once."""
+        return sum(x.size for x in jax.tree.leaves(self.params))
+
+    @property
+    def module(self) -> Model:
+        """The flax.nnx module with `params` in it, for programs of their own."""
+        return self._graph.merge(self.params)
 
     def __call__(
         self,
-        input_ids: Any,
+        input_ids: Any = None,
         attention_mask: Any = None,
         token_type_ids: Any = None,
         position_ids: Any = None,
         *,
+        inputs_embeds: Any = None,
         segment_ids: Any = None,
         head_positions: Any = None,
         pooled_positions: Any = None,
@@ -100,10 +149,12 @@ class PretrainedModel:
         output_attentions: bool | None = None,
         params: Params | None = None,
         key: jax.Array | None = None,
-    ) -> Any:
+    ) -> Out:
         """The model's output, named as in transformers; jitted, and pure in its arguments.
 
-        All ids and masks are integers [B, T]; for multiple choice also [B, C, T]. `segment_ids`:
+        All ids and masks are integers [B, T]; for multiple choice also [B, C, T]. `inputs_embeds`
+        [B, T, E]: in the place of `input_ids`, what stands for the rows of the word table.
+        `attention_mask` also [B, T, S] or [B, N, T, S], see `Visibility.of_rows`. `segment_ids`:
         packed rows, 1, 2, … for the examples, one after the other, 0 for padding; positions restart
         in each. `head_positions` [B, P]: the tokens that a head looks at, `pooled_positions` [B, Q]
         those of a second head. `params`: in place of `self.params`. `key`: a jax.random.key turns
@@ -113,28 +164,56 @@ class PretrainedModel:
             InputError: an array of another shape or type, an id without a row in its table, a
                 position outside of its row. Values of arrays on a device are not looked at.
         """
-        if output_hidden_states is None:
-            output_hidden_states = bool(self.config.output_hidden_states)
-        if output_attentions is None:
-            output_attentions = bool(self.config.output_attentions)
-        ids = {
+        arrays = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "token_type_ids": token_type_ids,
             "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
             "segment_ids": segment_ids,
             "head_positions": head_positions,
             "pooled_positions": pooled_positions,
         }
-        given = {name: x for name, x in ids.items() if x is not None}
-        choices = self.task == "multiple-choice"
-        sizes = self._sizes()
-        longest = max_tokens(self.config) if "position_ids" in sizes else None
-        inputs = check_inputs(given, sizes, longest=longest, choices=choices)
-        if key is not None:
-            inputs["key"] = key
         params = self.params if params is None else params
-        return _run(self._graphdef, output_hidden_states, output_attentions, params, inputs)
+        asked = {"hidden_states": output_hidden_states, "attentions": output_attentions}
+        program = self._program(**asked)
+        return _run(program, params, self._checked(params, arrays), key)
+
+    def apply(
+        self,
+        params: Params,
+        *,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        key: jax.Array | None = None,
+        **arrays: Any,
+    ) -> Out:
+        """The call without `jax.jit`, for programs that are compiled as a whole.
+
+        `arrays`: input_ids and the others of the call, by name.
+        """
+        check_keywords(arrays, ARRAYS, attributes=False)
+        program = self._program(hidden_states=output_hidden_states, attentions=output_attentions)
+        return program(params, self._checked(params, arrays), key)
+
+    def _program(self, *, hidden_states: bool | None, attentions: bool | None) -> "_Program":
+        config = self.config
+        return _Program(
+            self._graph,
+            bool(config.output_hidden_states if hidden_states is None else hidden_states),
+            bool(config.output_attentions if attentions is None else attentions),
+        )
+
+    def _checked(self, params: Params, arrays: dict[str, Any]) -> dict[str, Any]:
+        sizes = self._sizes()
+        return check_inputs(
+            {name: x for name, x in arrays.items() if x is not None},
+            sizes,
+            width=leaf_at(params, "embeddings/word/embedding").shape[-1],
+            heads=self.config.num_attention_heads,
+            longest=max_tokens(self.config) if "position_ids" in sizes else None,
+            choices=self.task == "multiple-choice",
+        )
 
     def _sizes(self) -> dict[str, int]:
         """Rows of the tables that ids are looked up in, where the model has them."""
@@ -153,7 +232,29 @@ class PretrainedModel:
         )
 
 
-class AutoModel(PretrainedModel):
+@dataclass(frozen=True)
+class _Program:
+    """What a call compiles for."""
+
+    graph: Graph
+    hidden_states: bool
+    attentions: bool
+
+    def __call__(self, params: Params, inputs: Params, key: jax.Array | None) -> Any:
+        return self.graph.merge(params)(
+            output_hidden_states=self.hidden_states,
+            output_attentions=self.attentions,
+            key=key,
+            **inputs,
+        )
+
+
+@partial(jax.jit, static_argnums=0)
+def _run(program: _Program, params: Params, inputs: Params, key: jax.Array | None) -> Any:
+    return program(params, inputs, key)
+
+
+class AutoModel(PretrainedModel[EncoderOutput]):
     """Without a head: out.last_hidden_state [B, T, D]; out.pooler_output [B, D], or [B, P, D] at
     `head_positions`, where the family has a pooler.
     """
@@ -161,7 +262,7 @@ class AutoModel(PretrainedModel):
     task = "base"
 
 
-class AutoModelForPreTraining(PretrainedModel):
+class AutoModelForPreTraining(PretrainedModel[PretrainingOutput | HeadOutput]):
     """BERT: out.prediction_logits [B, T, V], or [B, P, V] at `head_positions`, and
     out.seq_relationship_logits [B, 2], or [B, Q, 2] at `pooled_positions`.
 
@@ -171,50 +272,42 @@ class AutoModelForPreTraining(PretrainedModel):
     task = "pretraining"
 
 
-class AutoModelForMaskedLM(PretrainedModel):
+class AutoModelForMaskedLM(PretrainedModel[HeadOutput]):
     """out.logits [B, T, V], or [B, P, V] at `head_positions`."""
 
     task = "masked-lm"
 
 
-class AutoModelForNextSentencePrediction(PretrainedModel):
+class AutoModelForNextSentencePrediction(PretrainedModel[HeadOutput]):
     """out.logits [B, 2], or [B, P, 2] for the segments that begin at `head_positions`."""
 
     task = "next-sentence"
 
 
-class AutoModelForSequenceClassification(PretrainedModel):
+class AutoModelForSequenceClassification(PretrainedModel[HeadOutput]):
     """out.logits [B, C], or [B, P, C] for the segments that begin at `head_positions`."""
 
     task = "sequence-classification"
 
 
-class AutoModelForTokenClassification(PretrainedModel):
+class AutoModelForTokenClassification(PretrainedModel[HeadOutput]):
     """out.logits [B, T, C]."""
 
     task = "token-classification"
 
 
-class AutoModelForQuestionAnswering(PretrainedModel):
+class AutoModelForQuestionAnswering(PretrainedModel[SpanOutput]):
     """out.start_logits and out.end_logits [B, T]. The config's num_labels is 2."""
 
     task = "question-answering"
 
 
-class AutoModelForMultipleChoice(PretrainedModel):
+class AutoModelForMultipleChoice(PretrainedModel[HeadOutput]):
     """Takes ids and masks [B, C, T]: out.logits [B, C]. Or packed choices [B, T]: out.logits [B, P]
     for the segments that begin at `head_positions`.
     """
 
     task = "multiple-choice"
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _run(
-    graphdef: Any, hidden_states: bool, attentions: bool, params: Params, inputs: Params
-) -> Any:
-    apply: Callable[..., Any] = apply_fn(graphdef)
-    return apply(params, output_hidden_states=hidden_states, output_attentions=attentions, **inputs)
 
 
 def init_one(config: Any, task: str, seed: int, path: str) -> jax.Array:

@@ -145,7 +145,16 @@ def test_ids_without_a_row_are_refused(classifier, batch, name, value, message):
         ("input_ids", [["a"] * 12] * 3, "input_ids: found numbers of type <U1"),
         ("attention_mask", np.ones((1, 12), int), r"\[1, 12\], expected \[3, 12\], that of input"),
         ("attention_mask", np.ones((3, 11), int), r"\[3, 11\], expected \[3, 12\]"),
-        ("attention_mask", np.ones((3, 12, 12), int), r"\[3, 12, 12\], expected \[3, 12\]"),
+        (
+            "attention_mask",
+            np.ones((3, 12, 11), int),
+            r"that of input_ids, or \[3, 12, 12\] or \[3, 4, 12, 12\], 1 for all but the last$",
+        ),
+        ("attention_mask", np.ones((3, 2, 12, 12), int), r"\[3, 2, 12, 12\], expected"),
+        ("attention_mask", np.ones((3, 4, 12, 1), int), r"\[3, 4, 12, 1\], expected"),
+        ("attention_mask", np.ones((1, 3, 4, 12, 12), int), r"\[1, 3, 4, 12, 12\], expected"),
+        ("attention_mask", np.full((3, 12, 12), 2), "attention_mask: found 2, expected 0 to 1"),
+        ("attention_mask", np.ones((3, 12, 12), complex), "of type complex128"),
         ("attention_mask", np.full((3, 12), 0.5), "attention_mask: found numbers of type float64"),
         ("token_type_ids", np.zeros(12, int), r"\[12\], expected \[3, 12\]"),
         ("position_ids", np.zeros((2, 12), int), r"\[2, 12\], expected \[3, 12\]"),
@@ -183,14 +192,14 @@ def test_rows_and_segments_longer_than_the_positions(classifier):
     ("keyword", "message"),
     [
         ("torch_dtype", 'give dtype="bfloat16"'),
-        ("attn_implementation", 'give attention="xla"'),
+        ("attn_implementation", "give attention=, xla, .* or a function"),
         ("_do_init", "model.params may be replaced"),
         ("trust_remote_code", "code of a checkpoint is never run"),
         ("num_label", r"did you mean num_labels\?"),
         ("hidden_dropout", r"did you mean hidden_dropout_prob\?"),
         ("atention", r"did you mean attention\?"),
-        ("_fast_init", "expected dtype, attention, seed or an attribute of the model's config$"),
-        ("max_length", "expected dtype, attention, seed or an attribute"),
+        ("_fast_init", "expected dtype, .*, seed or an attribute of the model's config$"),
+        ("max_length", "expected dtype, attention, remat, unroll, seed or an attribute"),
     ],
 )
 def test_keywords_without_an_effect_are_refused(keyword, message):
@@ -202,8 +211,8 @@ def test_keywords_without_an_effect_are_refused(keyword, message):
 def test_keywords_of_from_config(tiny_bert_config):
     for keyword, message in {
         "_do_init": "parameters are always loaded",
-        "num_labels": "expected dtype, attention, seed$",
-        "sed": r"expected dtype, attention, seed; did you mean seed\?",
+        "num_labels": "expected dtype, attention, remat, unroll, seed$",
+        "sed": r"expected dtype, .*, seed; did you mean seed\?",
     }.items():
         with pytest.raises(InputError, match=f"^{keyword}=: .*{message}"):
             jaxllm.AutoModel.from_config(tiny_bert_config, **{keyword: 3})
@@ -215,9 +224,11 @@ def test_dtype_by_name_or_type(dtype):
     assert dtype_name(np.float32) == dtype_name(jnp.float32) == "float32"
 
 
-@pytest.mark.parametrize("dtype", ["float16", "auto", None, float, np.int32, 3])
+@pytest.mark.parametrize("dtype", ["float64", "auto", None, float, np.int32, 3])
 def test_dtypes_that_are_not_computed_in_are_refused(dtype, tiny_bert_config):
-    with pytest.raises(InputError, match=r"^dtype: found .*, expected one of float32, bfloat16$"):
+    with pytest.raises(
+        InputError, match=r"^dtype: found .*, expected one of float32, bfloat16, float16$"
+    ):
         jaxllm.AutoModel.from_config(tiny_bert_config, dtype=dtype)
     with pytest.raises(InputError, match=r"^dtype: found"):
         jaxllm.AutoModel.from_pretrained(GOLDEN / "torch_base", dtype=dtype)
@@ -305,7 +316,9 @@ def test_from_config_refuses_what_is_not_implemented(tiny_bert_config):
         jaxllm.AutoModel.from_config(config)
     with pytest.raises(InputError, match="model_type='gpt2'"):
         jaxllm.AutoModel.from_config(GPT2Config())
-    with pytest.raises(InputError, match="dict: expected a config of transformers"):
+    with pytest.raises(InputError, match="list: expected a config of transformers"):
+        jaxllm.AutoModel.from_config([("hidden_size", 32)])
+    with pytest.raises(InputError, match="the config: model_type=None, a checkpoint of another"):
         jaxllm.AutoModel.from_config({"hidden_size": 32})
     config = copy.deepcopy(tiny_bert_config)
     config.hidden_dropout_prob = 1.0

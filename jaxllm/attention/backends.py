@@ -46,8 +46,10 @@ class Cudnn(Attend):
         if mask is not None:  # cuDNN broadcasts over heads and rows, not over tokens
             mask = jnp.broadcast_to(mask, (*mask.shape[:2], T, k.shape[1]))
         options: dict[str, Any] = {"mask": mask}
-        if visibility.bias_BNTS is not None:
-            options["bias"] = visibility.bias_BNTS.astype(q.dtype)
+        bias = visibility.bias_BNTS
+        if bias is not None:  # finite in float16, too
+            bias = jnp.broadcast_to(bias, (*bias.shape[:2], T, k.shape[1]))
+            options["bias"] = jnp.maximum(bias, jnp.finfo(q.dtype).min).astype(q.dtype)
         return jax.nn.dot_product_attention(q, k, v, **options, implementation="cudnn")
 
 

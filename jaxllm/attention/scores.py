@@ -3,11 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from jaxllm.attention.visibility import MASKED
 from jaxllm.nn.layers import Key, dropout
-
-# Added to masked scores. Finite, so that a query with every key masked gives a uniform row, not
-# NaN.
-MASKED = -1e30
 
 
 def dot_product_attention(

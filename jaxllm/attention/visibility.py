@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 
 HIDDEN_ID = -1  # of a key that no query sees: padding
+# Added to masked scores. Finite, so that a query with every key masked gives a uniform row, not
+# NaN.
+MASKED = -1e30
 
 
 def _static(default: Any) -> Any:
@@ -47,7 +50,7 @@ class Visibility:
     def of_rows(
         cls,
         length: int,
-        padding_BS: jax.Array | None = None,
+        mask: jax.Array | None = None,
         segments_BT: jax.Array | None = None,
         *,
         causal: bool = False,
@@ -56,13 +59,19 @@ class Visibility:
     ) -> "Visibility":
         """Self-attention over rows of `length` tokens.
 
-        `padding_BS` (0 = padding) hides keys from every query, as in BERT. With `segments_BT` a
+        A `mask` [B, S] (0 = padding) hides keys from every query, as in BERT. With `segments_BT` a
         token sees those of its own segment; segment 0, the padding, sees only itself.
+
+        A mask [B, T, S] or [B, N, T, S], of which any axis but the last may be 1, says of each
+        query whether it sees a key (bool, or int with 0 for no), or is added to the scores
+        (floating). As in transformers such a mask stands in the place of `causal` and `window`.
         """
         keys = segments_BT
-        if padding_BS is not None:
-            ids = jnp.ones_like(padding_BS) if segments_BT is None else segments_BT
-            keys = jnp.where(padding_BS != 0, ids, HIDDEN_ID)
+        if mask is not None and mask.ndim > 2:
+            causal, window, bias_BNTS = False, None, as_bias(mask)
+        elif mask is not None:
+            ids = jnp.ones_like(mask) if segments_BT is None else segments_BT
+            keys = jnp.where(mask != 0, ids, HIDDEN_ID)
         return cls(
             length,
             length,
@@ -135,6 +144,14 @@ class Visibility:
     @staticmethod
     def _places(places: jax.Array | None, count: int) -> jax.Array:
         return jnp.arange(count, dtype=jnp.int32)[None] if places is None else places
+
+
+def as_bias(mask: jax.Array) -> jax.Array:
+    """float32 [B, N, T, S] of a mask [B, T, S] or [B, N, T, S], see `Visibility.of_rows`."""
+    if not jnp.issubdtype(mask.dtype, jnp.floating):
+        mask = jnp.where(mask != 0, 0.0, MASKED)
+    bias = jnp.maximum(mask.astype(jnp.float32), MASKED)  # no -inf, see MASKED
+    return bias[:, None] if bias.ndim == 3 else bias
 
 
 def _rows(x: jax.Array, like_B: jax.Array) -> jax.Array:

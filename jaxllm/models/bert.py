@@ -54,21 +54,21 @@ class Pretraining(heads.Pooler):
     def __call__(
         self,
         stack: Encoder,
-        input_ids: jax.Array,
+        tokens: jax.Array,
         *,
         head_positions: jax.Array | None = None,
         pooled_positions: jax.Array | None = None,
         **inputs: Any,
     ) -> PretrainingOutput:
-        first = jnp.zeros((input_ids.shape[0], 1), jnp.int32)
+        first = jnp.zeros((tokens.shape[0], 1), jnp.int32)
         firsts = first if pooled_positions is None else pooled_positions
         if head_positions is None:
-            x_masked, out = stack.encode_at(input_ids, None, **inputs)
+            x_masked, out = stack.encode_at(tokens, None, **inputs)
             x_firsts = gather_tokens(x_masked, firsts)
         else:
             P = head_positions.shape[1]
             both = jnp.concatenate([head_positions, firsts], axis=1)
-            x, out = stack.encode_at(input_ids, both, **inputs)
+            x, out = stack.encode_at(tokens, both, **inputs)
             x_masked, x_firsts = x[:, :P], x[:, P:]
         relationship = self.next_sentence(self.pool(x_firsts)).astype(jnp.float32)
         return PretrainingOutput(

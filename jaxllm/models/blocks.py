@@ -24,7 +24,7 @@ class Stack(nnx.Module):
     encode: Callable[..., EncoderOutput]  # `queries` are the last block's tokens
 
     def encode_at(
-        self, input_ids: jax.Array, positions: jax.Array | None, **inputs: Any
+        self, tokens: jax.Array, positions: jax.Array | None, **inputs: Any
     ) -> tuple[jax.Array, EncoderOutput]:
         """(last hidden state of the tokens at `positions` [B, P, D], the encoder's output).
 
@@ -36,10 +36,10 @@ class Stack(nnx.Module):
             or inputs.get("output_hidden_states")
             or inputs.get("output_attentions")
         ):
-            out = self.encode(input_ids, **inputs)
+            out = self.encode(tokens, **inputs)
             x = out.last_hidden_state
             return (x if positions is None else gather_tokens(x, positions)), out
-        out = self.encode(input_ids, queries=positions, **inputs)
+        out = self.encode(tokens, queries=positions, **inputs)
         return out.last_hidden_state, out
 
 

@@ -18,7 +18,7 @@ from jaxllm.models.family import POSITIONS, TYPES, Family
 from jaxllm.models.outputs import EncoderOutput
 from jaxllm.models.spec import EncoderSpec, Layers
 from jaxllm.names.table import Table
-from jaxllm.nn.layers import ACTIVATIONS, Key, dropout, split_key
+from jaxllm.nn.layers import ACTIVATIONS, Key, dropout, is_embedded, split_key
 from jaxllm.nn.sharding import constrain
 
 
@@ -39,16 +39,16 @@ class Embeddings(nnx.Module):
 
     def __call__(
         self,
-        input_ids: jax.Array,
+        tokens: jax.Array,
         token_type_ids: jax.Array | None,
         position_ids: jax.Array,
         key: Key,
     ) -> jax.Array:
-        x_BTE = self.word(input_ids)
+        x_BTE = self.word(tokens)
         if self.has_types:
             # KLUE's RoBERTa has one type and a tokenizer that marks the second text with another.
             if token_type_ids is None or self.has_one_type:
-                token_type_ids = jnp.zeros_like(input_ids)
+                token_type_ids = jnp.zeros(tokens.shape[:2], jnp.int32)
             x_BTE = x_BTE + self.token_type(token_type_ids)
         x_BTE = self.norm(x_BTE + self.position(position_ids))
         x_BTE = dropout(x_BTE, self.dropout_rate, key)
@@ -132,21 +132,22 @@ class Encoder(Stack):
         keys = jax.random.split(rngs.params(), spec.num_hidden_layers)
         self.blocks = jax.vmap(lambda key: Block(spec, layers.from_key(key)))(keys)
 
-    def position_ids(self, input_ids: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+    def position_ids(self, tokens: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
         """[B, T]: the position ids of a caller who gives none; they restart in each segment."""
         if segment_ids is not None:  # padding may be longer than there are positions
             positions = jnp.where(segment_ids > 0, segment_positions(segment_ids), 0)
             return positions + self.spec.first_position
         padding_idx = self.spec.padding_idx
-        if padding_idx is None:
-            return jnp.broadcast_to(jnp.arange(input_ids.shape[1])[None], input_ids.shape)
+        if padding_idx is None or is_embedded(tokens):
+            positions = jnp.arange(tokens.shape[1])[None] + self.spec.first_position
+            return jnp.broadcast_to(positions, tokens.shape[:2])
         # As in fairseq's make_positions: padding, wherever it is, has the id of padding.
-        is_token = (input_ids != padding_idx).astype(jnp.int32)
+        is_token = (tokens != padding_idx).astype(jnp.int32)
         return jnp.cumsum(is_token, axis=1) * is_token + padding_idx
 
     def encode(
         self,
-        input_ids: jax.Array,
+        tokens: jax.Array,
         *,
         attention_mask: jax.Array | None = None,
         token_type_ids: jax.Array | None = None,
@@ -157,7 +158,8 @@ class Encoder(Stack):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> EncoderOutput:
-        """The encoder without a head; all ids are int32 [B, T].
+        """The encoder without a head; all ids are int32 [B, T], `tokens` may be embeddings
+        [B, T, E], `attention_mask` as in `Visibility.of_rows`.
 
         Packed rows give `segment_ids`: 1, 2, … for the examples, one after the other, 0 for
         padding. `position_ids` are rows of the position table, by default those that each example
@@ -165,20 +167,18 @@ class Encoder(Stack):
         hidden state is [B, P, D]. The same numbers for less: a classifier needs one token of each
         example, a masked LM 15 % of them.
         """
-        T = input_ids.shape[1]
+        T = tokens.shape[1]
         if position_ids is None:
             if segment_ids is None and T > self.spec.max_tokens:
                 raise InputError(
                     f"input_ids has {T} tokens a row, the model has {self.spec.max_tokens} "
                     "positions; truncate or split the rows"
                 )
-            position_ids = self.position_ids(input_ids, segment_ids)
+            position_ids = self.position_ids(tokens, segment_ids)
         embed_key, blocks_key = split_key(key, 2)
         visibility = Visibility.of_rows(T, attention_mask, segment_ids)
         attend = make_attend(self.compute.attention, visibility, weights=output_attentions)
-        x_BTD = constrain(
-            self.embeddings(input_ids, token_type_ids, position_ids, embed_key), "BTD"
-        )
+        x_BTD = constrain(self.embeddings(tokens, token_type_ids, position_ids, embed_key), "BTD")
 
         graphdef, blocks = nnx.split(self.blocks)
         keys = (

@@ -1,6 +1,7 @@
 """Heads of encoders: a class for each task, shared by the families whose mathematics is the same.
 
-A head is called with the stack that it ends. Heads for sequences look at one token of each example:
+A head is called with the stack that it ends and its `tokens`: ids [B, T], or embeddings [B, T, E]
+in their place. Heads for sequences look at one token of each example:
 the first of the row, or, in packed rows, those at `head_positions` [B, P], with logits for each.
 Heads for tokens look at all of them and have no use for `head_positions`. Logits are float32, those
 of a vocabulary in the model's dtype.
@@ -19,7 +20,7 @@ from jaxllm.errors import InputError
 from jaxllm.models.blocks import Stack, gather_tokens
 from jaxllm.models.outputs import EncoderOutput, HeadOutput, SpanOutput
 from jaxllm.models.spec import EncoderSpec, Layers
-from jaxllm.nn.layers import ACTIVATIONS, Embed, Key, add_bias, dropout, split_key
+from jaxllm.nn.layers import ACTIVATIONS, Embed, Key, add_bias, dropout, is_embedded, split_key
 
 
 class Spec(Protocol):
@@ -40,12 +41,12 @@ class Bare(nnx.Module):
     def __call__(
         self,
         stack: Stack,
-        input_ids: jax.Array,
+        tokens: jax.Array,
         *,
         head_positions: jax.Array | None = None,
         **inputs: Any,
     ) -> EncoderOutput:
-        return stack.encode(input_ids, **inputs)
+        return stack.encode(tokens, **inputs)
 
 
 class Pooler(nnx.Module):
@@ -65,12 +66,12 @@ class Pooled(Pooler):
     def __call__(
         self,
         stack: Stack,
-        input_ids: jax.Array,
+        tokens: jax.Array,
         *,
         head_positions: jax.Array | None = None,
         **inputs: Any,
     ) -> EncoderOutput:
-        out = stack.encode(input_ids, **inputs)
+        out = stack.encode(tokens, **inputs)
         x_BTD = out.last_hidden_state
         first = x_BTD[:, 0] if head_positions is None else gather_tokens(x_BTD, head_positions)
         return replace(out, pooler_output=self.pool(first))
@@ -84,27 +85,27 @@ class SequenceHead(nnx.Module):
         """Logits [B, P, C] of P examples, each a vector."""
 
     def vectors(
-        self, stack: Stack, input_ids: jax.Array, positions_BP: jax.Array, **inputs: Any
+        self, stack: Stack, tokens: jax.Array, positions_BP: jax.Array, **inputs: Any
     ) -> tuple[jax.Array, EncoderOutput]:
         """([B, P, D]: a vector for each example that begins at a position, the stack's output)."""
-        return stack.encode_at(input_ids, positions_BP, **inputs)
+        return stack.encode_at(tokens, positions_BP, **inputs)
 
-    def firsts(self, input_ids: jax.Array, inputs: dict[str, Any]) -> jax.Array:
+    def firsts(self, tokens: jax.Array, inputs: dict[str, Any]) -> jax.Array:
         """Positions [B, 1] of the token that stands for each row."""
-        return jnp.zeros((input_ids.shape[0], 1), jnp.int32)
+        return jnp.zeros((tokens.shape[0], 1), jnp.int32)
 
     def __call__(
         self,
         stack: Stack,
-        input_ids: jax.Array,
+        tokens: jax.Array,
         *,
         head_positions: jax.Array | None = None,
         key: Key = None,
         **inputs: Any,
     ) -> HeadOutput:
         stack_key, head_key = split_key(key, 2)
-        positions = self.firsts(input_ids, inputs) if head_positions is None else head_positions
-        x_BPD, out = self.vectors(stack, input_ids, positions, key=stack_key, **inputs)
+        positions = self.firsts(tokens, inputs) if head_positions is None else head_positions
+        x_BPD, out = self.vectors(stack, tokens, positions, key=stack_key, **inputs)
         logits = self.scores(x_BPD, head_key).astype(jnp.float32)
         if head_positions is None:
             logits = logits[:, 0]
@@ -153,14 +154,14 @@ class Choices(nnx.Module):
     packed choices [B, T] at `head_positions`, [B] for a choice a row.
     """
 
-    def __call__(self, stack: Stack, input_ids: jax.Array, **inputs: Any) -> HeadOutput:
+    def __call__(self, stack: Stack, tokens: jax.Array, **inputs: Any) -> HeadOutput:
         head = partial(super().__call__, stack)
-        choices = input_ids.shape[:2] if input_ids.ndim == 3 else None
+        choices = tokens.shape[:2] if tokens.ndim - is_embedded(tokens) == 3 else None
         if choices is not None:
-            input_ids, inputs = jax.tree.map(
-                lambda x: x.reshape(-1, x.shape[-1]) if jnp.ndim(x) == 3 else x, (input_ids, inputs)
+            tokens, inputs = jax.tree.map(
+                lambda x: x.reshape(-1, *x.shape[2:]) if jnp.ndim(x) > 2 else x, (tokens, inputs)
             )
-        out = head(input_ids, **inputs)
+        out = head(tokens, **inputs)
         scores = out.logits[..., 0]
         return replace(out, logits=scores if choices is None else scores.reshape(choices))
 
@@ -183,14 +184,14 @@ class TokenHead(nnx.Module):
     def __call__(
         self,
         stack: Stack,
-        input_ids: jax.Array,
+        tokens: jax.Array,
         *,
         head_positions: jax.Array | None = None,
         key: Key = None,
         **inputs: Any,
     ) -> Any:  # a HeadOutput
         stack_key, head_key = split_key(key, 2)
-        out = stack.encode(input_ids, key=stack_key, **inputs)
+        out = stack.encode(tokens, key=stack_key, **inputs)
         logits = self.scores(out.last_hidden_state, head_key).astype(jnp.float32)
         return HeadOutput(logits, out.hidden_states, out.attentions)
 
@@ -209,8 +210,8 @@ class TokenClassification(TokenHead):
 class Spans(nnx.Module):
     """Beside a head for tokens that has two logits: start_logits and end_logits [B, T]."""
 
-    def __call__(self, stack: Stack, input_ids: jax.Array, **inputs: Any) -> SpanOutput:
-        out = super().__call__(stack, input_ids, **inputs)
+    def __call__(self, stack: Stack, tokens: jax.Array, **inputs: Any) -> SpanOutput:
+        out = super().__call__(stack, tokens, **inputs)
         start, end = out.logits[..., 0], out.logits[..., 1]
         return SpanOutput(start, end, out.hidden_states, out.attentions)
 
@@ -245,12 +246,12 @@ class VocabularyHead(nnx.Module):
     def __call__(
         self,
         stack: Any,
-        input_ids: jax.Array,
+        tokens: jax.Array,
         *,
         head_positions: jax.Array | None = None,
         **inputs: Any,
     ) -> HeadOutput:
-        x, out = stack.encode_at(input_ids, head_positions, **inputs)
+        x, out = stack.encode_at(tokens, head_positions, **inputs)
         return HeadOutput(self.scores(x, stack.embeddings.word), out.hidden_states, out.attentions)
 
 

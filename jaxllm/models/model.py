@@ -29,8 +29,18 @@ class Model(nnx.Module):
     def head(self) -> Any:
         return self._head
 
-    def __call__(self, input_ids: jax.Array, **inputs: Any) -> Any:
-        return self.head(self.stack, input_ids, **inputs)
+    def __call__(
+        self,
+        input_ids: jax.Array | None = None,
+        *,
+        inputs_embeds: jax.Array | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """The head's output. Its `tokens` are `input_ids` [B, T], or in their place `inputs_embeds`
+        [B, T, E], floating, which stand for the rows of the word table.
+        """
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        return self.head(self.stack, tokens, **inputs)
 
 
 @dataclass(frozen=True)

@@ -105,8 +105,8 @@ class ModernBertEmbeddings(nnx.Module):
         self.norm = layers.norm(spec.hidden_size)
         self.dropout_rate = spec.embedding_dropout
 
-    def __call__(self, input_ids: jax.Array, key: Key) -> jax.Array:
-        return dropout(self.norm(self.word(input_ids)), self.dropout_rate, key)
+    def __call__(self, tokens: jax.Array, key: Key) -> jax.Array:
+        return dropout(self.norm(self.word(tokens)), self.dropout_rate, key)
 
 
 class ModernBertAttention(nnx.Module):
@@ -216,7 +216,7 @@ class ModernBertEncoder(Stack):
 
     def encode(
         self,
-        input_ids: jax.Array,
+        tokens: jax.Array,
         *,
         attention_mask: jax.Array | None = None,
         token_type_ids: jax.Array | None = None,
@@ -227,14 +227,15 @@ class ModernBertEncoder(Stack):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> EncoderOutput:
-        """The encoder with its final norm; all ids are int32 [B, T].
+        """The encoder with its final norm; all ids are int32 [B, T], `tokens` may be embeddings
+        [B, T, D], `attention_mask` as in `Visibility.of_rows`.
 
         Packed rows give `segment_ids` (0 = padding). `token_type_ids` are for other families'
         sake: ModernBERT has none, and what is given has no effect. `queries` [B, P]: the last block
         computes these tokens only, the last hidden state is [B, P, D].
         """
         spec = self.spec
-        T, L = input_ids.shape[1], spec.num_hidden_layers
+        T, L = tokens.shape[1], spec.num_hidden_layers
         if position_ids is None and segment_ids is not None:
             position_ids = segment_positions(segment_ids)
         elif position_ids is None:
@@ -245,7 +246,7 @@ class ModernBertEncoder(Stack):
         local, glob = (rotary_table(position_ids, head_size, theta) for theta in spec.thetas)
 
         embed_key, blocks_key = split_key(key, 2)
-        x_BTD = constrain(self.embeddings(input_ids, embed_key), "BTD")
+        x_BTD = constrain(self.embeddings(tokens, embed_key), "BTD")
         block_def, blocks = nnx.split(self.blocks)
         # The norm that the first block has not gets a row that is not used.
         blocks = jax.tree.map(

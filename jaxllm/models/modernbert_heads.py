@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxllm.errors import InputError
 from jaxllm.models import heads
 from jaxllm.models.blocks import Stack
 from jaxllm.models.family import Family
@@ -70,16 +71,22 @@ class SequenceClassification(Classifier, heads.SequenceHead):
     """Logits [B, C], or [B, P, C] for the segments that begin at `head_positions`."""
 
     def vectors(
-        self, stack: Stack, input_ids: jax.Array, positions_BP: jax.Array, **inputs: Any
+        self, stack: Stack, tokens: jax.Array, positions_BP: jax.Array, **inputs: Any
     ) -> tuple[jax.Array, EncoderOutput]:
         """[B, P, D]: of each segment its first token or its mean, as config.classifier_pooling has
         it.
         """
         if self.pooling == "cls":
-            return stack.encode_at(input_ids, positions_BP, **inputs)
-        out = stack.encode(input_ids, **inputs)
-        member_BPT = jnp.ones((*positions_BP.shape, input_ids.shape[1]), bool)
+            return stack.encode_at(tokens, positions_BP, **inputs)
+        out = stack.encode(tokens, **inputs)
+        member_BPT = jnp.ones((*positions_BP.shape, tokens.shape[1]), bool)
         segments, mask = inputs.get("segment_ids"), inputs.get("attention_mask")
+        if mask is not None and mask.ndim > 2:
+            raise InputError(
+                f"attention_mask: found {mask.ndim} axes, which do not say what is padding, and a "
+                "mean over the tokens of a row leaves padding out; give [rows, tokens], or load "
+                'the model with classifier_pooling="cls"'
+            )
         if segments is not None:
             own = jnp.take_along_axis(segments, positions_BP, axis=1)
             member_BPT = own[:, :, None] == segments[:, None]
@@ -89,11 +96,11 @@ class SequenceClassification(Classifier, heads.SequenceHead):
         sum_BPD = jnp.einsum("BPT,BTD->BPD", member_BPT.astype(jnp.float32), x_BTD)
         return sum_BPD / jnp.maximum(member_BPT.sum(-1, keepdims=True), 1), out
 
-    def firsts(self, input_ids: jax.Array, inputs: dict[str, Any]) -> jax.Array:
+    def firsts(self, tokens: jax.Array, inputs: dict[str, Any]) -> jax.Array:
         """[B, 1]: where each row's first token stands that is no padding."""
         mask = inputs.get("attention_mask")
-        if mask is None:
-            return super().firsts(input_ids, inputs)
+        if mask is None or mask.ndim > 2:
+            return super().firsts(tokens, inputs)
         return jnp.argmax(mask != 0, axis=1, keepdims=True)
 
 

@@ -79,9 +79,12 @@ class Embed(nnx.Module):
         self.dtype = dtype
         self.embedding = normal(rngs, (size, width), stddev, cutoff)
 
-    def __call__(self, ids: jax.Array) -> jax.Array:
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """The rows of the table; of what is floating, and so embedded already, the numbers."""
+        if is_embedded(tokens):
+            return tokens.astype(self.dtype)
         # Gather first, cast after: a bfloat16 copy of the whole table would cost V x D.
-        return jnp.take(self.embedding[...], ids, axis=0).astype(self.dtype)
+        return jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
 
     def attend(self, x: jax.Array) -> jax.Array:
         table_VD = self.embedding[...].astype(self.dtype)
@@ -90,6 +93,11 @@ class Embed(nnx.Module):
             table_VD = jnp.pad(table_VD, ((0, -len(table_VD) % 64), (0, 0)))
         logits = jnp.einsum("...D,VD->...V", x.astype(self.dtype), table_VD)
         return logits[..., : len(self.embedding[...])]
+
+
+def is_embedded(tokens: jax.Array) -> bool:
+    """Whether these are embeddings [..., D], not ids."""
+    return jnp.issubdtype(tokens.dtype, jnp.floating)
 
 
 class LayerNorm(nnx.Module):

@@ -118,10 +118,11 @@ def through_xla(monkeypatch):
     """cuDNN's calls are computed by XLA."""
     attention = jax.nn.dot_product_attention
 
-    def call(*arrays, mask, implementation):
+    def call(*arrays, mask, implementation, bias=None):
         assert implementation == "cudnn"
-        assert mask is None or mask.shape[2:] == (T, T)
-        return attention(*arrays, mask=mask, implementation="xla")
+        assert all(x is None or x.shape[2:] == (T, T) for x in (mask, bias))
+        assert bias is None or np.isfinite(np.asarray(bias, np.float32)).all()
+        return attention(*arrays, mask=mask, bias=bias, implementation="xla")
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", call)
 
@@ -198,6 +199,49 @@ def test_triton_is_xla(qkv, kind, interpreted):
 @pytest.mark.parametrize("kind", MASKS)
 def test_cudnn_is_given_the_mask(qkv, kind, through_xla):
     same("cudnn", qkv, kind, jnp.bfloat16, 3e-2)
+
+
+# [B, T, S] and [B, N, T, S], and what of them is 1
+QUERY_MASKS = {
+    "of queries": (B, T, T),
+    "of keys": (1, 1, T),
+    "of heads": (1, N, T, T),
+    "of all": (B, N, T, T),
+    "of heads and keys": (B, N, 1, T),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("kind", QUERY_MASKS)
+def test_masks_of_queries_and_heads(qkv, kind, dtype, through_xla):
+    """Bool, int and additive ones are one mask, without a window; blocked and cuDNN honour it."""
+    rng = np.random.default_rng(3)
+    mask = rng.random(QUERY_MASKS[kind]) < 0.5
+    mask[..., :1] = True
+    whole = np.broadcast_to(mask if mask.ndim == 4 else mask[:, None], (B, N, T, T))
+    q, k, v = qkv
+    scores = np.where(whole, np.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(H), -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    expected = np.einsum("bnts,bsnh->btnh", weights / weights.sum(-1, keepdims=True), v)
+    additive = np.where(mask, 0, -np.inf)
+    for same in (mask, mask.astype(np.int32), additive.astype(np.float32)):
+        seen = Visibility.of_rows(T, jnp.asarray(same), causal=True, window=(1, 1))
+        for name in ("xla", "blocked"):
+            out, _ = make_attend(name, seen)(*(jnp.asarray(x) for x in qkv))
+            np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+    out, _ = make_attend("cudnn", seen)(*(jnp.asarray(x, dtype) for x in qkv))
+    np.testing.assert_allclose(out.astype(jnp.float32), expected, rtol=3e-2, atol=3e-2)
+    for name in ("triton", "splash"):
+        with pytest.raises(InputError, match=f"{name} attends from whole rows to themselves"):
+            make_attend(name, seen)
+
+
+def test_a_query_that_sees_no_key_gives_no_nan():
+    q = jnp.ones((1, 4, 1, 8), jnp.float16)
+    v = q * jnp.arange(4, dtype=jnp.float16)[None, :, None, None]
+    for hidden in (jnp.zeros((1, 4, 4), bool), jnp.full((1, 4, 4), -jnp.inf)):
+        out, _ = make_attend("xla", Visibility.of_rows(4, hidden))(q, q, v)
+        np.testing.assert_array_equal(out, 1.5)
 
 
 @pytest.mark.gpu

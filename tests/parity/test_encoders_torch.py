@@ -115,7 +115,7 @@ def test_outputs_and_gradients(family, task, length, rng, tmp_path):
     grads, out = step(ours.params)
     compare_outputs(out, expected)
     # Written out as a PyTorch checkpoint, a gradient tree has PyTorch's names and layout.
-    type(ours)(ours.config, grads, None).save_pretrained(tmp_path)
+    type(ours)(ours.config, grads).save_pretrained(tmp_path)
     written = load_file(tmp_path / "model.safetensors")
     for name, p in theirs.named_parameters():
         name = FAMILIES[family].table.tied.get(

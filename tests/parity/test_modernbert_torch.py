@@ -169,7 +169,7 @@ def test_outputs_and_gradients(head, variant, length, pairs, tmp_path, rng):
     grads, out = step(ours.params)
     assert_same(out, expected, inputs, head)
     # Written out as a checkpoint, a gradient tree has PyTorch's names and layout.
-    type(ours)(ours.config, grads, None).save_pretrained(tmp_path)
+    type(ours)(ours.config, grads).save_pretrained(tmp_path)
     written = load_file(tmp_path / "model.safetensors")
     assert written.keys() == {name for name, _ in theirs.named_parameters()}
     for name, p in theirs.named_parameters():
