@@ -272,7 +272,7 @@ def test_the_same_command_again_trains_nothing(finished, monkeypatch):
 
 
 def test_a_stop_is_told_with_the_way_to_go_on(config, monkeypatch):
-    def stopped(config):
+    def stopped(config, build):
         raise loop.Interrupted(2, "stopped after step 1")
 
     monkeypatch.setattr(loop, "train", stopped)

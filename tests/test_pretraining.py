@@ -27,6 +27,7 @@ from jaxllm.nn.sharding import make_mesh
 from jaxllm.pretrained import hf
 from jaxllm.runs import loop
 from jaxllm.tasks import build as task_build
+from jaxllm.tasks import evaluate as task_evaluate
 from jaxllm.tasks import pretraining, registry
 from jaxllm.tasks.build import build
 from jaxllm.tasks.evaluate import evaluate
@@ -48,7 +49,8 @@ def as_many_devices_as_asked_for(monkeypatch):
     def make(data, fsdp, tensor):
         return make_mesh(data, fsdp, tensor, devices=jax.devices()[: data * fsdp * tensor])
 
-    monkeypatch.setattr(task_build, "make_mesh", make)
+    for module in (task_build, task_evaluate):
+        monkeypatch.setattr(module, "make_mesh", make)
 
 
 @pytest.fixture
