@@ -38,8 +38,12 @@ def vectors(
         pooling = replace(pooling, normalize=normalize)
 
     def embed(module: Any, rows: dict[str, jax.Array]) -> jax.Array:
-        firsts_B1 = jnp.zeros((len(rows["input_ids"]), 1), jnp.int32)
-        hidden_BTD = module.stack.encode(**rows).last_hidden_state
+        ids_BT, others = (
+            rows["input_ids"],
+            {name: rows[name] for name in rows if name != "input_ids"},
+        )
+        firsts_B1 = jnp.zeros((len(ids_BT), 1), jnp.int32)
+        hidden_BTD = module.stack.encode(ids_BT, **others).last_hidden_state
         return pooling(hidden_BTD, rows["segment_ids"], firsts_B1)[:, 0]
 
     form = replace(model.form, task="sentence-embedding", text_pair=None)

@@ -69,7 +69,7 @@ class SavedModel:
         self, compute: Callable[[Any, dict[str, jax.Array]], Any]
     ) -> Callable[[dict[str, np.ndarray]], Any]:
         """`compute(module, rows)`, jitted and on the mesh; `module(**rows)` is the model's output,
-        `module.stack.encode(**rows)` that of its encoder.
+        `module.stack.encode(ids, …)` that of its encoder.
         """
         jitted = jax.jit(lambda params, rows: compute(self.graph.merge(params), rows))
 
