@@ -27,7 +27,7 @@ def train(argv: list[str]) -> int | None:
     """fine-tune or train the model of a configuration"""
     from jaxllm.config.reading import load
 
-    options = load(argv, "jaxllm train")
+    options = load(argv, "jaxllm train", train.__doc__)
     with _work_on(options.run.dir):
         from jaxllm import api
 
@@ -38,14 +38,13 @@ def glue(argv: list[str]) -> int | None:
     """fine-tune on tasks of GLUE, one after the other"""
     from jaxllm.config.reading import load
 
-    parser = _Parser("jaxllm glue", glue.__doc__)
-    parser.usage = "jaxllm glue --config FILE [--tasks TASK ...] [--section.field value ...]"
-    parser.epilog = (
-        "The other options are those of `jaxllm train`; columns and labels come by task."
+    parser = _Parser("jaxllm glue", add_help=False)
+    parser.add_argument(
+        "--tasks", nargs="+", metavar="TASK", help="rte, stsb, ... (default: all nine)"
     )
-    parser.add_argument("--tasks", nargs="+", help="rte, stsb, ... (default: all nine)")
     own, others = parser.parse_known_args(argv)
-    options = load(others, "jaxllm glue")
+    about = f"{glue.__doc__}; columns and labels come by task"
+    options = load(others, "jaxllm glue", about, [parser])
     with _work_on(options.run.dir):
         from jaxllm.data.glue import TASKS
         from jaxllm.runtime import processes
@@ -62,7 +61,7 @@ def evaluate(argv: list[str]) -> None:
     """evaluate a saved model (--model.path DIR) on the dev part of a configuration"""
     from jaxllm.config.reading import load
 
-    options = load(argv, "jaxllm evaluate")
+    options = load(argv, "jaxllm evaluate", evaluate.__doc__)
     with _work_on(options.run.dir):
         from jaxllm import api
 
@@ -184,8 +183,8 @@ def main(argv: list[str] | None = None) -> int:
 class _Parser(argparse.ArgumentParser):
     """argparse whose errors are InputErrors and whose options cannot be abbreviated."""
 
-    def __init__(self, prog: str, description: str | None) -> None:
-        super().__init__(prog=prog, description=description, allow_abbrev=False)
+    def __init__(self, prog: str, description: str | None = None, add_help: bool = True) -> None:
+        super().__init__(prog, None, description, allow_abbrev=False, add_help=add_help)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")

@@ -319,7 +319,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class MaskingConfig:
-    """Pretraining: which tokens are hidden from a masked language model.
+    """Pretraining: which tokens a masked language model has to guess.
 
     Attributes:
         unit: what is masked as one: a token, a whole word, or a span of words
@@ -337,7 +337,7 @@ class MaskingConfig:
 
 @dataclass(frozen=True)
 class ContrastiveConfig:
-    """Sentence embeddings: what is learned from the pairs of data.text and data.text_pair.
+    """Sentence embeddings: what is learned from pairs of texts.
 
     Attributes:
         negative: column of a text unlike the pair, to train on; null = there is none
@@ -354,7 +354,7 @@ class ContrastiveConfig:
 
 @dataclass(frozen=True)
 class QAConfig:
-    """Question answering: how contexts are cut, and how answers are chosen and scored.
+    """Question answering: how contexts are cut and answers scored.
 
     Attributes:
         max_question_length: tokens of a question; a longer one is cut there and counted

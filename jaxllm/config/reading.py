@@ -12,14 +12,14 @@ import json
 import os
 import re
 import types
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
+from jaxllm.config import help, yaml_text
 from jaxllm.config import renamed as old_keys
-from jaxllm.config import yaml_text
 from jaxllm.config.checks import check, nearest
 from jaxllm.config.fields import (
     Config,
@@ -30,13 +30,11 @@ from jaxllm.config.fields import (
     RunConfig,
     TrainConfig,
 )
+from jaxllm.config.help import SECTIONS
 from jaxllm.config.renamed import RENAMED
 from jaxllm.errors import InputError
 from jaxllm.files import reading
 from jaxllm.runtime import streams
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
 
 __all__ = [
     "Config",
@@ -50,14 +48,12 @@ __all__ = [
     "check",
     "from_yaml",
     "load",
-    "parser",
     "to_yaml",
 ]
 
-_SECTIONS: dict[str, Any] = {section.name: section.type for section in dataclasses.fields(Config)}
 _TYPES = {
     f"{name}.{field.name}": field.type
-    for name, section in _SECTIONS.items()
+    for name, section in SECTIONS.items()
     for field in dataclasses.fields(section)
 }
 
@@ -92,9 +88,9 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     """
     given: dict[str, Any] = {}
     for name, value in changes.items():
-        if name in _SECTIONS and isinstance(value, Mapping):
+        if name in SECTIONS and isinstance(value, Mapping):
             given |= {f"{name}.{field}": one for field, one in value.items()}
-        elif name in _SECTIONS:
+        elif name in SECTIONS:
             raise InputError(f"{name}: found {_show(value)}, expected a dict of its fields")
         else:
             given[name] = value
@@ -126,67 +122,72 @@ def to_yaml(config: Config, *, ascii: bool = False) -> str:
     return yaml_text.dump(dataclasses.asdict(config), ascii=ascii)
 
 
-def load(argv: list[str], prog: str = "jaxllm train") -> Config:
+def load(
+    argv: list[str],
+    prog: str = "jaxllm train",
+    about: str | None = None,
+    parents: Sequence[argparse.ArgumentParser] = (),
+) -> Config:
     """The configuration of a command line: ``--config FILE``, then ``--section.field value``.
 
     ``--help`` and ``--print_config`` print and leave with SystemExit(0). Where several files are
-    given, a later one goes over an earlier one.
+    given, a later one goes over an earlier one. `prog`, `about` and `parents` are for the help, see
+    `help.command_parser`.
 
     Raises:
-        InputError: as `from_yaml`, and for an unknown option or a value of another type.
+        InputError: as `from_yaml`, and for an unknown option, section or a value of another type.
     """
-    from jsonargparse import ArgumentError
-
-    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    files.add_argument("--config", action="append", default=[])
-    options = parser(prog)
-    values: dict[str, Any] = {}
-    overridden: list[str] = []
-    renamed: dict[str, str] = {}
+    command = help.command_parser(prog, about, parents)
     try:
-        paths = files.parse_known_args(argv)[0].config
-        for file in paths:
-            values |= _read(Path(file), renamed)
-        argv, old = old_keys.options(argv)
-        old_keys.tell(old | renamed)
-        # Only where an option may add to a value, or help shows it: jsonargparse copies a list for
-        # each of its items, half a minute for one of 2,000.
-        shown = bool({"-h", "--help"} & set(argv))
-        mentioned = {k: x for k, x in values.items() if shown or any(k in word for word in argv)}
-        options.set_defaults(mentioned)
-        before, given = options.parse_args([]), options.parse_args(argv)
-    except (ArgumentError, argparse.ArgumentError) as error:
+        asked = command.parse_known_args(argv)[0]
+    except argparse.ArgumentError as error:
         raise InputError(_explain(str(error))) from None
-    for key, kind in _TYPES.items():
-        # Values of a file are kept as they were read: in a dict of Any, jsonargparse would make
-        # the text "2e-5" a number.
-        if given[key] != before[key]:
-            values[key] = _typed(f"--{key}", given[key], kind)
-            overridden.append(key)
-    config = _build(values)
-    if given["print_config"]:
+    if asked.help == []:
+        command.print_help()
+        raise SystemExit(0)
+    shown = help.sections_of(asked.help or [])
+    values: dict[str, Any] = {}
+    renamed: dict[str, str] = {}
+    for file in asked.config:
+        values |= _read(Path(file), renamed)
+    if shown:
+        options = help.field_parser(prog, shown)
+        options.set_defaults({k: x for k, x in values.items() if k.partition(".")[0] in shown})
+        options.print_help()
+        raise SystemExit(0)
+    argv, old = old_keys.options(argv)
+    old_keys.tell(old | renamed)
+    given = _options(argv, prog, values)
+    config = _build(values | given)
+    if asked.print_config:
         text = to_yaml(config)
         print(text if streams.can_print(text) else to_yaml(config, ascii=True), end="")
         raise SystemExit(0)
-    _check(config, paths, overridden)
+    _check(config, asked.config, given)
     return config
 
 
-def parser(prog: str = "jaxllm train") -> "ArgumentParser":
-    """The options of `load`: ``--config``, ``--print_config`` and one for every field."""
-    from jsonargparse import ArgumentParser
+def _options(argv: list[str], prog: str, values: dict[str, Any]) -> dict[str, Any]:
+    """What the options of a command line change about `values`, by dotted key."""
+    from jsonargparse import ArgumentError
 
-    result = ArgumentParser(prog=prog, allow_abbrev=False, exit_on_error=False, print_config=None)
-    result.usage = f"{prog} --config FILE [--section.field value ...]"
-    result.add_argument("--config", type=str, metavar="FILE", help="YAML file of the configuration")
-    result.add_argument(
-        "--print_config", action="store_true", help="print the resulting configuration and leave"
-    )
-    for name, section in _SECTIONS.items():
-        summary = (section.__doc__ or "").partition("\n")[0]
-        group = result.add_argument_group(name, summary)
-        group.add_class_arguments(section, name, as_group=False)
-    return result
+    options = help.field_parser(prog)
+    options.add_argument("--config")  # read before, as --print_config
+    options.add_argument("--print_config", action="store_true")
+    # Only where an option may add to a value: jsonargparse copies a list for each of its items,
+    # half a minute for one of 2,000.
+    options.set_defaults({k: x for k, x in values.items() if any(k in word for word in argv)})
+    try:
+        before, given = options.parse_args([]), options.parse_args(argv)
+    except (ArgumentError, argparse.ArgumentError) as error:
+        raise InputError(_explain(str(error))) from None
+    # Values of a file are kept as they were read: in a dict of Any, jsonargparse would make the
+    # text "2e-5" a number.
+    return {
+        key: _typed(f"--{key}", given[key], kind)
+        for key, kind in _TYPES.items()
+        if given[key] != before[key]
+    }
 
 
 def _check(config: Config, paths: list[str], overridden: Iterable[str] = ()) -> None:
@@ -226,14 +227,14 @@ def _compose(path: Path) -> yaml.Node:
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if root is None:
-        raise InputError(f"{path}: is empty, expected the sections {', '.join(_SECTIONS)}")
+        raise InputError(f"{path}: is empty, expected the sections {', '.join(SECTIONS)}")
     return root
 
 
 def _values(path: Path, root: yaml.Node, renamed: dict[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for section, section_node in _items(path, "", root):
-        if section not in _SECTIONS:
+        if section not in SECTIONS:
             raise InputError(
                 f"{_at(path, section_node)}: unknown section {nearest(str(section), _KEYS)}"
             )
@@ -261,7 +262,7 @@ def _at(path: Path, node: yaml.Node) -> str:
 def _items(path: Path, key: str, node: yaml.Node) -> list[tuple[Any, yaml.Node]]:
     """The keys and nodes of a mapping; a repeated key is an error, as one of the two would go."""
     if not isinstance(node, yaml.MappingNode):
-        wanted = f"keys of {key}" if key else f"the sections {', '.join(_SECTIONS)}"
+        wanted = f"keys of {key}" if key else f"the sections {', '.join(SECTIONS)}"
         found = _construct(path, node)
         raise InputError(
             f"{_at(path, node)}: {key or 'file'}: found {_show(found)}, expected {wanted}"
@@ -355,14 +356,14 @@ def _describe(kind: Any) -> str:
 
 
 def _build(values: dict[str, Any]) -> Config:
-    sections: dict[str, dict[str, Any]] = {name: {} for name in _SECTIONS}
+    sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
     for key, value in values.items():
         if key in _PATHS:  # in a file, and behind = on a command line, no shell has expanded ~
             one = os.path.expanduser
             value = [one(x) for x in value] if isinstance(value, list) else one(value)
         section, _, name = key.partition(".")
         sections[section][name] = value
-    return Config(**{name: _SECTIONS[name](**given) for name, given in sections.items()})
+    return Config(**{name: SECTIONS[name](**given) for name, given in sections.items()})
 
 
 def _explain(message: str) -> str:
