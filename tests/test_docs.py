@@ -61,6 +61,9 @@ NO_FIELDS = (
     "model.train",
     "model.parameters",
     "model.encode",
+    "model.apply",
+    "model.module",
+    "model.num_parameters",
 )
 SECTIONS = "|".join(section.name for section in dataclasses.fields(Config))
 ENGLISH = {name_of(page): page for page in pages()}
