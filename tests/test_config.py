@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxllm.config import reading
+from jaxllm.config import help, reading
 from jaxllm.config.fields import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from jaxllm.errors import InputError
 
@@ -207,11 +207,11 @@ def test_a_long_list_is_read_once_and_may_be_added_to(write):
     # jsonargparse copies a default for each of its items: seconds for this one, were it a default.
     names = [f"label_{n}" for n in range(500)]
     file = write(f"{BASE[:-2]}, labels: [{', '.join(names)}]}}\n")
-    options = reading.parser()
+    options = help.field_parser("jaxllm train")
     given = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(options, "set_defaults", given.append)
-        patch.setattr(reading, "parser", lambda prog: options)
+        patch.setattr(help, "field_parser", lambda prog: options)
         assert reading.load(["--config", file, "--train.seed", "3"]).data.labels == names
     assert given == [{}]
     file = write(BASE)
