@@ -593,4 +593,6 @@ def test_a_metric_that_the_dev_part_does_not_have(config, tokenizer):
     wrong = change(unscored, train={"metric": "spearman"})
     with pytest.raises(InputError, match="expected one of retrieval_accuracy, loss"):
         embedding.prepare(wrong, tokenizer)
+    with pytest.raises(InputError, match="'f1', expected one of retrieval_accuracy, loss, which"):
+        embedding.prepare(change(unscored, data={"dev": []}, train={"metric": "f1"}), tokenizer)
     assert embedding.prepare(unscored, tokenizer).metric == "retrieval_accuracy"

@@ -195,8 +195,6 @@ MISTAKES = {
     "data.dataset=no/such (data.train_split=train): cannot be loaded": {
         "data": {"dataset": "no/such", "train": [], "dev": []}
     },
-    "train.label_smoothing: expected none": {"train": {"label_smoothing": 0.1}},
-    "train.class_weights: expected none": {"train": {"class_weights": [1.0, 2.0]}},
     "train.metric: found 'accuracy', expected one of exact_match, f1": {
         "train": {"metric": "accuracy"}
     },

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from jaxllm.config.checks import check_qa
 from jaxllm.config.fields import Config, DataConfig, ModelConfig, QAConfig
+from jaxllm.config.task_checks import check_qa
 from jaxllm.errors import InputError
 from jaxllm.files import read_json, write_atomic
 from jaxllm.pretrained import sentence_transformers

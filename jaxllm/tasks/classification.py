@@ -19,7 +19,7 @@ from jaxllm.pretrained.labels import MULTI, SINGLE, problem_type
 from jaxllm.pretrained.storage import OneModel
 from jaxllm.tasks.evaluation import Evaluator
 from jaxllm.tasks.head import Head, fitted, head_config, matched
-from jaxllm.tasks.task import Task
+from jaxllm.tasks.task import Task, chosen_metric
 from jaxllm.training import losses
 from jaxllm.training.objectives import labelled
 from jaxllm.training.step import make_eval_step
@@ -106,12 +106,7 @@ def check_metric(config: Config, names: list[str]) -> str:
     problem = config.model.problem_type
     labels = np.zeros((1, len(names)) if problem == MULTI else 1)
     known = classification_metrics(problem, np.zeros((1, len(names) or 1)), labels, names)
-    metric = config.train.metric or METRIC[problem]
-    if metric not in {*known, "loss"}:
-        raise InputError(
-            f"train.metric: found {metric!r}, expected one of {', '.join(known)}, loss"
-        )
-    return metric
+    return chosen_metric(config, [*known, "loss"], METRIC[problem])
 
 
 def training_loss(config: Config, head: Head, train: Examples | None) -> losses.LossFn:

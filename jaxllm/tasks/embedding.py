@@ -24,7 +24,7 @@ from jaxllm.pretrained import hf, sentence_transformers
 from jaxllm.pretrained.sentence_transformers import Settings
 from jaxllm.pretrained.storage import OneModel, SentenceModel
 from jaxllm.tasks.evaluation import outputs_of, read_summary
-from jaxllm.tasks.task import Evaluator, Task
+from jaxllm.tasks.task import Evaluator, Task, chosen_metric
 from jaxllm.training.objectives import contrastive, embedded
 from jaxllm.training.step import make_eval_step
 
@@ -47,13 +47,9 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     train = None if saved is not None else load_pairs(data, pairs, "train", tokenizer, prompt)
     dev = load_pairs(data, pairs, "dev", tokenizer, prompt) if data.has_dev else None
     warn_of_overlap(train, dev)
-    known = [] if dev is None else known_metrics(pairs)
-    metric = config.train.metric or (known or ["loss"])[0]
-    if known and metric not in known:
-        raise InputError(
-            f"train.metric: found {metric!r}, expected one of {', '.join(known)}, which is what "
-            "contrastive.score and contrastive.positive_from allow for"
-        )
+    known = known_metrics(pairs)
+    why = ", which is what contrastive.score and contrastive.positive_from allow for"
+    metric = chosen_metric(config, known, known[0], why)
 
     def evaluator(apply: Apply, mesh: Mesh) -> Evaluator:
         assert dev is not None

@@ -12,7 +12,6 @@ from jaxllm.config.fields import Config
 from jaxllm.data.fit import check_fit
 from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.data.questions import Questions, load_questions
-from jaxllm.errors import InputError
 from jaxllm.models import Apply
 from jaxllm.prediction.inputs import InputFormat
 from jaxllm.pretrained import hf
@@ -20,7 +19,7 @@ from jaxllm.pretrained.labels import SINGLE
 from jaxllm.pretrained.storage import OneModel
 from jaxllm.tasks.evaluation import Evaluator
 from jaxllm.tasks.head import fitted
-from jaxllm.tasks.task import Task
+from jaxllm.tasks.task import Task, chosen_metric
 from jaxllm.training import losses
 from jaxllm.training.objectives import Objective, labelled
 from jaxllm.training.step import make_eval_step
@@ -38,9 +37,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     model_config = saved or hf.load_config(config.model.path, **config.model.config)
     new = fitted(config, [], HEAD).new if saved is None else frozenset()
     check_fit(model_config, tokenizer, config.data.max_length, pair=True)
-    metric = config.train.metric or METRICS[0]
-    if metric not in METRICS:
-        raise InputError(f"train.metric: found {metric!r}, expected one of {', '.join(METRICS)}")
+    metric = chosen_metric(config, METRICS, METRICS[0])
     loss_fn = partial(losses.cross_entropy, label_smoothing=config.train.label_smoothing)
     form = InputFormat.of(config)
     if train is not None:

@@ -24,7 +24,7 @@ from jaxllm.nn.sharding import batch_sharding, batch_shards
 from jaxllm.prediction.inputs import InputFormat
 from jaxllm.pretrained import hf
 from jaxllm.pretrained.storage import GENERATOR, ElectraPair, OneModel, StoredModel
-from jaxllm.tasks.task import Task
+from jaxllm.tasks.task import Task, chosen_metric
 from jaxllm.training import pretraining_objectives
 from jaxllm.training.objectives import Batch, Metrics, Objective
 from jaxllm.training.step import make_eval_step
@@ -117,10 +117,7 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         )
     check_fit(model_config, tokenizer, config.data.max_length, pair=kind.pairs)
     special_ids(tokenizer)  # what it lacks is told before a large corpus is tokenized
-    metric = config.train.metric or METRIC
-    if metric not in kind.metrics:
-        known = ", ".join(kind.metrics)
-        raise InputError(f"train.metric: found {metric!r}, expected one of {known}")
+    metric = chosen_metric(config, kind.metrics, METRIC)
 
     def examples(split: str, documents: Documents, seed: int) -> PretrainingExamples:
         return PretrainingExamples(

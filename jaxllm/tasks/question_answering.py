@@ -17,7 +17,6 @@ from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.data.squad import Questions
 from jaxllm.data.window_cache import load_windows
 from jaxllm.data.windows import Windows
-from jaxllm.errors import InputError
 from jaxllm.files import write_atomic
 from jaxllm.metrics.answers import SCORINGS, answer_metrics
 from jaxllm.metrics.classification import Sums, check_finite
@@ -27,7 +26,7 @@ from jaxllm.prediction.inputs import InputFormat
 from jaxllm.pretrained import hf
 from jaxllm.pretrained.storage import OneModel
 from jaxllm.tasks.evaluation import outputs_of, read_summary
-from jaxllm.tasks.task import Task
+from jaxllm.tasks.task import Task, chosen_metric
 from jaxllm.training.objectives import spans
 from jaxllm.training.step import make_eval_step
 
@@ -36,7 +35,6 @@ HEAD = "question-answering"
 
 def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     """The task on a configuration's data, see `task.Prepare`."""
-    _refuse(config)
     data, qa = config.data, config.qa
     train = load_windows(data, qa, "train", tokenizer) if saved is None else None
     dev = load_windows(data, qa, "dev", tokenizer) if data.has_dev else None
@@ -68,24 +66,12 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     )
 
 
-def _refuse(config: Config) -> None:
-    """What the other sections offer and this task has no use for."""
-    for key in ("label_smoothing", "class_weights"):
-        if getattr(config.train, key):
-            raise InputError(f"train.{key}: expected none, question answering has no labels")
-
-
 def _metric(config: Config, nullable: bool) -> str:
     scoring = SCORINGS[config.qa.scoring]
     known = answer_metrics(scoring, [["a"]], [""], np.zeros(1) if nullable else None)
     if nullable:  # of questions without an answer, too
         known |= answer_metrics(scoring, [[]], [""], np.zeros(1))
-    metric = config.train.metric or "f1"
-    if metric not in {*known, "loss"}:
-        raise InputError(
-            f"train.metric: found {metric!r}, expected one of {', '.join(known)}, loss"
-        )
-    return metric
+    return chosen_metric(config, [*known, "loss"], "f1")
 
 
 @dataclass(frozen=True)

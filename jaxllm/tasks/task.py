@@ -1,13 +1,15 @@
 """What a task brings to a run. `build` makes the run of it, the same way for every task."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from jax.sharding import Mesh
 
+from jaxllm.config.fields import Config
 from jaxllm.data.loader import TrainExamples
+from jaxllm.errors import InputError
 from jaxllm.models import Apply
 from jaxllm.pretrained.storage import StoredModel
 from jaxllm.training.objectives import Batch, Objective
@@ -49,6 +51,19 @@ class Task:
     metric: str
     save_extras: Callable[[Path], None]
     whole_batch: Callable[[Batch], Batch] = lambda batch: batch
+
+
+def chosen_metric(config: Config, known: Iterable[str], default: str, why: str = "") -> str:
+    """The metric that chooses the best model: train.metric, else `default`.
+
+    Raises:
+        InputError: the evaluation does not give it; `known` is what it gives, `why` what that
+            depends on.
+    """
+    metric, known = config.train.metric or default, list(dict.fromkeys(known))
+    if metric not in known:
+        raise InputError(f"train.metric: found {metric!r}, expected one of {', '.join(known)}{why}")
+    return metric
 
 
 class Prepare(Protocol):

@@ -17,7 +17,6 @@ from jaxllm.data.fit import check_fit
 from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.data.sentences import Sentences, load_sentences
 from jaxllm.data.tags import OUTSIDE, Scheme, scheme_of
-from jaxllm.errors import InputError
 from jaxllm.files import write_atomic
 from jaxllm.metrics.classification import Sums, check_finite, softmax
 from jaxllm.metrics.entities import entity_metrics, entity_report
@@ -30,7 +29,7 @@ from jaxllm.pretrained.storage import OneModel
 from jaxllm.tasks.classification import training_loss
 from jaxllm.tasks.evaluation import outputs_of, read_summary
 from jaxllm.tasks.head import fitted, head_config, matched
-from jaxllm.tasks.task import Task
+from jaxllm.tasks.task import Task, chosen_metric
 from jaxllm.training import losses
 from jaxllm.training.objectives import labelled
 from jaxllm.training.step import make_eval_step
@@ -86,12 +85,9 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
 
 
 def _metric(config: Config, names: list[str], scheme: Scheme) -> str:
-    metric = config.train.metric or ("accuracy" if scheme.plain else "f1")
     one: Any = np.zeros(1, int) if scheme.plain else [[OUTSIDE]]
     known = [*_values(scheme, names, one, one), "loss"]
-    if metric not in known:
-        raise InputError(f"train.metric: found {metric!r}, expected one of {', '.join(known)}")
-    return metric
+    return chosen_metric(config, known, "accuracy" if scheme.plain else "f1")
 
 
 def _values(scheme: Scheme, names: list[str], truth: Any, predicted: Any) -> dict[str, float]:
