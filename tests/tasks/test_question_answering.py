@@ -1,12 +1,12 @@
 """Question answering from file to answer: train, evaluate, write, predict."""
 
 import json
-from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 from answering import predict
+from configurations import change
 
 from jaxllm.config.fields import (
     Config,
@@ -78,11 +78,6 @@ def config(files, tiny_bert_config, tiny_tokenizer_dir, tmp_path_factory):
         train=TrainConfig(batch_size=16, epochs=1, eval_batch_size=16),
         run=RunConfig(dir=str(tmp_path_factory.mktemp("run"))),
     )
-
-
-def change(config, **sections):
-    parts = {name: replace(getattr(config, name), **fields) for name, fields in sections.items()}
-    return replace(config, **parts)
 
 
 @pytest.fixture(scope="module")

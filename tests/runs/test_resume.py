@@ -19,7 +19,7 @@ from jaxllm.runs import curves, loop
 from jaxllm.runs.log import read_records
 from jaxllm.runs.snapshots import Snapshots
 
-PROGRAM = [sys.executable, str(Path(__file__).with_name("toy_run.py"))]
+PROGRAM = [sys.executable, str(Path(__file__).parents[1] / "toy_run.py")]
 # The library of this tree, installed or not.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(loop.__file__).parents[1])}
 REPRODUCED = (

@@ -154,7 +154,7 @@ def test_sharded_equals_unsharded(family, task):
 
 
 def test_unroll_and_remat_change_nothing(stepped):
-    """Of the encoder that all families share; tests/test_train.py has the other options."""
+    """Of the encoder that all families share; test_train.py has the other options."""
     options = {"unroll": 0, "remat": "dots"}
     assert_close(stepped("electra", "masked-lm"), stepped("electra", "masked-lm", **options))
 

@@ -23,7 +23,7 @@ from jaxllm.nn.sharding import make_mesh
 from jaxllm.pretrained import flax_msgpack, formats, hf, loading
 from jaxllm.trees import map_params
 
-LOAD_MEMORY = Path(__file__).parent / "load_memory.py"
+LOAD_MEMORY = Path(__file__).parents[1] / "load_memory.py"
 BERT = FAMILIES["bert"].table
 EXPECTED = {
     "flax_sharded": "flax_sequence_classification",

@@ -116,7 +116,7 @@ def packed(padded):
 
 @pytest.mark.parametrize("task", ["sequence-classification", "multiple-choice"])
 def test_means_of_packed_texts_are_those_of_padded(task, config, padded, packed):
-    """Beside tests/test_encoders.py, which has each head with the pooling that is the default."""
+    """test_encoders.py has each head with the pooling that is the default."""
     config = copy.deepcopy(config)
     config.classifier_pooling = "mean"
     model = make(task, config)

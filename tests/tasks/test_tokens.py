@@ -2,13 +2,13 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from answering import predict
+from answering import predict, read_lines
+from configurations import change
 from sklearn import metrics as sk
 
 from jaxllm.config import checks
@@ -104,11 +104,6 @@ def base_config(files, tiny_bert_config, tiny_tokenizer_dir, tmp_path_factory):
     )
 
 
-def change(config, **sections):
-    parts = {name: replace(getattr(config, name), **fields) for name, fields in sections.items()}
-    return replace(config, **parts)
-
-
 @pytest.fixture(scope="module")
 def trained(base_config):
     """(job, parameters) after 60 steps."""
@@ -125,10 +120,6 @@ def saved(trained, tmp_path_factory):
     directory = tmp_path_factory.mktemp("saved") / "model"
     trained[0].export(trained[1], directory)
     return str(directory)
-
-
-def read_lines(path):
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 def test_a_small_model_learns_the_entities(trained):

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from answering import predict
+from answering import predict, read_lines
+from configurations import change
 from safetensors.numpy import save_file
 from transformers import BertTokenizer
 
@@ -90,19 +91,9 @@ def config(tmp_path_factory, tiny_bert_config, tiny_tokenizer_dir):
     )
 
 
-def change(config, **sections):
-    """`config` with fields of sections set: change(config, data={"dev": []})."""
-    parts = {name: replace(getattr(config, name), **fields) for name, fields in sections.items()}
-    return replace(config, **parts)
-
-
 @pytest.fixture(scope="module")
 def tokenizer(tiny_tokenizer_dir):
     return load_tokenizer(tiny_tokenizer_dir)
-
-
-def read_lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def texts_of(pairs, tokenizer):

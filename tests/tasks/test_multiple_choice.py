@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from answering import predict
+from answering import predict, read_lines
 
 from jaxllm.config.checks import check
 from jaxllm.config.fields import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
@@ -213,10 +213,6 @@ def config(files, tiny_bert_dir, tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(config):
     return config, loop.train(config, build.build)
-
-
-def read_lines(path):
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 def test_training_evaluates_every_question_once(finished):

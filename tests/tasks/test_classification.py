@@ -3,14 +3,14 @@
 import csv
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from answering import predict
+from answering import predict, read_lines
+from configurations import change
 
 from jaxllm.config.fields import (
     Config,
@@ -164,12 +164,6 @@ def base_config(files, tiny_bert_config, tiny_tokenizer_dir, tmp_path_factory):
     )
 
 
-def change(config, **sections):
-    """`config` with fields of sections set: change(config, data={"dev": []})."""
-    parts = {name: replace(getattr(config, name), **fields) for name, fields in sections.items()}
-    return replace(config, **parts)
-
-
 @pytest.fixture(scope="module")
 def job(base_config):
     return build(base_config)
@@ -204,10 +198,6 @@ def trunk(base_config, job, tmp_path_factory):
     return {"path": str(directory), "config": {}}
 
 
-def read_lines(path):
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-
-
 def test_label_names_come_back_from_a_saved_model(job, saved):
     config = hf.load_config(saved)
     params = loaded(saved, make_mesh())
@@ -218,7 +208,7 @@ def test_label_names_come_back_from_a_saved_model(job, saved):
     before, after = flatten(job.state.params), flatten(params)
     assert before.keys() == after.keys()
     rows = {row.tobytes() for row in np.asarray(after["embeddings/word/embedding"])}
-    # The train state holds the words of the training text only, see tests/test_vocabulary.py.
+    # The train state holds the words of the training text only (test_vocabulary.py).
     assert rows > {row.tobytes() for row in np.asarray(before.pop("embeddings/word/embedding"))}
     for path, x in before.items():
         np.testing.assert_array_equal(x, after[path], err_msg=path)

@@ -1,6 +1,5 @@
 """Masked language modelling and BERT's pretraining as tasks: losses, the loop, resume, mistakes."""
 
-import dataclasses
 import json
 import math
 
@@ -8,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from answering import predict
+from configurations import change
 
 from jaxllm import models
 from jaxllm.config.fields import (
@@ -35,11 +35,6 @@ from jaxllm.training import pretraining_objectives
 
 SENTENCE = "the film was good and not bad but great with plot music acting story book"
 WORDS = SENTENCE.split()
-
-
-def change(config, **sections):
-    parts = {name: dataclasses.replace(getattr(config, name), **v) for name, v in sections.items()}
-    return dataclasses.replace(config, **parts)
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from jaxllm.models import module_parts
 from jaxllm.pretrained import hf
 from jaxllm.trees import map_params
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TEXTS = [
     "the movie was good and we loved it",
     "a bad story with poor acting",
