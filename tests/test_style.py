@@ -1,6 +1,7 @@
 """Conventions that no linter knows: names of nnx, legacy JAX, what README and configs promise."""
 
 import ast
+import itertools
 import re
 from pathlib import Path
 
@@ -41,6 +42,41 @@ def trusting_calls(tree: ast.AST) -> list[str]:
     return [ast.unparse(n) for n in asked if "trust_remote_code=False" not in ast.unparse(n)]
 
 
+def prose(source: str) -> list[list[str]]:
+    """The paragraphs of a module's docstrings and of its comments, as lines."""
+    lines = source.splitlines()
+    is_prose = [line.strip().startswith("# ") for line in lines]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            string = node.body[0]
+            begin, end = string.lineno - 1, string.end_lineno or 0
+            is_prose[begin:end] = [bool(line.strip()) for line in lines[begin:end]]
+    found: list[list[str]] = [[]]
+    for line, inside in zip(lines, is_prose, strict=True):
+        if not inside or (found[-1] and indent_of(line) != indent_of(found[-1][-1])):
+            found.append([])
+        if inside:
+            found[-1].append(line)
+    return found
+
+
+def indent_of(line: str) -> str:
+    return re.match(r"\s*(# )?", line)[0]  # type: ignore[index]  (it always matches)
+
+
+def broken_early(paragraph: list[str]) -> list[str]:
+    """Lines that end inside a sentence, although the next word has room on them."""
+    found = []
+    for line, after in itertools.pairwise(paragraph):
+        word = after.removeprefix(indent_of(after)).partition(" ")[0]
+        ends = line.endswith((".", ":", ";", "-")) or re.fullmatch(r"[a-z_\d]+:", word)
+        if word[:1].islower() and not ends and len(f"{line} {word}") < 95:
+            found.append(line)
+    return found
+
+
 def names_used(tree: ast.AST) -> set[str]:
     names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     for node in ast.walk(tree):
@@ -52,6 +88,23 @@ def names_used(tree: ast.AST) -> set[str]:
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_only_these_names_of_nnx(path):
     assert names_of_nnx(ast.parse(path.read_text(encoding="utf-8"))) <= NNX
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_lines_of_prose_are_full(path):
+    paragraphs = prose(path.read_text(encoding="utf-8"))
+    assert not [line for paragraph in paragraphs for line in broken_early(paragraph)]
+
+
+def test_a_line_that_is_broken_early_is_found():
+    broken = (
+        '"""A sentence that\ngoes on.\n\nname: of a field\nother: of one."""\n# so\n# is this\n'
+    )
+    assert [broken_early(paragraph) for paragraph in prose(broken)] == [
+        ['"""A sentence that'],
+        [],
+        ["# so"],
+    ]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)

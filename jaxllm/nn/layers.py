@@ -1,10 +1,8 @@
 """Dense, Embed, LayerNorm, dropout and activations: the dtype policy lives here.
 
 Parameters are float32. A layer computes in its `dtype` (bfloat16 on accelerators); LayerNorm takes
-its
-statistics in float32 whatever the dtype. Letters in names are those of the design: B batch, T
-tokens,
-D model width, N heads, H head size, F MLP width, V vocabulary.
+its statistics in float32 whatever the dtype. Letters in names are those of the design: B batch, T
+tokens, D model width, N heads, H head size, F MLP width, V vocabulary.
 """
 
 import math
@@ -142,11 +140,9 @@ def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """uint32 bits [*shape], a hash of (key, linear index).
 
     Counter-based, so a mask does not depend on how the array is sharded, and cheap enough to fuse
-    into
-    its consumer: 9 integer operations an element, threefry has 20 rounds. The mixing constants are
-    lowbias32's (C. Wellons, hash-prospector); the key's second word enters between its two rounds,
-    so
-    that two keys never give shifted copies of one stream. Good for dropout, not for
+    into its consumer: 9 integer operations an element, threefry has 20 rounds. The mixing constants
+    are lowbias32's (C. Wellons, hash-prospector); the key's second word enters between its two
+    rounds, so that two keys never give shifted copies of one stream. Good for dropout, not for
     anything that needs a cryptographic or long-period generator.
     """
     k0, k1 = mix_key(*key_words(key))

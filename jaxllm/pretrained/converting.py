@@ -39,10 +39,9 @@ def convert(source: str | Path, target: str | Path, weights: str) -> ConvertRepo
     """Writes the checkpoint at `source` to the new directory `target` in another format.
 
     `weights`: "safetensors" or "flax". Works on tensors, not on a model: dtypes stay, heads that
-    the config's class lacks are carried over. Verified before `target`
-    appears: every tensor is bit-equal when read again, and the models' outputs on a fixed batch are
-    equal. Raises InputError for a tensor or attribute that is not known, or if `target` exists and
-    is not empty.
+    the config's class lacks are carried over. Verified before `target` appears: every tensor is
+    bit-equal when read again, and the models' outputs on a fixed batch are equal. Raises InputError
+    for a tensor or attribute that is not known, or if `target` exists and is not empty.
     """
     saving.check_format(weights)
     directory = resolve(source)

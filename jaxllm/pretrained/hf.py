@@ -98,11 +98,11 @@ def save_pretrained(
 ) -> None:
     """Writes what transformers' from_pretrained reads: config.json, weights, tokenizer files.
 
-    `task`: a key of the family's heads. `weights`: "safetensors" with PyTorch's
-    names, or "flax" for the flax_model.msgpack of transformers 4's Flax classes. `tokenizer`: a
-    transformers tokenizer, or a directory to copy its files from. The directory appears whole or
-    not at all; an earlier model in it is replaced. Raises InputError if it holds anything else or
-    cannot be written, and for parameters that are not those of the config or not finite.
+    `task`: a key of the family's heads. `weights`: "safetensors" with PyTorch's names, or "flax"
+    for the flax_model.msgpack of transformers 4's Flax classes. `tokenizer`: a transformers
+    tokenizer, or a directory to copy its files from. The directory appears whole or not at all; an
+    earlier model in it is replaced. Raises InputError if it holds anything else or cannot be
+    written, and for parameters that are not those of the config or not finite.
     """
     saving.check_format(weights)
     configs.check_config(config, "the model's config")

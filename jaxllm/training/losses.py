@@ -23,8 +23,7 @@ def cross_entropy(
     """Softmax cross entropy of int32 labels [...], as torch's CrossEntropyLoss.
 
     With class weights an example's weight is that of its class, and the mean divides by their sum;
-    the smoothed part
-    weighs every class by its own weight, as torch does.
+    the smoothed part weighs every class by its own weight, as torch does.
     """
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     target = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)

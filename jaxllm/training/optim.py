@@ -307,8 +307,7 @@ def add_penalty_gradient(config: "OptimizerConfig") -> optax.GradientTransformat
 
 def scale_by_layer(decay: float) -> optax.GradientTransformation:
     """Layer-wise learning-rate decay (Clark et al., 2020): decay^(L - l) for block l = 0 … L-1,
-    decay^(L + 1) for
-    embeddings, 1 for pooler and heads.
+    decay^(L + 1) for embeddings, 1 for pooler and heads.
     """
 
     def update(updates: FlatParams, params: FlatParams) -> FlatParams:

@@ -1,8 +1,7 @@
 """TrainState and the jitted steps: pure functions, no I/O.
 
 A step is `state, batch -> state, metrics`. Losses, gradients and metrics are sums with their
-weights
-until the one division, so one batch of 8 examples equals 2 x 4 equals 8 x 1.
+weights until the one division, so one batch of 8 examples equals 2 x 4 equals 8 x 1.
 """
 
 from collections.abc import Callable
@@ -130,9 +129,8 @@ def make_train_step(
             sums = grad_sums if accumulation == 1 else accumulated
             grads, metrics = sums(trained, kept, whole_batch(batch), key)
             # Mean and clipping are one factor, multiplied in where the optimizer reads the
-            # gradient: on CPU a
-            # division of its own is one more pass over all parameters, and so is a square that is
-            # then summed.
+            # gradient: on CPU a division of its own is one more pass over all parameters, and so is
+            # a square that is then summed.
             per_weight = 1.0 / jnp.maximum(metrics["loss"][1], 1e-8)
             norm = global_norm(grads) * per_weight
             metrics["grad_norm"] = (norm, jnp.ones(()))
@@ -157,8 +155,8 @@ def sum_squares(x: jax.Array) -> jax.Array:
     """The sum of squares, first over up to 32 slabs of the leading axis.
 
     XLA on CPU cuts a reduction longer than 32 into windows and no longer fuses the square into it:
-    45 ms instead of 3 for
-    a [30522, 384] table on two cores. The barrier keeps it from merging the two sums into one.
+    45 ms instead of 3 for a [30522, 384] table on two cores. The barrier keeps it from merging the
+    two sums into one.
     """
     if x.ndim < 2:
         return jnp.vdot(x, x)
