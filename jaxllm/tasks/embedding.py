@@ -1,6 +1,5 @@
 """Sentence embeddings: contrastive training on pairs, and how well cosines order the dev pairs."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from jaxllm.data.fit import check_fit
 from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.data.pairs import Pairs, load_pairs, text_length
 from jaxllm.errors import InputError
-from jaxllm.files import write_atomic
 from jaxllm.metrics.classification import pearson, spearman
 from jaxllm.models import Apply
 from jaxllm.nn.pooling import Pooling
@@ -23,7 +21,7 @@ from jaxllm.prediction.inputs import InputFormat
 from jaxllm.pretrained import hf, sentence_transformers
 from jaxllm.pretrained.sentence_transformers import Settings
 from jaxllm.pretrained.storage import OneModel, SentenceModel
-from jaxllm.tasks.evaluation import outputs_of, read_summary
+from jaxllm.tasks.evaluation import listed, outputs_of, read_summary, write_predictions
 from jaxllm.tasks.task import Evaluator, Task, chosen_metric
 from jaxllm.training.objectives import contrastive, embedded
 from jaxllm.training.step import make_eval_step
@@ -138,11 +136,6 @@ class PairsEvaluator:
         """Writes `predictions.jsonl`: row, cosine and, if there is one, score."""
         anchors_ND, positives_ND = self._unit_vectors(params)
         values = self._metrics(anchors_ND, positives_ND)
-        lines = [
-            read_summary(self.pairs),
-            *(f"{name} {x:.4f}" for name, x in values.items()),
-        ]
-        text = "\n".join(lines) + "\n"
         cosine_N = np.sum(anchors_ND * positives_ND, axis=1)
         if jax.process_index() == 0:
             rows = [
@@ -152,10 +145,8 @@ class PairsEvaluator:
             if self.pairs.labels is not None:
                 for row, score in zip(rows, self.pairs.labels.tolist(), strict=True):
                     row["score"] = score
-            write_atomic(
-                directory / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
-            )
-        return values, text
+            write_predictions(directory, rows)
+        return values, listed(read_summary(self.pairs), values)
 
     def _unit_vectors(self, params: Any) -> tuple[np.ndarray, np.ndarray]:
         """float64 [N, D] of the anchors and of the positives, each of length 1."""

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,8 +96,7 @@ class Evaluator:
         text = text_report(self.problem_type, logits_NC, self._labels, self.label_names)
         text = f"{read_summary(self.examples)}\nloss {loss:.4f}\n{text}"
         if jax.process_index() == 0:
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows(logits_NC))
-            write_atomic(directory / "predictions.jsonl", "".join(lines))
+            write_predictions(directory, self._rows(logits_NC))
             self._draw(logits_NC, directory)
         return self._metrics(logits_NC, loss), text
 
@@ -185,6 +184,19 @@ def outputs_of(
             f"evaluation must see each of {len(examples)} examples once: {len(wrong)} were not "
             f"(the first: {wrong[:1]})"
         )
+
+
+def write_predictions(directory: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes `predictions.jsonl`, a line a row."""
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomic(directory / "predictions.jsonl", "".join(lines))
+
+
+def listed(summary: str, values: dict[str, float]) -> str:
+    """A report that is `summary`, what was judged, and a line a metric."""
+    width = max(map(len, values))
+    lines = [f"{name:<{width}}  {value:>10.4f}" for name, value in values.items()]
+    return "\n".join([summary, *lines]) + "\n"
 
 
 def read_summary(examples: Examples) -> str:

@@ -24,6 +24,7 @@ from jaxllm.nn.sharding import batch_sharding, batch_shards
 from jaxllm.prediction.inputs import InputFormat
 from jaxllm.pretrained import hf
 from jaxllm.pretrained.storage import GENERATOR, ElectraPair, OneModel, StoredModel
+from jaxllm.tasks.evaluation import listed
 from jaxllm.tasks.task import Task, chosen_metric
 from jaxllm.training import pretraining_objectives
 from jaxllm.training.objectives import Batch, Metrics, Objective
@@ -215,6 +216,4 @@ class MaskedEvaluator:
         """Writes nothing: there are no predictions worth keeping."""
         values = self.metrics(params)
         tokens = int(np.sum(self.examples.lengths))
-        lines = [f"{len(self.examples)} examples, {tokens} tokens"]
-        lines += [f"{name} {value:.4f}" for name, value in values.items()]
-        return values, "\n".join(lines) + "\n"
+        return values, listed(f"{len(self.examples)} examples, {tokens} tokens", values)

@@ -25,7 +25,7 @@ from jaxllm.prediction.answers import Answers, best_answers
 from jaxllm.prediction.inputs import InputFormat
 from jaxllm.pretrained import hf
 from jaxllm.pretrained.storage import OneModel
-from jaxllm.tasks.evaluation import outputs_of, read_summary
+from jaxllm.tasks.evaluation import listed, outputs_of, read_summary
 from jaxllm.tasks.task import Task, chosen_metric
 from jaxllm.training.objectives import spans
 from jaxllm.training.step import make_eval_step
@@ -140,8 +140,6 @@ class SpanEvaluator:
         """
         found, loss = self.answers(params)
         values = self._metrics(found, loss)
-        lines = [f"{name:<18}{value:>10.4g}" for name, value in values.items()]
-        text = "\n".join([read_summary(self.windows), *lines]) + "\n"
         if jax.process_index() == 0:
             ids = [question.id for question in self.questions.questions]
             files: dict[str, list[Any]] = {
@@ -154,7 +152,7 @@ class SpanEvaluator:
                 content = dict(zip(ids, column, strict=True))
                 content_text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
                 write_atomic(directory / f"{name}.json", content_text)
-        return values, text
+        return values, listed(read_summary(self.windows), values)
 
     def _text(self, answers: Answers) -> str:
         silent = self.nullable and answers.null_odds > self.config.qa.null_threshold

@@ -1,6 +1,5 @@
 """Token classification: words with tags; the data, the head, the loss, the metrics."""
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from jaxllm.prediction.inputs import InputFormat
 from jaxllm.pretrained import hf
 from jaxllm.pretrained.storage import OneModel
 from jaxllm.tasks.classification import training_loss
-from jaxllm.tasks.evaluation import outputs_of, read_summary
+from jaxllm.tasks.evaluation import outputs_of, read_summary, write_predictions
 from jaxllm.tasks.head import fitted, head_config, matched
 from jaxllm.tasks.task import Task, chosen_metric
 from jaxllm.training import losses
@@ -138,8 +137,7 @@ class TagEvaluator:
         text = self._report(logits_WC, values)
         if jax.process_index() == 0:
             rows = list(self._rows(logits_WC))
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            write_atomic(directory / "predictions.jsonl", "".join(lines))
+            write_predictions(directory, rows)
             write_atomic(directory / "predictions.conll", "\n".join(map(_conll, rows)))
         return values, text
 
