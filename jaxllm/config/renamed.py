@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 from typing import Any
 
@@ -22,6 +23,8 @@ RENAMED = {
     "train.temperature": "contrastive.temperature",
 }
 
+# What JAX, Slurm and Open MPI call the number of a process.
+_RANKS = ("JAX_PROCESS_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
 _OPTION = re.compile(r"--(\w+\.\w+)(.*)", re.DOTALL)
 
 
@@ -62,7 +65,13 @@ def options(argv: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def tell(renamed: dict[str, str]) -> None:
-    """Says of each old key, {old key: where it is}, what it is called now."""
+    """Says of each old key, {old key: where it is}, what it is called now.
+
+    Of the processes that are started together only the first says it, as far as the environment
+    tells which is the first: JAX has not started yet.
+    """
+    if any(os.environ.get(name, "0") != "0" for name in _RANKS):
+        return
     for key, where in renamed.items():
         shape = ", a list: [tensorboard], or [] for none" if key == TENSORBOARD else ""
         logger.warning("%s is now called %s%s", where, RENAMED[key], shape)

@@ -106,6 +106,21 @@ def test_each_of_several_old_keys_says_its_new_name(write, said):
     assert len(said()) == 3
 
 
+@pytest.mark.parametrize("name", ["JAX_PROCESS_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"])
+def test_of_processes_that_start_together_the_first_says_it(name, write, said, monkeypatch):
+    file = write({"data.mask_rate": "0.2"})
+    for rank, count in (("0", 1), ("1", 0), ("12", 0)):
+        monkeypatch.setenv(name, rank)
+        assert reading.load(["--config", file]).masking.rate == 0.2
+        assert len(said()) == count
+
+
+def test_python_is_told_the_new_name(write):
+    config = reading.from_yaml(write({}))
+    with pytest.raises(InputError, match=r"data\.mask_rate; did you mean masking\.rate\?"):
+        reading.changed(config, {"data": {"mask_rate": 0.2}})
+
+
 def test_a_new_key_goes_over_an_old_one_of_the_file(write):
     file = write({"data.mask_rate": "0.2"})
     assert reading.load(["--config", file, "--masking.rate", "0.3"]).masking.rate == 0.3
