@@ -78,14 +78,14 @@ def model_class(task):
 
 def make(task, config):
     """A model with weights so large that a token in or out of a window shows."""
-    graphdef, abstract = module_parts(config, task)
+    _, abstract = module_parts(config, task)
     rng = np.random.default_rng(0)
 
     def draw(path, x):
         centre = 1.0 if path.endswith("scale") else 0.0
         return jnp.asarray(centre + 0.2 * rng.standard_normal(x.shape), jnp.float32)
 
-    return model_class(task)(config, map_params(draw, abstract), graphdef)
+    return model_class(task)(config, map_params(draw, abstract))
 
 
 @pytest.fixture
