@@ -2,13 +2,17 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
+import yaml
 
 import jaxllm
 from jaxllm import cli
-from jaxllm.config.fields import Config, DataConfig, ModelConfig, RunConfig
+from jaxllm.config.fields import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
 from jaxllm.config.reading import changed, from_yaml, to_yaml
 from jaxllm.errors import InputError
 
@@ -80,6 +84,40 @@ def test_fields_are_changed_by_section_and_by_key():
     assert changed(new, {}) == new
 
 
+def test_numbers_and_arrays_of_numpy_and_jax_are_those_of_python():
+    changes = {
+        "train": {"steps": np.int64(3), "seed": jnp.array(4), "class_weights": np.ones(2)},
+        "optimizer": {"learning_rate": np.float32(0.5)},
+        "model": {"path": np.str_("c"), "config": {"hidden_size": np.int64(8)}},
+        "data": {"train": np.array(["a", "b"]), "train_split": Path("c")},
+    }
+    new = changed(Config(), changes)
+    assert new.train == TrainConfig(steps=3, seed=4, class_weights=[1.0, 1.0])
+    assert (new.optimizer.learning_rate, new.model.config) == (0.5, {"hidden_size": 8})
+    assert new.data == DataConfig(train=["a", "b"], train_split="c")
+    assert yaml.safe_load(to_yaml(new))["train"]["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"train": TrainConfig(steps="3")}, r'train\.steps: found "3", expected a whole number'),
+        ({"train": TrainConfig(batch_size=None)}, r"train\.batch_size: found null, expected"),
+        ({"train": None}, "train: found null, expected a TrainConfig"),
+        ({"train": {"steps": 3}}, r'train: found \{"steps": 3\}, expected a TrainConfig'),
+        ({"data": DataConfig(train="a.csv")}, r'data\.train: found "a\.csv", expected a list'),
+        ({"model": ModelConfig(task="tag")}, r'model\.task: found "tag", expected one of sequence'),
+    ],
+)
+def test_what_a_config_holds_is_checked_as_a_file_is(sections, message):
+    with pytest.raises(InputError, match=message):
+        jaxllm.train(replace(Config(model=ModelConfig(path="c")), **sections))
+
+
+WITHIN_ITSELF: dict = {}
+WITHIN_ITSELF["a"] = WITHIN_ITSELF
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -95,6 +133,18 @@ def test_fields_are_changed_by_section_and_by_key():
             r"train\.batch_size: found 0, expected at least 1",
         ),
         ({"train": {"batch_size": 2.5}}, r"train\.batch_size: found 2\.5, expected a whole"),
+        ({"train": {"steps": np.float32(2.5)}}, r"train\.steps: found 2\.5, expected a whole"),
+        ({"train": {"steps": np.bool_(True)}}, r"train\.steps: found true, expected a whole"),
+        ({"train": {"steps": {3}}}, r'train\.steps: found "\{3\}", expected a whole'),
+        (
+            {"data": {"max_length": 8}, "data.max_length": 9},
+            r"data\.max_length is there twice, once in its section; remove one",
+        ),
+        (
+            {"model": {"config": {"hidden_act": len}}},
+            r"model\.config: found <built-in function len> in it, expected text, numbers",
+        ),
+        ({"model": {"config": WITHIN_ITSELF}}, r"model\.config: found values .* in themselves"),
         ({}, r"data\.train: found no file, expected files"),
         ({"data": {"dev": ["a"]}}, r"data\.train: found no file, expected training files"),
     ],

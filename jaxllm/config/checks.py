@@ -66,6 +66,10 @@ def nearest(name: str, keys: Iterable[str]) -> str:
     section, _, field = name.rpartition(".")
     sections = list(dict.fromkeys(key.partition(".")[0] for key in keys if "." in key))
     siblings = [key.partition(".")[2] for key in keys if section and key.startswith(f"{section}.")]
+    if name in sections:
+        return (
+            f"{name}; it is a section, of {', '.join(k for k in keys if k.startswith(f'{name}.'))}"
+        )
 
     def similarity(key: str) -> float:
         return difflib.SequenceMatcher(None, field, key.rpartition(".")[2]).ratio()

@@ -77,44 +77,72 @@ def from_yaml(path: str | os.PathLike[str]) -> Config:
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
-    """`config` with other values, checked.
+    """`config` with other values, checked, as all that `config` holds is.
 
     Args:
         config: the values of all other fields.
         changes: {"section": {"field": value}} or {"section.field": value}.
 
     Raises:
-        InputError: as `from_yaml`.
+        InputError: as `from_yaml`, and for a field that `changes` holds in both forms.
     """
-    given: dict[str, Any] = {}
-    for name, value in changes.items():
-        if name in SECTIONS and isinstance(value, Mapping):
-            given |= {f"{name}.{field}": one for field, one in value.items()}
-        elif name in SECTIONS:
-            raise InputError(f"{name}: found {_show(value)}, expected a dict of its fields")
-        else:
-            given[name] = value
-    values = {
-        key: getattr(getattr(config, key.partition(".")[0]), key.partition(".")[2]) for key in _KEYS
-    }
-    for key, value in given.items():
+    values: dict[str, Any] = {}
+    for name, kind in SECTIONS.items():
+        section = getattr(config, name)
+        if not isinstance(section, kind):
+            raise InputError(f"{name}: found {_show(section)}, expected a {kind.__name__}")
+        names = [field.name for field in dataclasses.fields(kind)]
+        values |= {f"{name}.{one}": getattr(section, one) for one in names}
+    values |= _by_key(changes)
+    for key, value in values.items():
         if key not in _TYPES:
             raise InputError(f"unknown key {nearest(key, _KEYS)}")
-        values[key] = _typed(key, _plain(value), _TYPES[key])
+        values[key] = _of_python(key, value)
     config = _build(values)
     check(config)
     return config
 
 
+def _by_key(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `changes` by dotted key."""
+    given: dict[str, Any] = {}
+    for name, value in changes.items():
+        if name in SECTIONS and not isinstance(value, Mapping):
+            raise InputError(f"{name}: found {_show(value)}, expected a dict of its fields")
+        one = {f"{name}.{x}": y for x, y in value.items()} if name in SECTIONS else {name: value}
+        for key in one.keys() & given.keys():
+            raise InputError(f"{key} is there twice, once in its section; remove one")
+        given |= one
+    return given
+
+
+def _of_python(key: str, value: Any) -> Any:
+    """`value` as YAML would have it, of its field's type."""
+    try:
+        value = _typed(key, _plain(value), _TYPES[key])
+        if isinstance(value, dict):  # of any values, all of which are written into config.yaml
+            yaml_text.dump(value)
+    except RecursionError:
+        raise InputError(f"{key}: found values nested too deeply, or in themselves") from None
+    except yaml.representer.RepresenterError as error:
+        raise InputError(
+            f"{key}: found {error.args[-1]!r:.80} in it, expected text, numbers, true or false, "
+            "None, lists and dicts"
+        ) from None
+    return value
+
+
 def _plain(value: Any) -> Any:
-    """A value of Python as YAML would have it: paths are text, tuples are lists."""
+    """A value of Python as YAML would have it: paths are text, tuples and arrays are lists, numbers
+    of numpy and jax are those of Python.
+    """
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     if isinstance(value, Mapping):
         return {name: _plain(one) for name, one in value.items()}
-    return value
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def to_yaml(config: Config, *, ascii: bool = False) -> str:
@@ -250,7 +278,9 @@ def _values(path: Path, root: yaml.Node, renamed: dict[str, str]) -> dict[str, A
                 value = old_keys.translated(where, key, value)
             if now in values:
                 [old] = (old for old, new in RENAMED.items() if new == now)
-                raise InputError(f"{_at(path, node)}: {now} is there twice, once as {old}")
+                raise InputError(
+                    f"{_at(path, node)}: {now} is there twice, once as {old}; remove one"
+                )
             values[now] = _typed(where, value, _TYPES[now])
     return values
 

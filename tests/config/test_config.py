@@ -249,6 +249,7 @@ def test_mistake_in_a_file(write, text, parts):
         (["--data.train", "x.csv"], ["--data.train", "found x.csv", "write a list, [x.csv]"]),
         (["--data.labels", "[1, 2]"], ["--data.labels", "found [1, 2]", "a list of text or null"]),
         (["--model.dtype", "f32"], ["--model.dtype", "found f32", "one of float32, bfloat16"]),
+        (["--mesh", "3"], ["unknown option --mesh; it is a section, of --mesh.data, --mesh.fsdp"]),
         (["--model.path.x", "3"], ["--model.path.x", "has no parts"]),
         (["stray"], ["unexpected argument stray"]),
         (["--config"], ["--config", "one argument"]),
