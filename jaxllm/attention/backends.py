@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -208,13 +209,17 @@ class Given(Attend):
     ) -> jax.Array:
         k, v = (repeat_heads(x, q.shape[2]) for x in (k, v))
         out = self.function(q, k, v, visibility, dropout_rate=rate, key=key)
-        shape = getattr(out, "shape", None)
-        if shape != q.shape:
-            found = type(out).__name__ if shape is None else f"an array {shape}"
+        is_array = isinstance(out, jax.Array | np.ndarray)
+        # The imaginary part of a complex array would go, and whole numbers hide a rounding.
+        if not is_array or out.shape != q.shape or not jnp.issubdtype(out.dtype, jnp.floating):
+            found = f"an array {out.shape}" if is_array else type(out).__name__
+            if is_array and out.shape == q.shape:
+                found += f" of {out.dtype}"
             raise InputError(
-                f"attention: {self.name} gave {found}, expected an array {q.shape} like the queries"
+                f"attention: {self.name} gave {found}, expected an array {q.shape} like the "
+                f"queries, of {q.dtype}"
             )
-        return out
+        return jnp.asarray(out, q.dtype)
 
 
 ATTENDS: dict[str, type[Attend]] = {

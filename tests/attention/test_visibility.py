@@ -1,5 +1,6 @@
 """Who sees whom, pair by pair, and what attention makes of it: the definition in float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -137,5 +138,13 @@ def test_a_function_computes_attention(rng):
         make_attend(wrong, seen)(x, k, k)
     with pytest.raises(InputError, match="attention: <lambda> gave NoneType"):
         make_attend(lambda *x, **y: None, seen)(x, k, k)
+    for kind in ("int32", "bool", "complex64"):
+        message = rf"gave an array \(1, 6, 2, 8\) of {kind}, expected .* of float32"
+        with pytest.raises(InputError, match=message):
+            make_attend(lambda q, *x, kind=kind, **y: q.astype(kind), seen)(x, k, k)
+    with pytest.raises(InputError, match="gave ShapeDtypeStruct, expected an array"):
+        make_attend(lambda q, *x, **y: jax.ShapeDtypeStruct(q.shape, q.dtype), seen)(x, k, k)
+    out, _ = make_attend(lambda q, *x, **y: np.ones(q.shape), seen)(x, k, k)
+    assert out.dtype == x.dtype
     with pytest.raises(InputError, match="mine attention has no weights"):
         make_attend(mine, seen, weights=True)
