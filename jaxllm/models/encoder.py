@@ -171,7 +171,7 @@ class Encoder(Stack):
         if position_ids is None:
             if segment_ids is None and T > self.spec.max_tokens:
                 raise InputError(
-                    f"input_ids has {T} tokens a row, the model has {self.spec.max_tokens} "
+                    f"the batch has {T} tokens a row, the model has {self.spec.max_tokens} "
                     "positions; truncate or split the rows"
                 )
             position_ids = self.position_ids(tokens, segment_ids)

@@ -235,7 +235,7 @@ def test_longest_example():
     assert models.max_tokens(tiny_config("bert")) == 24
     assert models.max_tokens(tiny_config("roberta")) == 24  # of 26 rows of the table
     module = models.build(tiny_config("roberta"), "base", rngs=nnx.Rngs(params=0))
-    with pytest.raises(ValueError, match="has 25 tokens a row, the model has 24 positions"):
+    with pytest.raises(ValueError, match="batch has 25 tokens a row, the model has 24 positions"):
         module(jnp.ones((1, 25), jnp.int32))
     # A packed row may be longer than any of its examples.
     segments = jnp.repeat(jnp.array([[1, 2]]), 20, axis=1)
