@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from os import PathLike, fspath
+from operator import index
+from os import PathLike
 from typing import Any, Protocol
 
 import jax
@@ -63,12 +64,16 @@ class LoadedModel:
             InputError: no model there, one without the head of its task, a batch that no device
                 could hold.
         """
+        try:
+            batch_size = index(batch_size)  # numpy's numbers, too
+        except TypeError:
+            raise InputError(f"{key}: found {batch_size!r:.80}, expected a whole number") from None
         if batch_size < 1:
             raise InputError(f"{key}: found {batch_size}, expected at least 1")
         mesh = make_mesh(devices=jax.local_devices())
         shards = batch_shards(mesh)
         heads = {name: kind.head for name, kind in kinds.items()}
-        saved = SavedModel.load(fspath(path), mesh, heads, dtype)
+        saved = SavedModel.load(path, mesh, heads, dtype)
         length = min(SHORTEST_ROW, saved.form.max_length)
         check_batch(key, batch_size, length, saved.config, mesh)
         sizes = (shards, -(-batch_size // shards) * shards)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,11 @@ class SavedModel:
 
     @classmethod
     def load(
-        cls, path: str, mesh: Mesh, heads: Mapping[str, str], dtype: Any = "float32"
+        cls,
+        path: str | PathLike[str],
+        mesh: Mesh,
+        heads: Mapping[str, str],
+        dtype: Any = "float32",
     ) -> "SavedModel":
         """The model at `path`, for the task that `InputFormat.load` finds.
 

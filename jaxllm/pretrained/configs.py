@@ -37,7 +37,7 @@ def check_attributes(attributes: dict[str, Any], where: str) -> None:
 
 def check_config(config: Any, where: str) -> None:
     """Raises InputError unless it is a config of transformers, implemented, of sizes that fit."""
-    if not hasattr(config, "to_diff_dict"):
+    if isinstance(config, type) or not hasattr(config, "to_diff_dict"):
         raise InputError(f"{where}: expected a config of transformers, such as BertConfig(...)")
     check_attributes(config.to_diff_dict(), where)
     if config.hidden_size % config.num_attention_heads:
@@ -54,6 +54,8 @@ def make_config(attributes: dict[str, Any], where: str, **overrides: Any) -> Any
     are. Raises InputError for what is not implemented, unknown, or of the wrong type.
     """
     attributes = {**attributes}
+    if strange := [name for name in attributes if not isinstance(name, str)]:
+        raise InputError(f"{where}: found {strange[0]!r:.80}, expected the name of an attribute")
     if "model_type" not in attributes:  # configs of 2019 do not say
         attributes |= _model_type(attributes.get("architectures"))
     attributes = _merge(attributes, overrides)

@@ -36,7 +36,7 @@ OFFLINE = (
 )
 
 
-def resolve(path: str | Path, *, weights: bool = True) -> Path:
+def resolve(path: str | os.PathLike[str], *, weights: bool = True) -> Path:
     """The local directory of a checkpoint or tokenizer.
 
     `path`: a directory; `package:NAME/sub/dir`, inside the package NAME, which is found but not
@@ -44,6 +44,12 @@ def resolve(path: str | Path, *, weights: bool = True) -> Path:
     `weights=False` leaves the weights there. Raises InputError if it is nowhere, or empty; what is
     read from it says what it misses.
     """
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        found = "an empty text" if path == "" else type(path).__name__
+        raise InputError(
+            f"found {found} as the place of a checkpoint, expected a directory, a Hub id or "
+            "package:NAME/folder"
+        )
     text = str(path)
     directory = Path(path).expanduser()
     if text.startswith("package:"):

@@ -6,6 +6,7 @@ It is one that transformers knows, one with layers behind its pooling, or ELECTR
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -216,7 +217,7 @@ def initial_params(model: StoredModel, path: str | None, seed: int, abstract: An
 
 
 def load_saved(
-    path: str, model: StoredModel, mesh: Mesh, compute: Compute
+    path: str | PathLike[str], model: StoredModel, mesh: Mesh, compute: Compute
 ) -> tuple[Path, Graph, Any]:
     """(directory, graph, parameters in their shardings) of a saved model with its head.
 

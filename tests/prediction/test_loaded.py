@@ -238,6 +238,11 @@ def test_type_and_size_are_as_asked_for_and_shown(classifier, save_model):
     [
         ({"batch_size": 0}, "batch_size: found 0, expected at least 1"),
         ({"batch_size": 10**9}, "batch_size: a batch of 1000000000 rows would take"),
+        ({"batch_size": 1.5}, "batch_size: found 1.5, expected a whole number"),
+        ({"batch_size": float("nan")}, "batch_size: found nan, expected a whole number"),
+        ({"batch_size": "8"}, "batch_size: found '8', expected a whole number"),
+        ({"batch_size": None}, "batch_size: found None, expected a whole number"),
+        ({"batch_size": np.int64(0)}, "batch_size: found 0, expected at least 1"),
         ({"dtype": "int8"}, "dtype"),
     ],
     ids=str,

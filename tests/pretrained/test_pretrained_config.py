@@ -12,6 +12,7 @@ import pytest
 from checkpoints import GOLDEN, load
 from encoders import tiny_config
 
+import jaxllm
 from jaxllm.errors import InputError
 from jaxllm.models import FAMILIES, module_parts
 from jaxllm.pretrained import formats, hf, location
@@ -47,6 +48,24 @@ def test_path_that_is_no_directory(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file; give the directory it is in"):
         hf.resolve(tmp_path / "file")
+
+
+@pytest.mark.parametrize("path", [None, 3, b"bert", ["bert"], ""], ids=repr)
+def test_path_that_is_no_path(path):
+    with pytest.raises(InputError, match=r"^found .* as the place of a checkpoint, expected a dir"):
+        hf.resolve(path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (type(tiny_config("bert")), "type: expected a config of transformers, such as BertConfig"),
+        ({"model_type": "bert", 1: 2}, "the config: found 1, expected the name of an attribute"),
+    ],
+)
+def test_config_that_is_no_config(config, message):
+    with pytest.raises(InputError, match=message):
+        jaxllm.AutoModel.from_config(config)
 
 
 def test_directory_that_is_empty_or_lacks_files(tmp_path):
