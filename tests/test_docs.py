@@ -265,7 +265,8 @@ def test_a_page_does_what_it_says(name, request, configs, tiny, tmp_path, monkey
         doing.carry_out(block)
 
 
-def test_the_notebook_fine_tunes_and_predicts(configs, tiny, tmp_path, monkeypatch):
+def test_the_notebook_fine_tunes_and_predicts(configs, tiny, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="jaxllm")  # as the notebook; undone after the test
     clone(tmp_path, configs)
     monkeypatch.chdir(tmp_path / "docs")  # where Jupyter starts
     doing = Page(tiny)

@@ -98,8 +98,9 @@ def changes(old: str, new: str) -> dict[str, tuple[Any, Any]]:
 
 
 def told(changed: dict[str, tuple[Any, Any]]) -> str:
-    """ "train.seed: 0 -> 1; …" """
-    return "; ".join(f"{key}: {old} -> {new}" for key, (old, new) in changed.items())
+    """ "train.seed: 0 -> 1; train.steps: 6 -> null; …" """
+    pairs = {key: ["null" if x is None else x for x in pair] for key, pair in changed.items()}
+    return "; ".join(f"{key}: {old} -> {new}" for key, (old, new) in pairs.items())
 
 
 def _flat(config: Any) -> dict[str, Any]:

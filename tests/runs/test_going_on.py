@@ -203,6 +203,11 @@ def test_a_run_that_is_not_finished_is_not_made_longer(run):
         train(run, **MORE)
 
 
+def test_a_field_without_a_value_is_told_as_configurations_write_it(run):
+    with pytest.raises(InputError, match=r"train\.steps: null -> 6"):
+        train(run, **{"train.epochs": 2.0, "train.steps": 6})
+
+
 @pytest.mark.parametrize("harm", ["gone", "data", "damaged"])
 def test_what_cannot_go_on_stays_finished(run, harm):
     config = make_config(run, **MORE)
