@@ -1,8 +1,11 @@
 """What the tests of encoder families share: every (family, task), tiny configs, random inputs."""
 
+import functools
+
+import jax
 import numpy as np
 
-from jaxllm import models
+from jaxllm import auto, models
 from jaxllm.models.encoder import Encoder
 from jaxllm.trees import map_params
 
@@ -112,3 +115,19 @@ def random_params(config, task, seed=0):
         lambda path, x: rng.normal(path.endswith("scale"), std, x.shape).astype(np.float32),
         models.module_parts(config, task)[1],
     )
+
+
+CLASSES = {cls.task: cls for cls in auto.PretrainedModel.__subclasses__()}  # public ones
+
+
+@functools.cache
+def tiny_model(family="bert", task="sequence-classification", compute=None):
+    """A public class's model; tests share it, and do not change it."""
+    config = tiny_config(family, task)
+    return CLASSES[task](config, random_params(config, task), compute)
+
+
+def close(out, expected, **tolerance):
+    """Asserts that two trees of arrays are equal but for rounding."""
+    for a, b in zip(*(jax.tree.leaves(x) for x in (out, expected)), strict=True):
+        np.testing.assert_allclose(a, b, **{"rtol": 1e-5, "atol": 1e-5, **tolerance})

@@ -101,7 +101,7 @@ class SequenceClassification(Classifier, heads.SequenceHead):
         mask = inputs.get("attention_mask")
         if mask is None or mask.ndim > 2:
             return super().firsts(tokens, inputs)
-        return jnp.argmax(mask != 0, axis=1, keepdims=True)
+        return jnp.argmax(mask != 0, axis=1, keepdims=True).astype(jnp.int32)
 
 
 class MultipleChoice(heads.Choices, SequenceClassification):

@@ -169,8 +169,27 @@ def state_shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def in_mesh() -> bool:
-    """Whether the mesh of the current context has this module's axes."""
-    return set(AXES) <= set(jax.sharding.get_abstract_mesh().axis_names)
+    """Whether the mesh of the current context has this module's axes, and leaves them to XLA."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return set(AXES) <= set(mesh.axis_names) and not _has_explicit(mesh)
+
+
+def _has_explicit(mesh: Any) -> bool:
+    return AxisType.Explicit in mesh.axis_types
+
+
+def check_not_explicit(arrays: Any) -> None:
+    """InputError for a tree with an array that is split over Explicit axes: there a program has to
+    say how each of its own arrays is split, and the models leave that to the compiler.
+    """
+    for x in jax.tree.leaves(arrays):
+        sharding = jax.typeof(x).sharding
+        if _has_explicit(sharding.mesh) and any(axis is not None for axis in sharding.spec):
+            raise InputError(
+                f"an array {list(x.shape)} is split as {sharding.spec} over a mesh whose axes are "
+                "Explicit, as those of jax.make_mesh are by default; make the mesh with "
+                f"axis_types=(jax.sharding.AxisType.Auto,) * {len(sharding.mesh.axis_names)}"
+            )
 
 
 def constrain(x: jax.Array, letters: str) -> jax.Array:

@@ -1,6 +1,5 @@
 """What the public classes take: embeddings, masks of queries, and how the model is computed."""
 
-import functools
 import json
 import math
 from pathlib import Path
@@ -9,19 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from encoders import random_params, tiny_config
+from encoders import close, tiny_config, tiny_model
 
 import jaxllm
 from jaxllm import auto
 from jaxllm.errors import InputError
 
 B, T, D, N = 2, 10, 32, 4
-
-
-@functools.cache
-def tiny(cls=jaxllm.AutoModelForSequenceClassification, family="bert", **options):
-    config = tiny_config(family, cls.task)
-    return cls(config, random_params(config, cls.task), **options)
 
 
 @pytest.fixture
@@ -33,20 +26,15 @@ def embedded(model, ids):
     return jnp.asarray(model.params["embeddings"]["word"]["embedding"])[ids]
 
 
-def close(out, expected, **tolerance):
-    for a, b in zip(*(jax.tree.leaves(x) for x in (out, expected)), strict=True):
-        np.testing.assert_allclose(a, b, **{"rtol": 1e-5, "atol": 1e-5, **tolerance})
-
-
 def test_embeddings_are_rows_of_the_table(ids):
-    model = tiny()
+    model = tiny_model()
     expected = model(ids)
     close(model(inputs_embeds=embedded(model, ids)), expected)
     close(model(inputs_embeds=np.asarray(embedded(model, ids), np.float64)), expected)
 
 
 def test_packed_embeddings(ids):
-    model = tiny()
+    model = tiny_model()
     packing = {"segment_ids": np.repeat([[1, 2]], T // 2, 1), "head_positions": [[0, 2]]}
     expected = model(ids[:1], **packing)
     close(model(inputs_embeds=embedded(model, ids[:1]), **packing), expected)
@@ -54,7 +42,7 @@ def test_packed_embeddings(ids):
 
 def test_the_gradient_of_embeddings(ids):
     """Adversarial training and attributions need it: checked along one direction."""
-    model = tiny()
+    model = tiny_model()
     embeds = embedded(model, ids)
 
     @jax.jit
@@ -85,16 +73,16 @@ def test_the_gradient_of_embeddings(ids):
 )
 def test_embeddings_that_do_not_fit(inputs, message):
     with pytest.raises(InputError, match=message):
-        tiny()(**inputs)
+        tiny_model()(**inputs)
 
 
 def test_electra_embeds_narrower_than_its_blocks():
     with pytest.raises(InputError, match=r"\[1, 3, 32\], expected \[rows, tokens, 16\]"):
-        tiny(jaxllm.AutoModel, "electra")(inputs_embeds=np.ones((1, 3, 32)))
+        tiny_model("electra", "base")(inputs_embeds=np.ones((1, 3, 32)))
 
 
 def test_masks_of_choices_have_the_shape_of_choices():
-    model = tiny(jaxllm.AutoModelForMultipleChoice)
+    model = tiny_model("bert", "multiple-choice")
     with pytest.raises(InputError, match=r"\[2, 3, 4, 4\], expected \[2, 3, 4\], that of input"):
         model(np.ones((2, 3, 4), int), np.ones((2, 3, 4, 4), int))
     with pytest.raises(InputError, match=r"expected \[rows, .*, 32\] or \[rows, choices, tokens"):
@@ -103,7 +91,7 @@ def test_masks_of_choices_have_the_shape_of_choices():
 
 def test_a_mask_of_queries_beside_segments(ids):
     """Both count: what the mask shows is seen within the segment only."""
-    model = tiny(jaxllm.AutoModelForTokenClassification)
+    model = tiny_model("bert", "token-classification")
     segments = np.repeat([[1, 2]], T // 2, 1)
     causal = np.tril(np.ones((1, T, T), bool))
     out = model(ids[:1], causal, segment_ids=segments).logits
@@ -134,20 +122,20 @@ def uniform_attention(q, k, v, visibility, *, dropout_rate, key):
 
 def with_attention(attention):
     model = jaxllm.AutoModel.from_config(tiny_config("bert"), attention=attention)
-    model.params = tiny(jaxllm.AutoModel).params
+    model.params = tiny_model("bert", "base").params
     return model
 
 
 def test_a_function_as_attention(ids):
     """Its program is its own, and is compiled once for each function."""
     mask = np.arange(T)[None] < [[T], [T - 3]]
-    expected = tiny(jaxllm.AutoModel)(ids, mask)
-    before = auto._run._cache_size()
+    expected = tiny_model("bert", "base")(ids, mask)
+    before = auto.model._run._cache_size()
     for _ in range(2):
         close(with_attention(softmax_attention)(ids, mask), expected)
-        assert auto._run._cache_size() == before + 1
+        assert auto.model._run._cache_size() == before + 1
     other = with_attention(uniform_attention)(ids, mask)
-    assert auto._run._cache_size() == before + 2
+    assert auto.model._run._cache_size() == before + 2
     assert not np.allclose(other.last_hidden_state, expected.last_hidden_state, atol=1e-2)
     assert "attention=uniform_attention)" in repr(with_attention(uniform_attention))
 
@@ -211,7 +199,7 @@ def test_computations_that_there_are_not(option, message):
 
 @pytest.mark.parametrize("options", [{"remat": "dots", "unroll": 0}, {"remat": "full"}])
 def test_remat_and_unroll_are_those_of_the_program(options, ids, tmp_path):
-    model = tiny(jaxllm.AutoModelForTokenClassification)  # all blocks are in the scan
+    model = tiny_model("bert", "token-classification")  # all blocks are in the scan
     model.save_pretrained(tmp_path)
     other = type(model).from_pretrained(tmp_path, **options)
 
@@ -226,7 +214,7 @@ def test_remat_and_unroll_are_those_of_the_program(options, ids, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float16", jnp.float16])
 def test_float16(dtype, ids, tmp_path):
-    exact = tiny(jaxllm.AutoModelForMaskedLM)
+    exact = tiny_model("bert", "masked-lm")
     exact.save_pretrained(tmp_path)
     model = type(exact).from_pretrained(tmp_path, dtype=dtype)
     assert {x.dtype for x in jax.tree.leaves(model.params)} == {jnp.dtype("float32")}
@@ -269,7 +257,7 @@ def test_configs_that_are_none(config, message):
 
 
 def test_apply_and_module_are_the_call(ids):
-    model = tiny()
+    model = tiny_model()
     expected = model(ids, output_hidden_states=True)
     out = model.apply(model.params, input_ids=ids, output_hidden_states=True)
     close(out, expected)
@@ -281,15 +269,15 @@ def test_apply_and_module_are_the_call(ids):
     close(model.module(input_ids=jnp.asarray(ids)).logits, expected.logits)
     doubled = jax.tree.map(lambda x: 2 * x, model.params)
     close(model.apply(doubled, input_ids=ids), model(ids, params=doubled))
-    before = auto._run._cache_size()
+    before = auto.model._run._cache_size()
     assert "pjit" not in str(
         jax.make_jaxpr(model.apply)(model.params, input_ids=jnp.asarray(ids)).eqns[0].primitive
     )
-    assert auto._run._cache_size() == before
+    assert auto.model._run._cache_size() == before
 
 
 def test_apply_checks_as_the_call_does(ids):
-    model = tiny()
+    model = tiny_model()
     with pytest.raises(InputError, match="input_ids: found 99, expected 0 to 98"):
         model.apply(model.params, input_ids=np.full((1, 2), 99))
     with pytest.raises(
@@ -298,8 +286,25 @@ def test_apply_checks_as_the_call_does(ids):
         model.apply(model.params, input_ids=ids, inputs_ids=ids)
 
 
+@pytest.mark.parametrize(
+    ("keyword", "message"),
+    [
+        ("input_idss", r"expected input_ids, attention_mask, .*, key; did you mean input_ids\?"),
+        ("head_mask", "expected input_ids, .*, labels, .*, output_hidden_states, .*, params, key"),
+        ("train", r"give key=jax\.random\.key\(0\): a key turns dropout on"),
+        ("dropout_rng", "give it as key="),
+        ("return_dict", r"outputs have names, and to_tuple\(\)"),
+    ],
+)
+def test_keywords_of_a_call_that_there_are_not(keyword, message, ids):
+    model = tiny_model()
+    for call in (model, lambda **given: model.apply(model.params, **given)):
+        with pytest.raises(InputError, match=f"^{keyword}=: .*{message}"):
+            call(input_ids=ids, **{keyword: True})
+
+
 def test_repr_says_what_it_is(tiny_bert_config):
-    model = tiny()
+    model = tiny_model()
     count = sum(x.size for x in jax.tree.leaves(model.params))
     assert model.num_parameters() == count
     expected = (

@@ -1,28 +1,32 @@
-"""The public model classes: a config, a tree of parameters, and one pure, jitted call."""
+"""What the public classes share: a config, a tree of parameters, and one pure, jitted call."""
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar, Unpack
 
 import jax
 
+from jaxllm.auto import loss
+from jaxllm.auto.resize import resized
+from jaxllm.errors import InputError
 from jaxllm.models import Compute, Graph, Params, family_of, init_params, max_tokens, module_parts
-from jaxllm.models.arguments import ARRAYS, check_inputs, check_keywords, compute_of
+from jaxllm.models.arguments import check_keywords, compute_of
+from jaxllm.models.arrays import LABELS, Arrays, MoreArrays, check_inputs, check_labels
 from jaxllm.models.model import Model
-from jaxllm.models.outputs import (
-    EncoderOutput,
-    HeadOutput,
-    Output,
-    PretrainingOutput,
-    SpanOutput,
-)
+from jaxllm.models.outputs import Output
+from jaxllm.nn.sharding import check_not_explicit
 from jaxllm.pretrained import configs, hf
 from jaxllm.runtime import memory
 from jaxllm.trees import leaf_at
 
 Out = TypeVar("Out", bound=Output)
+_CALL = (
+    *Arrays.__annotations__,
+    *("output_hidden_states", "output_attentions", "params", "key"),
+)
 _KEYWORDS = ("dtype", "attention", "remat", "unroll", "seed")
 
 
@@ -141,43 +145,31 @@ class PretrainedModel(Generic[Out]):
         token_type_ids: Any = None,
         position_ids: Any = None,
         *,
-        inputs_embeds: Any = None,
-        segment_ids: Any = None,
-        head_positions: Any = None,
-        pooled_positions: Any = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         params: Params | None = None,
         key: jax.Array | None = None,
+        **arrays: Unpack[MoreArrays],
     ) -> Out:
         """The model's output, named as in transformers; jitted, and pure in its arguments.
 
-        All ids and masks are integers [B, T]; for multiple choice also [B, C, T]. `inputs_embeds`
-        [B, T, E]: in the place of `input_ids`, what stands for the rows of the word table.
-        `attention_mask` also [B, T, S] or [B, N, T, S], see `Visibility.of_rows`. `segment_ids`:
-        packed rows, 1, 2, … for the examples, one after the other, 0 for padding; positions restart
-        in each. `head_positions` [B, P]: the tokens that a head looks at, `pooled_positions` [B, Q]
-        those of a second head. `params`: in place of `self.params`. `key`: a jax.random.key turns
-        dropout on. The outputs asked for are by default those that the config asks for.
+        The arrays are told in `models.arrays.Arrays`; with labels the output has a `loss`.
+        `params`: in place of `self.params`. `key`: a jax.random.key turns dropout on. The outputs
+        asked for are by default those that the config asks for.
 
         Raises:
-            InputError: an array of another shape or type, an id without a row in its table, a
+            InputError: an array of another name, shape or type, an id without a row in its table, a
                 position outside of its row. Values of arrays on a device are not looked at.
         """
-        arrays = {
+        tokens = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "token_type_ids": token_type_ids,
             "position_ids": position_ids,
-            "inputs_embeds": inputs_embeds,
-            "segment_ids": segment_ids,
-            "head_positions": head_positions,
-            "pooled_positions": pooled_positions,
         }
         params = self.params if params is None else params
-        asked = {"hidden_states": output_hidden_states, "attentions": output_attentions}
-        program = self._program(**asked)
-        return _run(program, params, self._checked(params, arrays), key)
+        asked = (output_hidden_states, output_attentions)
+        return _run(*self._computation(params, tokens | arrays, *asked), key)
 
     def apply(
         self,
@@ -186,38 +178,68 @@ class PretrainedModel(Generic[Out]):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         key: jax.Array | None = None,
-        **arrays: Any,
+        **arrays: Unpack[Arrays],
     ) -> Out:
         """The call without `jax.jit`, for programs that are compiled as a whole.
 
-        `arrays`: input_ids and the others of the call, by name.
+        The arrays are told in `models.arrays.Arrays`.
         """
-        check_keywords(arrays, ARRAYS, attributes=False)
-        program = self._program(hidden_states=output_hidden_states, attentions=output_attentions)
-        return program(params, self._checked(params, arrays), key)
+        asked = (output_hidden_states, output_attentions)
+        program, params, inputs, labels = self._computation(params, {**arrays}, *asked)
+        return program(params, inputs, labels, key)
 
-    def _program(self, *, hidden_states: bool | None, attentions: bool | None) -> "_Program":
-        config = self.config
-        return _Program(
+    def _computation(
+        self,
+        params: Params,
+        arrays: dict[str, Any],
+        hidden_states: bool | None,
+        attentions: bool | None,
+    ) -> "tuple[_Program, Params, Params, Params]":
+        """(program, params, the model's inputs, labels), checked."""
+        check_keywords(arrays, _CALL, attributes=False)
+        config, sizes = self.config, self._sizes()
+        given = {name: x for name, x in arrays.items() if x is not None}
+        labels = {name: given.pop(name) for name in LABELS if name in given}
+        inputs = check_inputs(
+            given,
+            sizes,
+            width=leaf_at(params, "embeddings/word/embedding").shape[-1],
+            heads=config.num_attention_heads,
+            longest=max_tokens(config) if "position_ids" in sizes else None,
+            choices=self.task == "multiple-choice",
+        )
+        labels = check_labels(labels, loss.classes_of(self.task, config))
+        check_not_explicit((params, inputs, labels))
+        program = _Program(
             self._graph,
             bool(config.output_hidden_states if hidden_states is None else hidden_states),
             bool(config.output_attentions if attentions is None else attentions),
+            loss.loss_of(self.task, config, labels) if labels else None,
         )
-
-    def _checked(self, params: Params, arrays: dict[str, Any]) -> dict[str, Any]:
-        sizes = self._sizes()
-        return check_inputs(
-            {name: x for name, x in arrays.items() if x is not None},
-            sizes,
-            width=leaf_at(params, "embeddings/word/embedding").shape[-1],
-            heads=self.config.num_attention_heads,
-            longest=max_tokens(self.config) if "position_ids" in sizes else None,
-            choices=self.task == "multiple-choice",
-        )
+        return program, params, inputs, labels
 
     def _sizes(self) -> dict[str, int]:
         """Rows of the tables that ids are looked up in, where the model has them."""
         return {name: getattr(self.config, key) for name, key in family_of(self.config).ids.items()}
+
+    def resize_token_embeddings(self, size: int, *, seed: int = 0) -> None:
+        """Gives the vocabulary `size` tokens: the config, the word table, and the decoder that is
+        tied to it with its bias.
+
+        Rows of new tokens are drawn from `seed` close to the mean of the old rows, as transformers
+        does. Raises InputError for a size that is none.
+        """
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InputError(
+                f"size: found {size!r:.80}, expected how many tokens the vocabulary has: "
+                "len(tokenizer)"
+            )
+        config = copy.deepcopy(self.config)
+        config.vocab_size = size
+        graph, abstract = module_parts(config, self.task, self.compute)
+        memory.check(memory.bytes_of(abstract), "the parameters", "give a smaller size")
+        self.params = resized(self.params, abstract, jax.random.key(seed))
+        self.config, self._graph = config, graph
 
     def save_pretrained(
         self, directory: str | Path, weights: str = "safetensors", *, tokenizer: Any = None
@@ -239,75 +261,25 @@ class _Program:
     graph: Graph
     hidden_states: bool
     attentions: bool
+    loss: loss.Loss | None
 
-    def __call__(self, params: Params, inputs: Params, key: jax.Array | None) -> Any:
-        return self.graph.merge(params)(
+    def __call__(
+        self, params: Params, inputs: Params, labels: Params, key: jax.Array | None
+    ) -> Any:
+        out = self.graph.merge(params)(
             output_hidden_states=self.hidden_states,
             output_attentions=self.attentions,
             key=key,
             **inputs,
         )
+        return out if self.loss is None else replace(out, loss=self.loss(out, labels, inputs))
 
 
 @partial(jax.jit, static_argnums=0)
-def _run(program: _Program, params: Params, inputs: Params, key: jax.Array | None) -> Any:
-    return program(params, inputs, key)
-
-
-class AutoModel(PretrainedModel[EncoderOutput]):
-    """Without a head: out.last_hidden_state [B, T, D]; out.pooler_output [B, D], or [B, P, D] at
-    `head_positions`, where the family has a pooler.
-    """
-
-    task = "base"
-
-
-class AutoModelForPreTraining(PretrainedModel[PretrainingOutput | HeadOutput]):
-    """BERT: out.prediction_logits [B, T, V], or [B, P, V] at `head_positions`, and
-    out.seq_relationship_logits [B, 2], or [B, Q, 2] at `pooled_positions`.
-
-    ELECTRA's discriminator: out.logits [B, T], positive for a token that was replaced.
-    """
-
-    task = "pretraining"
-
-
-class AutoModelForMaskedLM(PretrainedModel[HeadOutput]):
-    """out.logits [B, T, V], or [B, P, V] at `head_positions`."""
-
-    task = "masked-lm"
-
-
-class AutoModelForNextSentencePrediction(PretrainedModel[HeadOutput]):
-    """out.logits [B, 2], or [B, P, 2] for the segments that begin at `head_positions`."""
-
-    task = "next-sentence"
-
-
-class AutoModelForSequenceClassification(PretrainedModel[HeadOutput]):
-    """out.logits [B, C], or [B, P, C] for the segments that begin at `head_positions`."""
-
-    task = "sequence-classification"
-
-
-class AutoModelForTokenClassification(PretrainedModel[HeadOutput]):
-    """out.logits [B, T, C]."""
-
-    task = "token-classification"
-
-
-class AutoModelForQuestionAnswering(PretrainedModel[SpanOutput]):
-    """out.start_logits and out.end_logits [B, T]. The config's num_labels is 2."""
-
-    task = "question-answering"
-
-
-class AutoModelForMultipleChoice(PretrainedModel[HeadOutput]):
-    """Takes ids and masks [B, C, T]: out.logits [B, C]. Or packed choices [B, T]: out.logits [B, P]
-    for the segments that begin at `head_positions`.
-    """
-
-    task = "multiple-choice"
+def _run(
+    program: _Program, params: Params, inputs: Params, labels: Params, key: jax.Array | None
+) -> Any:
+    return program(params, inputs, labels, key)
 
 
 def init_one(config: Any, task: str, seed: int, path: str) -> jax.Array:

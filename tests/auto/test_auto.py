@@ -14,7 +14,7 @@ from jaxllm.errors import InputError
 from jaxllm.models.arguments import dtype_name
 from jaxllm.trees import path_name
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 CLASSES = [
     jaxllm.AutoModel,
     jaxllm.AutoModelForMaskedLM,
@@ -290,10 +290,10 @@ def test_a_key_turns_dropout_on(classifier, batch):
 
 def test_calls_of_one_shape_compile_once(classifier, batch):
     classifier(**batch)
-    before = auto._run._cache_size()
+    before = auto.model._run._cache_size()
     for _ in range(3):
         classifier(**batch)
-    assert auto._run._cache_size() == before
+    assert auto.model._run._cache_size() == before
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -340,7 +340,7 @@ def test_loading_draws_no_random_weights(monkeypatch):
     def refuse(*arguments):
         raise AssertionError("random weights")
 
-    monkeypatch.setattr(auto, "init_params", refuse)
+    monkeypatch.setattr(auto.model, "init_params", refuse)
     jaxllm.AutoModelForSequenceClassification.from_pretrained(
         GOLDEN / "torch_sequence_classification"
     )
