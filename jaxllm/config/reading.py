@@ -6,15 +6,12 @@ number, in files and on the command line.
 """
 
 import argparse
-import contextlib
 import dataclasses
-import json
 import os
 import re
-import types
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 import yaml
 
@@ -32,6 +29,7 @@ from jaxllm.config.fields import (
 )
 from jaxllm.config.help import SECTIONS
 from jaxllm.config.renamed import RENAMED
+from jaxllm.config.typed import describe, plain, show, typed
 from jaxllm.errors import InputError
 from jaxllm.files import reading
 from jaxllm.runtime import streams
@@ -59,7 +57,6 @@ _TYPES = {
 
 _KEYS = list(_TYPES)
 _PATHS = ("run.dir", "data.train", "data.dev")  # the others are expanded where they are used
-_UNIONS = (types.UnionType, Union)
 
 
 def from_yaml(path: str | os.PathLike[str]) -> Config:
@@ -90,7 +87,7 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     for name, kind in SECTIONS.items():
         section = getattr(config, name)
         if not isinstance(section, kind):
-            raise InputError(f"{name}: found {_show(section)}, expected a {kind.__name__}")
+            raise InputError(f"{name}: found {show(section)}, expected a {kind.__name__}")
         names = [field.name for field in dataclasses.fields(kind)]
         values |= {f"{name}.{one}": getattr(section, one) for one in names}
     values |= _by_key(changes)
@@ -108,7 +105,7 @@ def _by_key(changes: Mapping[str, Any]) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for name, value in changes.items():
         if name in SECTIONS and not isinstance(value, Mapping):
-            raise InputError(f"{name}: found {_show(value)}, expected a dict of its fields")
+            raise InputError(f"{name}: found {show(value)}, expected a dict of its fields")
         one = {f"{name}.{x}": y for x, y in value.items()} if name in SECTIONS else {name: value}
         for key in one.keys() & given.keys():
             raise InputError(f"{key} is there twice, once in its section; remove one")
@@ -119,7 +116,7 @@ def _by_key(changes: Mapping[str, Any]) -> dict[str, Any]:
 def _of_python(key: str, value: Any) -> Any:
     """`value` as YAML would have it, of its field's type."""
     try:
-        value = _typed(key, _plain(value), _TYPES[key])
+        value = typed(key, plain(value), _TYPES[key])
         if isinstance(value, dict):  # of any values, all of which are written into config.yaml
             yaml_text.dump(value)
     except RecursionError:
@@ -130,19 +127,6 @@ def _of_python(key: str, value: Any) -> Any:
             "None, lists and dicts"
         ) from None
     return value
-
-
-def _plain(value: Any) -> Any:
-    """A value of Python as YAML would have it: paths are text, tuples and arrays are lists, numbers
-    of numpy and jax are those of Python.
-    """
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    if isinstance(value, Mapping):
-        return {name: _plain(one) for name, one in value.items()}
-    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def to_yaml(config: Config, *, ascii: bool = False) -> str:
@@ -212,7 +196,7 @@ def _options(argv: list[str], prog: str, values: dict[str, Any]) -> dict[str, An
     # Values of a file are kept as they were read: in a dict of Any, jsonargparse would make the
     # text "2e-5" a number.
     return {
-        key: _typed(f"--{key}", given[key], kind)
+        key: typed(f"--{key}", given[key], kind)
         for key, kind in _TYPES.items()
         if given[key] != before[key]
     }
@@ -281,7 +265,7 @@ def _values(path: Path, root: yaml.Node, renamed: dict[str, str]) -> dict[str, A
                 raise InputError(
                     f"{_at(path, node)}: {now} is there twice, once as {old}; remove one"
                 )
-            values[now] = _typed(where, value, _TYPES[now])
+            values[now] = typed(where, value, _TYPES[now])
     return values
 
 
@@ -295,13 +279,13 @@ def _items(path: Path, key: str, node: yaml.Node) -> list[tuple[Any, yaml.Node]]
         wanted = f"keys of {key}" if key else f"the sections {', '.join(SECTIONS)}"
         found = _construct(path, node)
         raise InputError(
-            f"{_at(path, node)}: {key or 'file'}: found {_show(found)}, expected {wanted}"
+            f"{_at(path, node)}: {key or 'file'}: found {show(found)}, expected {wanted}"
         )
     items: dict[Any, yaml.Node] = {}
     for name_node, value_node in node.value:
         name = _construct(path, name_node)
         if not isinstance(name, Hashable):
-            raise InputError(f"{_at(path, name_node)}: found {_show(name)}, expected a name")
+            raise InputError(f"{_at(path, name_node)}: found {show(name)}, expected a name")
         if name in items:
             full = f"{key}.{name}" if key else name
             raise InputError(f"{_at(path, name_node)}: {full} is there twice; remove one")
@@ -322,67 +306,6 @@ def _construct(path: Path, node: yaml.Node) -> Any:
         raise InputError(f"{_at(path, node)}: not valid YAML: {error.problem}") from None
     except ValueError as error:  # such as the date 2020-99-99
         raise InputError(f"{_at(path, node)}: {error}; put text in quotes") from None
-
-
-def _typed(where: str, value: Any, kind: Any) -> Any:
-    """`value` as a `kind`, or an InputError that begins with `where`."""
-    try:
-        return _convert(value, kind)
-    except (TypeError, OverflowError):  # an integer of 400 digits is no float
-        pass
-    hint = ""
-    with contextlib.suppress(TypeError):
-        _convert([value], kind)
-        hint = f"; write a list, [{_show(value)}]"
-    if not hint and "str" in str(kind) and value is not None:
-        hint = "; put text in quotes where YAML reads it as something else"
-    raise InputError(f"{where}: found {_show(value)}, expected {_describe(kind)}{hint}")
-
-
-def _show(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else f"{text[:80]}..."
-
-
-def _convert(value: Any, kind: Any) -> Any:
-    """`value` as a `kind`: an integer is a float as well; TypeError where it does not fit."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in _UNIONS:
-        for one in arguments:
-            with contextlib.suppress(TypeError):
-                return _convert(value, one)
-        raise TypeError
-    if origin is list and isinstance(value, list):
-        return [_convert(v, arguments[0]) for v in value]
-    if origin is dict and isinstance(value, dict) and all(isinstance(k, str) for k in value):
-        return value
-    if origin is Literal and isinstance(value, str) and value in arguments:
-        return value
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is kind and not (kind is str and "\0" in value):  # no name of a file has it
-        return value
-    raise TypeError
-
-
-def _describe(kind: Any) -> str:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in _UNIONS:
-        return " or ".join(map(_describe, arguments))
-    if origin is list:
-        named = {str: "text", int: "whole numbers", float: "numbers"}
-        return f"a list of {named.get(arguments[0]) or ', '.join(get_args(arguments[0]))}"
-    if origin is dict:
-        return "names with values"
-    if origin is Literal:
-        return f"one of {', '.join(arguments)}" if len(arguments) > 1 else arguments[0]
-    return {
-        str: "text",
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        types.NoneType: "null",
-    }[kind]
 
 
 def _build(values: dict[str, Any]) -> Config:
@@ -413,4 +336,4 @@ def _explain(message: str) -> str:
     found = {"None": "null", "True": "true", "False": "false"}.get(match[1], match[1])
     kind = _TYPES[key[1]]
     hint = f"; write a list, [{found}]" if "list" in str(kind) and not found.startswith("[") else ""
-    return f"--{key[1]}: found {found}, expected {_describe(kind)}{hint if found != 'null' else ''}"
+    return f"--{key[1]}: found {found}, expected {describe(kind)}{hint if found != 'null' else ''}"
