@@ -1,5 +1,6 @@
 """Outputs: attributes, the mapping and the tuple of transformers, a pytree, and types."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -43,7 +44,12 @@ def test_none_is_left_out():
 
 
 def test_unpacked_it_gives_names_as_in_transformers():
-    from transformers.modeling_outputs import SequenceClassifierOutput
+    from transformers.utils import ModelOutput
+
+    @dataclasses.dataclass
+    class SequenceClassifierOutput(ModelOutput):  # that of transformers imports torch
+        loss: np.ndarray | None = None
+        logits: np.ndarray | None = None
 
     ours = HeadOutput(jnp.ones(3), loss=jnp.zeros(()))
     theirs = SequenceClassifierOutput(loss=np.zeros(()), logits=np.ones(3))
