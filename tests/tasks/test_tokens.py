@@ -110,7 +110,8 @@ def trained(base_config):
     job = build(base_config)
     state, batches = job.state, job.loader.batches(loader.LoaderState())
     for _ in range(job.total_steps):
-        state, _ = job.train_step(state, next(batches).arrays)
+        state, metrics = job.train_step(state, next(batches).arrays)
+        jax.block_until_ready(metrics)  # many steps under way on 8 devices wait for each other
     batches.close()
     return job, state.params
 

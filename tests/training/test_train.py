@@ -102,6 +102,7 @@ def _stepped(config, batch, mesh, optimizer, options, steps, step_options):
     place = sharding.batch_sharding(mesh)
     for _ in range(steps):
         state, metrics = step(state, {k: jax.device_put(v, place) for k, v in batch.items()})
+        jax.block_until_ready(metrics)  # many steps under way on 8 devices wait for each other
     assert step._cache_size() == 1, "the step compiled more than once"
     assert int(state.step) == steps
     return trees.flatten(jax.device_get(state.params)), jax.device_get(metrics)
