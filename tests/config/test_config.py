@@ -183,7 +183,7 @@ MISTAKES = {
     [
         ("[" * 900, "RecursionError"),
         ("{a: " * 900, "RecursionError"),
-        ("model: {config: {a: " + "[" * 300 + "]" * 300 + "}}", "RecursionError"),
+        ("model: {config: {a: " + "[" * 900 + "]" * 900 + "}}", "RecursionError"),
         ("model: &m {config: *m}", "its aliases stand for more than 1,000,000 values"),
         ("model: {config: {a0: &a0 x", "its aliases stand for more than 1,000,000 values"),
         ("\0\1\2", "not valid YAML"),

@@ -127,7 +127,7 @@ REFUSED = {  # case -> cell, names, told, what is said
     "names as numpy prints them": ("['joy' 'sadness']", None, False, "list of labels that neither"),
     "names over two lines": ("['joy'\n 'sadness']", None, False, "list of labels that neither"),
     "a list cut short": ("['joy', 'sad]", None, False, "list of labels that neither"),
-    "a deep list": ("[" * 4000 + "]" * 4000, None, False, "list of labels that neither"),
+    "a deep list": ("[" * 100_000 + "]" * 100_000, None, False, "list of labels that neither"),
     "a list in a list": ([["joy"]], None, False, "label of type list"),
     "an unknown id": ("1,9", NAMES, True, "unknown label '9'"),
     "an id that was not told": ("1", ["neg", "pos"], False, "unknown label '1'"),
