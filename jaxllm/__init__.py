@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from jaxllm.api import load as load
     from jaxllm.api import train as train
     from jaxllm.auto import AutoModel as AutoModel
+    from jaxllm.auto import AutoModelForCausalLM as AutoModelForCausalLM
     from jaxllm.auto import AutoModelForMaskedLM as AutoModelForMaskedLM
     from jaxllm.auto import AutoModelForMultipleChoice as AutoModelForMultipleChoice
     from jaxllm.auto import AutoModelForNextSentencePrediction as AutoModelForNextSentencePrediction
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "AutoModel",
+    "AutoModelForCausalLM",
     "AutoModelForMaskedLM",
     "AutoModelForMultipleChoice",
     "AutoModelForNextSentencePrediction",

@@ -42,3 +42,22 @@ def repeat_heads(x_BSKH: jax.Array, heads: int) -> jax.Array:
     """x_BSNH: each of K heads N / K times, one after the other."""
     K = x_BSKH.shape[2]
     return x_BSKH if heads == K else jnp.repeat(x_BSKH, heads // K, axis=2)
+
+
+def cached_attention(
+    q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, *, mask: jax.Array
+) -> jax.Array:
+    """As `dot_product_attention`, of queries to the keys of a cache: out_BTNH.
+
+    Heads lie before tokens there, and those of a group share a product, so that nothing of the
+    cache is copied: it is as large as the weights, and is read for each token.
+    """
+    B, T, N, H = q_BTNH.shape
+    K = k_BKSH.shape[1]
+    scale = jnp.asarray(H**-0.5, q_BTNH.dtype)
+    q_BKMH = jnp.moveaxis(q_BTNH * scale, 2, 1).reshape(B, K, N // K * T, H)
+    scores = jnp.einsum("BKMH,BKSH->BKMS", q_BKMH, k_BKSH).astype(jnp.float32)
+    scores = jnp.where(mask, scores.reshape(B, N, T, -1), MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BKSH.dtype)
+    out_BKMH = jnp.einsum("BKMS,BKSH->BKMH", weights.reshape(B, K, N // K * T, -1), v_BKSH)
+    return jnp.moveaxis(out_BKMH.reshape(B, N, T, H), 1, 2)

@@ -28,6 +28,12 @@ class AutoModelForMaskedLM(PretrainedModel[HeadOutput]):
     task = "masked-lm"
 
 
+class AutoModelForCausalLM(PretrainedModel[HeadOutput]):
+    """out.logits [B, T, V], or [B, P, V] at `head_positions`: of each token, what comes next."""
+
+    task = "causal-lm"
+
+
 class AutoModelForNextSentencePrediction(PretrainedModel[HeadOutput]):
     """out.logits [B, 2], or [B, P, 2] for the segments that begin at `head_positions`."""
 

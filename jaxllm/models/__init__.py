@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from jaxllm.errors import InputError
-from jaxllm.models import bert, distilbert, electra, modernbert_heads, roberta
+from jaxllm.models import bert, distilbert, electra, gpt2, llama, modernbert_heads, roberta
 from jaxllm.models.compute import Compute
 from jaxllm.models.family import Family
 from jaxllm.models.model import Graph, Model, Params
@@ -18,7 +18,12 @@ FAMILIES: dict[str, Family] = {  # by transformers' model_type
     "bert": bert.FAMILY,
     "distilbert": distilbert.FAMILY,
     "electra": electra.FAMILY,
+    "gpt2": gpt2.FAMILY,
+    "llama": llama.LLAMA,
+    "mistral": llama.MISTRAL,
     "modernbert": modernbert_heads.FAMILY,
+    "qwen2": llama.QWEN2,
+    "qwen3": llama.QWEN3,
     "roberta": roberta.FAMILY,
     "xlm-roberta": roberta.XLM_FAMILY,
 }

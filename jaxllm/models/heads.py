@@ -237,7 +237,7 @@ class QuestionAnswering(Spans, TokenHead):
 
 
 class VocabularyHead(nnx.Module):
-    """What masked LMs share: logits [B, T, V], or [B, P, V] at `head_positions` only."""
+    """What masked and causal LMs share: logits [B, T, V], or [B, P, V] at `head_positions` only."""
 
     @abstractmethod
     def scores(self, x: jax.Array, word: Embed) -> jax.Array:
@@ -252,7 +252,8 @@ class VocabularyHead(nnx.Module):
         **inputs: Any,
     ) -> HeadOutput:
         x, out = stack.encode_at(tokens, head_positions, **inputs)
-        return HeadOutput(self.scores(x, stack.embeddings.word), out.hidden_states, out.attentions)
+        logits = self.scores(x, stack.embeddings.word)
+        return HeadOutput(logits, out.hidden_states, out.attentions, out.cache)
 
 
 class MLMLayers(nnx.Module):

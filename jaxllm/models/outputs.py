@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from jaxllm.attention.cache import Cache
+
 
 class Output(Mapping[str, Any]):
     """`out["logits"]`, `out[0]`, `out[:2]`, `keys()`, `to_tuple()`, `"loss" in out`."""
@@ -37,26 +39,28 @@ class Output(Mapping[str, Any]):
 @dataclass(frozen=True, eq=False)
 class EncoderOutput(Output):
     """last_hidden_state [B, T, D]; pooler_output [B, D] ([B, P, D] with `head_positions`) or
-    None.
+    None; the cache that a decoder was given, with the tokens in it.
     """
 
     last_hidden_state: jax.Array
     pooler_output: jax.Array | None = None
     hidden_states: tuple[jax.Array, ...] | None = None
     attentions: tuple[jax.Array, ...] | None = None
+    cache: Cache | None = None
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class HeadOutput(Output):
     """logits: [B, C] or [B, P, C] for classes, [B, T, C] for tokens, [B, T, V] or [B, P, V] for a
-    masked LM; what else they are, each head says.
+    masked or causal LM; what else they are, each head says. cache: see `EncoderOutput`.
     """
 
     loss: jax.Array | None = field(default=None, kw_only=True)
     logits: jax.Array
     hidden_states: tuple[jax.Array, ...] | None = None
     attentions: tuple[jax.Array, ...] | None = None
+    cache: Cache | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from jaxllm.models.compute import Compute
-from jaxllm.nn.layers import Dense, Embed, LayerNorm
+from jaxllm.nn.layers import Dense, Embed, LayerNorm, RMSNorm
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Layers:
 
     Attributes:
         stddev, cutoff: of weights, see `layers.normal`.
-        eps, norm_bias: of norms.
+        eps, norm_bias: of norms; `rms`: they are RMSNorms.
         dtype: of the computation.
     """
 
@@ -93,6 +93,7 @@ class Layers:
     rngs: nnx.Rngs
     cutoff: float | None = None
     norm_bias: bool = True
+    rms: bool = False
 
     def from_key(self, key: jax.Array) -> "Layers":
         """The same, with draws of their own."""
@@ -117,7 +118,9 @@ class Layers:
             rngs=self.rngs,
         )
 
-    def norm(self, width: int) -> LayerNorm:
+    def norm(self, width: int) -> LayerNorm | RMSNorm:
+        if self.rms:
+            return RMSNorm(width, eps=self.eps, dtype=self.dtype)
         return LayerNorm(width, eps=self.eps, use_bias=self.norm_bias, dtype=self.dtype)
 
     def embed(self, size: int, width: int) -> Embed:

@@ -85,6 +85,12 @@ ENCODER_REQUIRED: dict[str, Any] = {
     "pruned_heads": {},
 }
 
+DECODER_REQUIRED: dict[str, Any] = {
+    name: value
+    for name, value in ENCODER_REQUIRED.items()
+    if name not in ("is_decoder", "tie_word_embeddings")
+}
+
 
 def nearest(name: str, known: Collection[str]) -> str:
     """`; did you mean X?` for the known name that is most like `name`; empty where none is."""

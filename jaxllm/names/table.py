@@ -9,7 +9,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,13 +18,16 @@ from jaxllm.names.attributes import Attributes
 # kind -> (our leaf, PyTorch's, Flax's)
 LEAVES = {
     "dense": (("kernel", "weight", "kernel"), ("bias", "bias", "bias")),
+    "conv1d": (("kernel", "weight", "kernel"), ("bias", "bias", "bias")),
     "norm": (("scale", "weight", "scale"), ("bias", "bias", "bias")),
+    "rms": (("scale", "weight", "weight"),),
     "embedding": (("embedding", "weight", "embedding"),),
     "bias": (("bias", "bias", "bias"),),
 }
 # task -> how the name of transformers' class ends
 CLASS_SUFFIXES = {
     "base": "Model",
+    "causal-lm": "ForCausalLM",
     "masked-lm": "ForMaskedLM",
     "pretraining": "ForPreTraining",
     "next-sentence": "ForNextSentencePrediction",
@@ -43,11 +46,13 @@ class Module:
     `inputs`: how many leading axes of our kernel are summed over; the rest are its outputs. Both
     are flat in checkpoints. `part` (i, n): the i-th of n equal parts of a fused layer's outputs, a
     row for each part. `first`: the layer that our first one is, where the checkpoint's lack some.
+    A "conv1d" is GPT-2's linear layer, whose kernels lie the other way round than all others:
+    [in, out] in PyTorch, [out, in] in Flax.
     """
 
     path: str
     name: str
-    kind: Literal["dense", "norm", "embedding", "bias"]
+    kind: Literal["dense", "conv1d", "norm", "rms", "embedding", "bias"]
     inputs: int = 1
     part: tuple[int, int] = (0, 1)
     first: int = 0
@@ -63,6 +68,7 @@ class Leaf:
     inputs: int | None  # None: no kernel
     part: tuple[int, int] = (0, 1)
     first: int = 0
+    conv1d: bool = False
 
     @property
     def stacked(self) -> bool:
@@ -78,7 +84,11 @@ class Leaf:
         """The shape of the checkpoint's tensor that holds one layer's parameter of this shape."""
         *lead, outputs = self._flat_shape(shape)
         whole = (*lead, outputs * self.part[1])
-        return whole if flax or self.inputs is None else whole[::-1]
+        return whole[::-1] if self.is_transposed(flax=flax) else whole
+
+    def is_transposed(self, *, flax: bool) -> bool:
+        """Whether a checkpoint's tensor is a kernel [out, in]; ours are [in, out]."""
+        return self.inputs is not None and flax == self.conv1d
 
     def _flat_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if self.inputs is None:
@@ -87,14 +97,14 @@ class Leaf:
 
     def to_ours(self, array: np.ndarray, shape: tuple[int, ...], *, flax: bool) -> np.ndarray:
         """This parameter in our layout out of the stored array."""
-        array = array if flax or self.inputs is None else transposed(array)
+        array = transposed(array) if self.is_transposed(flax=flax) else array
         i, n = self.part
         return np.split(array, n, axis=-1)[i].reshape(shape)
 
     def to_stored(self, array: np.ndarray, *, flax: bool) -> np.ndarray:
         """A view of one layer's parameter in a checkpoint's layout, to be joined where fused."""
         array = array.reshape(self._flat_shape(array.shape))
-        return array if flax or self.inputs is None else array.T
+        return array.T if self.is_transposed(flax=flax) else array
 
 
 def transposed(array: np.ndarray) -> np.ndarray:
@@ -107,11 +117,11 @@ def transposed(array: np.ndarray) -> np.ndarray:
     return out
 
 
-def join(parts: dict[int, np.ndarray], *, flax: bool) -> np.ndarray:
-    """The tensor of a checkpoint from all its parts by number."""
+def join(parts: dict[int, np.ndarray], axis: int) -> np.ndarray:
+    """The tensor of a checkpoint from all its parts by number; `axis`: of its outputs."""
     if len(parts) == 1:
         return parts[0]
-    return np.concatenate([parts[i] for i in sorted(parts)], axis=-1 if flax else 0)
+    return np.concatenate([parts[i] for i in sorted(parts)], axis=axis)
 
 
 @dataclass(frozen=True)
@@ -127,6 +137,8 @@ class Table:
     tied: dict[str, str] = field(default_factory=dict)  # duplicate -> the tensor it repeats
     tied_head: str = "mlm"  # the head that uses them
     trunk: tuple[str, ...] = ("embeddings", "blocks")  # first parts that every checkpoint has
+    class_names: dict[str, str] = field(default_factory=dict)  # by task, where they are irregular
+    prefixes: dict[str, str] = field(default_factory=dict)  # by task, where it is not `prefix`
 
     @cached_property
     def leaves(self) -> tuple[Leaf, ...]:
@@ -138,6 +150,7 @@ class Table:
                 module.inputs if ours == "kernel" else None,
                 module.part,
                 module.first,
+                module.kind == "conv1d",
             )
             for module in self.modules
             for ours, torch, flax in LEAVES[module.kind]
@@ -153,11 +166,12 @@ class Table:
 
     def architecture(self, task: str) -> str:
         """The name of transformers' class."""
-        return self.class_prefix + CLASS_SUFFIXES[task]
+        return self.class_names.get(task) or self.class_prefix + CLASS_SUFFIXES[task]
 
     def is_class(self, name: str) -> bool:
         """Whether it is the name of a class of transformers for this model type."""
-        return name == f"{self.class_prefix}Model" or name.startswith(f"{self.class_prefix}For")
+        regular = name == f"{self.class_prefix}Model" or name.startswith(f"{self.class_prefix}For")
+        return regular or name in self.class_names.values()
 
     def leaf_of(self, name: str) -> Leaf | None:
         """The row of a canonical name; None for a tensor that is not in the table."""
@@ -190,9 +204,16 @@ class Table:
     def is_buffer(self, name: str) -> bool:
         return re.search(self.buffers, name) is not None
 
-    def bare(self, name: str) -> str:
-        """The name in a checkpoint of the model without a head."""
-        return re.sub(rf"^{self.prefix}[./]", "", name)
+    def ties(self, config: Any) -> dict[str, str]:
+        """Duplicates and the tensors that they repeat, in checkpoints of this config."""
+        return self.tied if getattr(config, "tie_word_embeddings", True) else {}
+
+    def stored_name(self, name: str, task: str, *, flax: bool) -> str:
+        """The name in a checkpoint of a task's class, of a canonical name that is in the table."""
+        stored = self.flax_name(name) if flax else name
+        if task == "base":
+            return re.sub(rf"^{self.prefix}[./]", "", stored)
+        return re.sub(rf"^{self.prefix}(?=[./])", self.prefixes.get(task, self.prefix), stored)
 
     def head(self, leaf: Leaf) -> str | None:
         """First part of a head's path, all of which a checkpoint may lack; None in the trunk."""

@@ -25,6 +25,10 @@ def are_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
+def are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_number, value))
+
+
 def is_above_zero(value: Any) -> bool:
     return is_number(value) and value > 0
 
@@ -51,6 +55,13 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout"), _RATE),
     **dict.fromkeys(("classifier_dropout", "summary_last_dropout", "attention_dropout"), _RATE),
     **dict.fromkeys(("qa_dropout", "seq_classif_dropout", "embedding_dropout"), _RATE),
+    **dict.fromkeys(("n_positions", "n_embd", "n_layer", "n_head", "n_inner"), _SIZE),
+    **dict.fromkeys(("num_key_value_heads", "head_dim", "sliding_window"), _SIZE),
+    **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop", "hidden_dropout"), _RATE),
+    **dict.fromkeys(("layer_norm_epsilon", "rms_norm_eps", "rope_theta"), _ABOVE_ZERO),
+    **dict.fromkeys(("attention_bias", "mlp_bias", "use_sliding_window"), _FLAG),
+    "max_window_layers": (lambda x: is_whole(x) and x >= 0, "a whole number of at least 0"),
+    "activation_function": _TEXT,
     "mlp_dropout": _RATE,
     **dict.fromkeys(("layer_norm_eps", "norm_eps", "initializer_cutoff_factor"), _ABOVE_ZERO),
     **dict.fromkeys(("global_rope_theta", "local_rope_theta"), _ABOVE_ZERO),
@@ -63,7 +74,9 @@ KINDS: dict[str, Kind] = {
         lambda x: isinstance(x, str) and x in _PROBLEM_TYPES,
         f"one of {', '.join(_PROBLEM_TYPES)}",
     ),
-    "rope_parameters": (lambda x: isinstance(x, dict), "an object"),
+    **dict.fromkeys(
+        ("rope_parameters", "rope_scaling"), (lambda x: isinstance(x, dict), "an object")
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Dense, Embed, LayerNorm, dropout and activations: the dtype policy lives here.
+"""Dense, Embed, LayerNorm, RMSNorm, dropout and activations: the dtype policy lives here.
 
 Parameters are float32. A layer computes in its `dtype` (bfloat16 on accelerators); LayerNorm takes
 its statistics in float32 whatever the dtype. Letters in names are those of the design: B batch, T
@@ -115,6 +115,20 @@ class LayerNorm(nnx.Module):
         if self.bias is not None:
             x = add_bias(x, self.bias[...])
         return x.astype(self.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) times a scale, over the last axis, float32 statistics (Zhang and Sennrich, 2019)."""
+
+    def __init__(self, width: int, *, eps: float, dtype: jnp.dtype):
+        self.eps = eps
+        self.dtype = dtype
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+        return (match_rank(self.scale[...], x) * x).astype(self.dtype)
 
 
 def match_rank(a: jax.Array, x: jax.Array) -> jax.Array:

@@ -27,6 +27,8 @@ PARAMETER_LETTERS = [
     ("blocks/attention/output/kernel", "LNHD"),
     ("blocks/attention/output/bias", "LD"),
     ("blocks/attention/norm/*", "LD"),
+    ("blocks/attention/query_norm/scale", "LH"),
+    ("blocks/attention/key_norm/scale", "LH"),
     ("blocks/attention/*/kernel", "LDNH"),
     ("blocks/attention/*/bias", "LNH"),
     ("blocks/mlp/gate/kernel", "LDF"),
@@ -61,6 +63,9 @@ PARAMETER_LETTERS = [
     ("head/dense/bias", "E"),
     ("head/norm/*", "D"),
     ("decoder/bias", "V"),
+    ("lm_head/kernel", "DV"),
+    ("score/kernel", "DC"),
+    ("score/bias", "C"),
     ("dense/*/kernel", "EE"),
     ("dense/*/bias", "E"),
 ]

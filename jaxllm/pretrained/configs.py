@@ -40,7 +40,8 @@ def check_config(config: Any, where: str) -> None:
     if isinstance(config, type) or not hasattr(config, "to_diff_dict"):
         raise InputError(f"{where}: expected a config of transformers, such as BertConfig(...)")
     check_attributes(config.to_diff_dict(), where)
-    if config.hidden_size % config.num_attention_heads:
+    has_head_size = getattr(config, "head_dim", None) is not None  # which need not fill the width
+    if config.hidden_size % config.num_attention_heads and not has_head_size:
         raise InputError(
             f"{where}: hidden_size={config.hidden_size} is not divisible by "
             f"num_attention_heads={config.num_attention_heads}"
@@ -97,10 +98,11 @@ def _check_sizes(attributes: dict[str, Any], config_class: Any, where: str) -> N
         defaults = (getattr(config_class, name, None) for name in names)
         return next((x for x in (*said, *defaults) if isinstance(x, int)), 1)
 
-    width, layers = size("hidden_size", "dim"), size("num_hidden_layers", "n_layers")
-    tables = size("vocab_size") * size("embedding_size", "hidden_size", "dim")
+    width = size("hidden_size", "dim", "n_embd")
+    layers = size("num_hidden_layers", "n_layers", "n_layer")
+    tables = size("vocab_size") * size("embedding_size", "hidden_size", "dim", "n_embd")
     labels = size("num_labels") * width
-    inner = size("intermediate_size", "hidden_dim")
+    inner = size("intermediate_size", "hidden_dim", "n_inner")
     numbers = tables + labels + layers * (4 * width * width + 2 * width * inner)
     memory.check(
         4 * numbers // jax.device_count(),

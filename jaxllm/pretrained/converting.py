@@ -50,7 +50,7 @@ def convert(source: str | Path, target: str | Path, weights: str) -> ConvertRepo
     table = family_of(config).table
     tensors = read_tensors(directory)
     sources = loading.gather(table, tensors, directory)
-    loading.merge_tied(table, sources, directory, check=True)
+    loading.merge_tied(table.ties(config), sources, directory, check=True)
     unknown = sorted(s.name for name, s in sources.items() if table.leaf_of(name) is None)
     if unknown:
         raise InputError(
@@ -60,10 +60,12 @@ def convert(source: str | Path, target: str | Path, weights: str) -> ConvertRepo
     architecture = next(iter(attributes.get("architectures") or ()), None)
     task = _task(table, config, architecture, sources)
     architecture = architecture or table.architecture(task)
+    # Of a class that there is no module for, names stay what they are.
+    named = task if table.architecture(task) == architecture else ""
 
     def fill(temporary: Path) -> None:
         arrays = {
-            _stored_name(table, name, weights, architecture): _stored_array(table, name, s, weights)
+            table.stored_name(name, named, flax=weights == "flax"): _stored_array(table, name, s, weights)
             for name, s in sources.items()
         }
         described = {**attributes, "model_type": config.model_type, "architectures": [architecture]}
@@ -115,12 +117,8 @@ def _task(table: Table, config: Any, architecture: str | None, names: Iterable[s
     return next(filter(is_whole, tasks), "base")
 
 
-def _stored_name(table: Table, name: str, weights: str, architecture: str) -> str:
-    stored = table.flax_name(name) if weights == "flax" else name
-    return table.bare(stored) if architecture == table.architecture("base") else stored
-
-
 def _stored_array(table: Table, name: str, source: loading.Source, weights: str) -> np.ndarray:
+    """Kernels of Flax, GPT-2's too, lie the other way round than PyTorch's."""
     leaf, array = table.leaf_of(name), source.tensor.read()
     is_kernel = leaf is not None and leaf.inputs is not None
     return array.T if is_kernel and source.flax != (weights == "flax") else array
@@ -149,7 +147,9 @@ def _verify_outputs(table: Table, config: Any, task: str, source: Path, written:
     run = jax.jit(models.apply_fn(graphdef))
 
     def outputs(directory: Path) -> list[np.ndarray]:
-        params, _ = loading.load(table, read_tensors(directory), abstract, directory, init)
+        params, _ = loading.load(
+            table, read_tensors(directory), abstract, directory, init, ties=table.ties(config)
+        )
         return [np.asarray(x) for x in jax.tree.leaves(run(params, input_ids=input_ids))]
 
     def init(path: str) -> np.ndarray:  # the pooler of a checkpoint without one, on both sides

@@ -65,7 +65,9 @@ def load_params(
     memory.check(memory.bytes_of(abstract), f"{directory}: the parameters", "use more devices")
     tensors = read_tensors(directory)
     table = family_of(config).table
-    params, report = loading.load(table, tensors, abstract, directory, init, dropped)
+    params, report = loading.load(
+        table, tensors, abstract, directory, init, dropped, ties=table.ties(config)
+    )
     if report.new:
         log.warning("%s: newly initialised, to be trained: %s", directory, ", ".join(report.new))
     if report.unused:
@@ -82,7 +84,7 @@ def stored_outputs(directory: Path, config: Any, paths: Collection[str]) -> set[
     for name, source in loading.gather(table, read_tensors(directory), directory).items():
         leaf = table.leaf_of(name)
         if leaf is not None and leaf.path in paths:
-            found.add(source.tensor.shape[-1 if source.flax else 0])
+            found.add(source.tensor.shape[0 if leaf.is_transposed(flax=source.flax) else -1])
     return found
 
 
@@ -112,6 +114,7 @@ def save_pretrained(
     leaves = flatten(params)
     _check_whole(leaves, module_parts(config, task)[1], architecture)
     parts: dict[str, dict[int, np.ndarray]] = {}
+    axes: dict[str, int] = {}
     for path, array in leaves.items():
         leaf, host = table.by_path[path], np.asarray(array)
         if not all_finite(host):
@@ -121,10 +124,10 @@ def save_pretrained(
             )
         names = leaf.names(host.shape[0])
         for name, one in zip(names, host if leaf.stacked else [host], strict=True):
-            stored = table.flax_name(name) if flax else name
-            tensor = parts.setdefault(table.bare(stored) if task == "base" else stored, {})
-            tensor[leaf.part[0]] = leaf.to_stored(one, flax=flax)
-    arrays = {name: join(tensor, flax=flax) for name, tensor in parts.items()}
+            stored = table.stored_name(name, task, flax=flax)
+            axes[stored] = 0 if leaf.is_transposed(flax=flax) else -1
+            parts.setdefault(stored, {})[leaf.part[0]] = leaf.to_stored(one, flax=flax)
+    arrays = {name: join(tensor, axes[name]) for name, tensor in parts.items()}
     described = config.to_diff_dict() | {
         "architectures": [architecture],
         "dtype": str(next(iter(arrays.values())).dtype),

@@ -58,14 +58,16 @@ def gather(table: Table, tensors: dict[str, Tensor], where: Path) -> dict[str, S
     return sources
 
 
-def merge_tied(table: Table, sources: dict[str, Source], where: Path, *, check: bool) -> list[str]:
+def merge_tied(
+    ties: dict[str, str], sources: dict[str, Source], where: Path, *, check: bool
+) -> list[str]:
     """Drops the copies of tied tensors from `sources`; returns their names in the file.
 
-    Raises InputError if `check` and a copy differs from its original: an untied model would be
+    `ties`: see `Table.ties`. Raises InputError if `check` and a copy differs from its original: an untied model would be
     computed wrongly.
     """
     dropped = []
-    for duplicate, original in table.tied.items():
+    for duplicate, original in ties.items():
         copy = sources.pop(duplicate, None)
         if copy is None:
             continue
@@ -78,7 +80,7 @@ def merge_tied(table: Table, sources: dict[str, Source], where: Path, *, check: 
             if not np.array_equal(array.T if copy.flax else array, sources[original].tensor.read()):
                 raise InputError(
                     f"{where}: {copy.name} differs from {sources[original].name}, to which it is "
-                    "tied; untied output embeddings are not implemented"
+                    "tied; set tie_word_embeddings: false in its config, where the model type has that"
                 )
     return dropped
 
@@ -156,15 +158,17 @@ def load(
     where: Path,
     init: Callable[[str], Any],
     dropped: Collection[str] = (),
+    *,
+    ties: dict[str, str],
 ) -> tuple[dict[str, Any], LoadReport]:
     """The parameter tree of `abstract`, with a report.
 
-    Shapes are checked before anything is read. `dropped`: paths to take from `init`, whatever the
+    `ties`: see `Table.ties`. Shapes are checked before anything is read. `dropped`: paths to take from `init`, whatever the
     checkpoint has.
     """
     leaves: dict[str, jax.ShapeDtypeStruct] = flatten(abstract)
     sources = gather(table, tensors, where)
-    copies = merge_tied(table, sources, where, check=table.tied_head in abstract)
+    copies = merge_tied(ties, sources, where, check=table.tied_head in abstract)
     shapes = {path: struct.shape for path, struct in leaves.items()}
     plan, new, unused = fit(table, sources, shapes, where, dropped)
     arrays: dict[str, jax.Array] = {}
@@ -197,7 +201,7 @@ def place(struct: jax.ShapeDtypeStruct, leaf: Leaf, sources: list[Source]) -> ja
                     continue
                 target, inner = buffer[layer - start], tuple(rest)
             same_layout = source.tensor.shape == target.shape == layer_shape
-            transposed = leaf.inputs is not None and not source.flax
+            transposed = leaf.is_transposed(flax=source.flax)
             if same_layout and not transposed and source.tensor.dtype == target.dtype:
                 source.tensor.read_into(target)
             else:
