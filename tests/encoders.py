@@ -1,4 +1,4 @@
-"""What the tests of encoder families share: every (family, task), tiny configs, random inputs."""
+"""What the tests of all families share: every (family, task), tiny configs, random inputs."""
 
 import functools
 
@@ -56,6 +56,36 @@ MODERNBERT_SIZES = {
     **dict.fromkeys(("pad_token_id", "bos_token_id", "cls_token_id"), 0),
     **dict.fromkeys(("eos_token_id", "sep_token_id"), 1),
 }
+GPT2_SIZES = {
+    "vocab_size": 99,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": LONGEST,
+    "activation_function": "silu",
+    "initializer_range": 0.3,
+    **dict.fromkeys(("bos_token_id", "eos_token_id"), 1),
+}
+LLAMA_SIZES = {
+    **{name: size for name, size in SIZES.items() if name != "type_vocab_size"},
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+}
+DECODERS = {  # family -> what is its own
+    "gpt2": GPT2_SIZES,
+    "llama": {**LLAMA_SIZES, "attention_bias": True, "mlp_bias": True},
+    "mistral": {**LLAMA_SIZES, "sliding_window": 3, "head_dim": 6},
+    "qwen2": {
+        **LLAMA_SIZES,
+        "use_sliding_window": True,
+        "sliding_window": 4,
+        "max_window_layers": 1,
+    },
+    "qwen3": {**LLAMA_SIZES, "head_dim": 12, "tie_word_embeddings": True},
+}
+DECODERS = {
+    name: {**sizes, "pad_token_id": 0, "use_cache": False} for name, sizes in DECODERS.items()
+}
 PAD = {"roberta": 1, "xlm-roberta": 1}  # id of padding, where it is not 0
 
 
@@ -63,7 +93,8 @@ def tiny_config(family, task="base", **changes):
     """A transformers config of two layers, with three labels where the task has labels."""
     from transformers import CONFIG_MAPPING
 
-    sizes = {"distilbert": DISTILBERT_SIZES, "modernbert": MODERNBERT_SIZES}.get(family, SIZES)
+    other = {"distilbert": DISTILBERT_SIZES, "modernbert": MODERNBERT_SIZES, **DECODERS}
+    sizes = other.get(family, SIZES)
     own = {
         "roberta": {"max_position_embeddings": LONGEST + 2},
         "xlm-roberta": {"max_position_embeddings": LONGEST + 2},
@@ -80,15 +111,15 @@ def random_inputs(family, task, length, rng):
     mask[-1, ..., length - length // 3 :] = 0
     ids = np.where(mask > 0, rng.integers(2, 99, shape), PAD.get(family, 0))
     inputs = {"input_ids": ids.astype(np.int32), "attention_mask": mask}
-    if family not in ("distilbert", "modernbert"):
+    if family not in ("distilbert", "modernbert", *DECODERS):
         types = (np.arange(length) >= length // 2).astype(np.int32)
         inputs["token_type_ids"] = np.broadcast_to(types, shape).copy()
     return inputs
 
 
 def outputs_of(out):
-    """{name: array} of what a head gives, hidden states and attentions left out."""
-    names = (name for name in vars(out) if name not in ("hidden_states", "attentions"))
+    """{name: array} of what a head gives, hidden states, attentions and caches left out."""
+    names = (name for name in vars(out) if name not in ("hidden_states", "attentions", "cache"))
     return {name: getattr(out, name) for name in names if getattr(out, name) is not None}
 
 

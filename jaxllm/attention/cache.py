@@ -63,9 +63,7 @@ class Cache:
         """ids_BS with those of T new tokens."""
         return jax.lax.dynamic_update_slice(self.ids_BS, ids_BT, (0, self.length))
 
-    def add(
-        self, layer: int, k_BTKH: jax.Array, v_BTKH: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def add(self, layer: int, k_BTKH: jax.Array, v_BTKH: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(keys, values) [B, K, S, H] of a layer with those of T new tokens."""
         start = (0, 0, self.length, 0)
         return (

@@ -125,9 +125,7 @@ class Attention(nnx.Module):
         self.query = layers.dense(D, (N, H), use_bias=spec.bias)
         self.key = layers.dense(D, (K, H), use_bias=spec.bias)
         self.value = layers.dense(D, (K, H), use_bias=spec.bias)
-        self.output = layers.dense(
-            (N, H), D, use_bias=spec.output_bias, stddev=spec.output_stddev
-        )
+        self.output = layers.dense((N, H), D, use_bias=spec.output_bias, stddev=spec.output_stddev)
         self.has_qk_norm = spec.qk_norm
         if self.has_qk_norm:
             self.query_norm, self.key_norm = layers.norm(H), layers.norm(H)
@@ -195,9 +193,7 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, jax.Array | None]:
         """`queries` [B, P]: compute these tokens only, which still look at all; then T is P."""
         attention_key, mlp_key = split_key(key, 2)
-        out_BTD, weights = self.attention(
-            x_BTD, attend, rotary, is_global, attention_key, queries
-        )
+        out_BTD, weights = self.attention(x_BTD, attend, rotary, is_global, attention_key, queries)
         x_BTD = out_BTD + (x_BTD if queries is None else gather_tokens(x_BTD, queries))
         return constrain(x_BTD + self.mlp(x_BTD, mlp_key), "BTD"), weights
 
@@ -273,9 +269,7 @@ class Decoder(Stack):
                 )
             return self._cached(x_BTD, cache, attention_mask, rotary, window, queries)
 
-        visibility = Visibility.of_rows(
-            T, attention_mask, segment_ids, causal=True, window=window
-        )
+        visibility = Visibility.of_rows(T, attention_mask, segment_ids, causal=True, window=window)
         attend = make_attend(self.compute.attention, visibility, weights=output_attentions)
         graphdef, blocks = nnx.split(self.blocks)
         L = spec.num_hidden_layers
@@ -284,9 +278,7 @@ class Decoder(Stack):
 
         def block(x_BTD: jax.Array, layer: tuple, queries: jax.Array | None) -> tuple:
             params, is_global, layer_key = layer
-            return nnx.merge(graphdef, params)(
-                x_BTD, attend, rotary, is_global, layer_key, queries
-            )
+            return nnx.merge(graphdef, params)(x_BTD, attend, rotary, is_global, layer_key, queries)
 
         out = scan_blocks(
             block,

@@ -43,7 +43,7 @@ class SequenceClassification(heads.SequenceHead):
     def vectors(
         self, stack: Stack, tokens: jax.Array, positions_BP: jax.Array, **inputs: Any
     ) -> tuple[jax.Array, EncoderOutput]:
-        """([B, P, D]: the last token of each text that begins at a position, the stack's output)."""
+        """([B, P, D]: of each text that begins at a position the last token, the output)."""
         counts_BT = jnp.ones(tokens.shape[:2], bool)
         mask, segments = inputs.get("attention_mask"), inputs.get("segment_ids")
         if self.pad_token_id is not None and not is_embedded(tokens):

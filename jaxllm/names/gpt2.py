@@ -32,6 +32,7 @@ ATTRIBUTES = Attributes(
     | {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
     harmless=frozenset(
         {
+            "is_decoder",  # it always is
             "n_ctx",
             "reorder_and_upcast_attn",  # how it computes in float16, not what
             "summary_activation",

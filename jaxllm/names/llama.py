@@ -64,7 +64,9 @@ def _rope_problems(rope: dict[str, Any]) -> list[str]:
         elif name != "truncate" or not isinstance(value, bool):
             found.append(f"{name}={value!r:.80} (not implemented)")
     needed = ROPE_TYPES[kind] + (_ROPE_LISTS if kind == "longrope" else ())
-    return found + [f"{name} is missing, which {kind} needs" for name in needed if not rope.get(name)]
+    return found + [
+        f"{name} is missing, which {kind} needs" for name in needed if not rope.get(name)
+    ]
 
 
 ATTRIBUTES = Attributes(
@@ -91,6 +93,7 @@ ATTRIBUTES = Attributes(
     ),
     activations=frozenset({"hidden_act"}),
     required=DECODER_REQUIRED | {"partial_rotary_factor": 1.0},
+    harmless=frozenset({"is_decoder"}),  # it always is
     problems=problems,
 )
 _LAYER = "model.layers.{}"
@@ -134,9 +137,7 @@ MISTRAL = replace(
     old_names=(),
     prefixes={},
 )
-QWEN2 = replace(
-    LLAMA, attributes=ATTRIBUTES.extended(implemented=_WINDOWS), class_prefix="Qwen2"
-)
+QWEN2 = replace(LLAMA, attributes=ATTRIBUTES.extended(implemented=_WINDOWS), class_prefix="Qwen2")
 QWEN3 = replace(
     LLAMA,
     attributes=ATTRIBUTES.extended(implemented=_WINDOWS | {"attention_bias"}),

@@ -118,7 +118,7 @@ class LayerNorm(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) times a scale, over the last axis, float32 statistics (Zhang and Sennrich, 2019)."""
+    """x / rms(x) times a scale, over the last axis, in float32 (Zhang and Sennrich, 2019)."""
 
     def __init__(self, width: int, *, eps: float, dtype: jnp.dtype):
         self.eps = eps

@@ -64,9 +64,11 @@ class Rope:
             return 1.0 / theta[None, None, None] ** exponents
         frequencies = self.theta ** -self._exponents()
         if self.kind == "longrope":
-            short, long = (frequencies / f for f in (self.short_factors, self.long_factors))
-            is_long = positions_BT.max() + 1 > self.longest
-            return jnp.where(is_long, *(jnp.asarray(f, jnp.float32)[None, None] for f in (long, short)))
+            short, long = (
+                (frequencies / np.asarray(factors)).astype(np.float32)[None, None]
+                for factors in (self.short_factors, self.long_factors)
+            )
+            return jnp.where(positions_BT.max() + 1 > self.longest, long, short)
         return STRETCHED[self.kind](self, frequencies).astype(np.float32)[None, None]
 
     def _exponents(self) -> np.ndarray:

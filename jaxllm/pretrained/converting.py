@@ -65,7 +65,9 @@ def convert(source: str | Path, target: str | Path, weights: str) -> ConvertRepo
 
     def fill(temporary: Path) -> None:
         arrays = {
-            table.stored_name(name, named, flax=weights == "flax"): _stored_array(table, name, s, weights)
+            table.stored_name(name, named, flax=weights == "flax"): _stored_array(
+                table, name, s, weights
+            )
             for name, s in sources.items()
         }
         described = {**attributes, "model_type": config.model_type, "architectures": [architecture]}

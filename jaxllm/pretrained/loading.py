@@ -63,8 +63,8 @@ def merge_tied(
 ) -> list[str]:
     """Drops the copies of tied tensors from `sources`; returns their names in the file.
 
-    `ties`: see `Table.ties`. Raises InputError if `check` and a copy differs from its original: an untied model would be
-    computed wrongly.
+    `ties`: see `Table.ties`. Raises InputError if `check` and a copy differs from its original: an
+    untied model would be computed wrongly.
     """
     dropped = []
     for duplicate, original in ties.items():
@@ -80,7 +80,8 @@ def merge_tied(
             if not np.array_equal(array.T if copy.flax else array, sources[original].tensor.read()):
                 raise InputError(
                     f"{where}: {copy.name} differs from {sources[original].name}, to which it is "
-                    "tied; set tie_word_embeddings: false in its config, where the model type has that"
+                    "tied; untied output embeddings are not implemented for encoders, and a "
+                    "decoder's config says of them tie_word_embeddings: false"
                 )
     return dropped
 
@@ -163,8 +164,8 @@ def load(
 ) -> tuple[dict[str, Any], LoadReport]:
     """The parameter tree of `abstract`, with a report.
 
-    `ties`: see `Table.ties`. Shapes are checked before anything is read. `dropped`: paths to take from `init`, whatever the
-    checkpoint has.
+    Shapes are checked before anything is read. `dropped`: paths to take from `init`, whatever the
+    checkpoint has. `ties`: see `Table.ties`.
     """
     leaves: dict[str, jax.ShapeDtypeStruct] = flatten(abstract)
     sources = gather(table, tensors, where)

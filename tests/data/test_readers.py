@@ -69,7 +69,7 @@ def test_an_encoding_that_is_given_is_taken(read):
     with pytest.raises(InputError, match=r"line 2: byte 0x81 at offset 12 is not CP1252"):
         read(b"text,label\na\x81,x\n", encoding="cp1252")
     # Python 3.13 says this as any byte that does not fit, and before that as a fault of its own
-    with pytest.raises(InputError, match="does not start with BOM|at offset 0 is not UTF-16"):
+    with pytest.raises(InputError, match=r"does not start with BOM|at offset 0 is not UTF-16"):
         read(TABLE.encode(), encoding="utf-16")
     for wrong in ("base64", "windows"):
         with pytest.raises(InputError, match=r"data\.encoding: found .*gb18030"):

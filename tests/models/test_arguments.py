@@ -243,7 +243,7 @@ def test_config_as_a_dict_or_a_path(tmp_path):
     ("config", "message"),
     [
         ({"model_type": "bert", "hidden_sise": 32}, "hidden_sise=32 .unknown; did you mean hidden"),
-        ({"model_type": "gpt2"}, "the config: model_type='gpt2'"),
+        ({"model_type": "opt"}, "the config: model_type='opt'"),
         ({"model_type": "bert", "hidden_size": 33}, "hidden_size=33 is not divisible"),
         ("no/such/place", "no/such/place"),
         (Path("/"), "has no config.json"),

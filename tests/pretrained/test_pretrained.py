@@ -214,11 +214,13 @@ def test_table_is_a_bijection(family, task):
                 assert owners[part] is None
                 owners[part] = (path, layer)
                 assert table.canonical(stored) == (name, flax_names and stored.endswith("kernel"))
-                assert table.canonical(table.bare(stored))[0] == name
+                bare = table.stored_name(name, "base", flax=flax_names)
+                assert table.canonical(bare)[0] == name
                 assert table.leaf_of(name).name == leaf.name
                 ours = np.arange(np.prod(one)).reshape(one)
                 there = leaf.to_stored(ours, flax=flax_names)
-                whole = np.concatenate([there] * parts, axis=-1 if flax_names else 0)
+                axis = 0 if leaf.is_transposed(flax=flax_names) else -1
+                whole = np.concatenate([there] * parts, axis=axis)
                 assert whole.shape == leaf.stored_shape(one, flax=flax_names)
                 np.testing.assert_array_equal(leaf.to_ours(whole, one, flax=flax_names), ours)
         layers = [

@@ -10,13 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 from checkpoints import GOLDEN, load
-from encoders import tiny_config
+from encoders import DECODERS, tiny_config
 
 import jaxllm
 from jaxllm.errors import InputError
 from jaxllm.models import FAMILIES, module_parts
 from jaxllm.pretrained import formats, hf, location
 
+ENCODERS = [family for family in FAMILIES if family not in DECODERS]
 HUB_ID = "jaxllm-tests/tiny"
 
 
@@ -203,8 +204,9 @@ def test_attributes_that_change_the_numbers_are_refused(tmp_path, name, value):
 @pytest.mark.parametrize(
     ("family", "name", "value"),
     [
-        *[(family, "tie_word_embeddings", False) for family in FAMILIES],
-        *[(family, "is_decoder", True) for family in FAMILIES],
+        *[(family, "tie_word_embeddings", False) for family in ENCODERS],
+        *[(family, "is_decoder", True) for family in ENCODERS],
+        *[(family, "add_cross_attention", True) for family in FAMILIES],
         *[(family, "quantization_config", {"bits": 8}) for family in FAMILIES],
         ("roberta", "position_embedding_type", "relative_key"),
         ("roberta", "embedding_size", 16),
@@ -214,12 +216,48 @@ def test_attributes_that_change_the_numbers_are_refused(tmp_path, name, value):
         ("electra", "summary_type", "mean"),
         ("electra", "summary_use_proj", False),
         ("electra", "summary_activation", "gelu_fast"),
+        ("gpt2", "scale_attn_weights", False),
+        ("gpt2", "scale_attn_by_inverse_layer_idx", True),
+        ("gpt2", "n_inner", 0),
+        ("llama", "partial_rotary_factor", 0.5),  # transformers 5 reads past it
+        ("llama", "sliding_window", 4),
+        ("mistral", "attention_bias", True),
+        ("mistral", "layer_types", ["full_attention"] * 2),
+        ("qwen2", "layer_types", ["full_attention"]),
     ],
 )
 def test_each_family_refuses_what_would_change_its_numbers(tmp_path, family, name, value):
     attributes = {**tiny_config(family).to_dict(), name: value}
     (tmp_path / "config.json").write_text(json.dumps(attributes))
     with pytest.raises(InputError, match=rf"config\.json: .* {name}="):
+        hf.load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rope", "message"),
+    [
+        ({"rope_type": "axial"}, r"rope_type='axial' .implemented: default, linear, dynamic"),
+        ({"rope_type": "linear"}, "factor is missing, which linear needs"),
+        ({"type": "linear", "factor": 0}, "factor=0 .expected a number above 0"),
+        (
+            {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0},
+            "high_freq_factor is miss",
+        ),
+        ({"rope_type": "longrope", "long_factor": [1.0] * 4}, "short_factor is missing"),
+        (
+            {"rope_type": "longrope", "long_factor": [0.0]},
+            r"long_factor=\[0\.0\] .expected numbers",
+        ),
+        ({"rope_type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        ({"rope_type": "yarn", "truncate": 1}, "truncate=1"),
+        ([], r"rope_parameters=\[\] .expected an object"),
+    ],
+)
+@pytest.mark.parametrize("name", ["rope_parameters", "rope_scaling"])
+def test_rotary_positions_that_are_none(tmp_path, name, rope, message):
+    attributes = {**tiny_config("llama").to_dict(), "rope_parameters": None, name: rope}
+    (tmp_path / "config.json").write_text(json.dumps(attributes))
+    with pytest.raises(InputError, match=message.replace("rope_parameters", name)):
         hf.load_config(tmp_path)
 
 
@@ -264,10 +302,10 @@ def test_harmless_attributes_are_kept(tmp_path):
 
 
 def test_checkpoint_of_another_architecture(tmp_path):
-    write_config(tmp_path, model_type="gpt2")
+    write_config(tmp_path, model_type="opt")
     with pytest.raises(
         InputError,
-        match="model_type='gpt2', a checkpoint of another architecture; implemented: bert",
+        match="model_type='opt', a checkpoint of another architecture; implemented: bert",
     ):
         hf.load_config(tmp_path)
 

@@ -35,7 +35,8 @@ def test_saved_is_loaded_again(tmp_path, family, task, weights):
     assert again.config.architectures == [FAMILIES[family].table.architecture(task)]
     attributes = json.loads((target / "config.json").read_text())
     assert (attributes["model_type"], attributes["dtype"]) == (family, "float32")
-    prefix = FAMILIES[family].table.prefix
+    table = FAMILIES[family].table
+    prefix = table.prefixes.get(task, table.prefix)
     bare = not any(name.startswith(prefix) for name in formats.read_tensors(target))
     assert bare == (task == "base")
     assert siblings(target) == ["model"]
@@ -333,8 +334,8 @@ def test_convert_compares_outputs(tmp_path, monkeypatch):
 
     original = loading.load
 
-    def swap(family, tensors, abstract, where, init):
-        params, report = original(family, tensors, abstract, where, init)
+    def swap(family, tensors, abstract, where, init, **options):
+        params, report = original(family, tensors, abstract, where, init, **options)
         if where.name.startswith("."):
             params = map_params(lambda path, x: x + 1 if path == "pooler/bias" else x, params)
         return params, report
