@@ -124,12 +124,14 @@ def convert(argv: list[str]) -> None:
 
 def train_tokenizer(argv: list[str]) -> None:
     """make a tokenizer from text"""
+    from jaxllm.data.train_tokenizer import KINDS
+
     parser = _Parser("jaxllm train-tokenizer", train_tokenizer.__doc__)
     parser.add_argument(
         "--files", required=True, nargs="+", metavar="FILE", help="txt, jsonl, csv, tsv, also .gz"
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="directory to write")
-    parser.add_argument("--kind", default="wordpiece", choices=["wordpiece", "bpe", "unigram"])
+    parser.add_argument("--kind", default="wordpiece", choices=KINDS)
     parser.add_argument("--vocab_size", type=int, default=30522, help="entries (default 30522)")
     parser.add_argument("--cased", action="store_true", help="keep capitals and accents")
     parser.add_argument("--text", default="text", help="column of the text, where there are any")

@@ -53,6 +53,20 @@ def of_spans(out: Any, labels: Arrays, inputs: Arrays) -> jax.Array:
     return total
 
 
+def of_next(out: Any, labels: Arrays, inputs: Arrays) -> jax.Array:
+    """The labels are the input's own tokens: each is asked for at the token before it. In packed
+    rows the first one of a segment is not asked for.
+    """
+    (ids,) = _exactly(labels, "labels")
+    _check_shape("labels", ids, out.logits.shape[:-1])
+    following = jnp.full_like(ids, IGNORED).at[:, :-1].set(ids[:, 1:])
+    if "segment_ids" in inputs:
+        segments = inputs["segment_ids"]
+        same = jnp.zeros(segments.shape, bool).at[:, :-1].set(segments[:, 1:] == segments[:, :-1])
+        following = jnp.where(same & (segments > 0), following, IGNORED)
+    return _cross_entropy("labels", out.logits, following)
+
+
 def of_pretraining(out: Any, labels: Arrays, inputs: Arrays) -> jax.Array:
     """BERT: the sum of the masked tokens' and the next sentences' losses. ELECTRA's discriminator:
     whether each token that is no padding was replaced.
@@ -78,6 +92,7 @@ def of_pretraining(out: Any, labels: Arrays, inputs: Arrays) -> jax.Array:
 _OF_TASK = {
     "pretraining": of_pretraining,
     "masked-lm": of_ids,
+    "causal-lm": of_next,
     "next-sentence": of_ids,
     "token-classification": of_ids,
     "question-answering": of_spans,
@@ -116,6 +131,7 @@ def classes_of(task: str, config: Any) -> dict[str, int]:
     return {
         "pretraining": words,
         "masked-lm": words,
+        "causal-lm": words,
         "next-sentence": {"labels": 2},
         "sequence-classification": labels,
         "token-classification": labels,

@@ -95,13 +95,17 @@ def _model(model: ModelConfig) -> None:
 
 
 def _data(data: DataConfig, model: ModelConfig) -> None:
+    if data.corpus is not None:
+        for key, value in {"data.train": data.train, "data.dataset": data.dataset}.items():
+            absent = f"nothing beside data.corpus={data.corpus}, which is what is read"
+            require(key, value, not value, absent)
     files = bool(data.train or data.dev)
     if files and data.dataset is not None:
         raise InputError(
             f"data.dataset: found {data.dataset!r} beside the files of data.train and data.dev, "
             "expected one of the two; remove the other"
         )
-    if not files and data.dataset is None:
+    if not files and data.dataset is None and data.corpus is None:
         raise InputError("data.train: found no file, expected files, or a Hub id as data.dataset")
     if data.dataset_config is not None and data.dataset is None:
         raise InputError(

@@ -49,6 +49,7 @@ class ModelConfig:
         "question-answering",
         "masked-lm",
         "pretraining",
+        "causal-lm",
     ] = "sequence-classification"
     tokenizer: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
@@ -123,7 +124,9 @@ class DataConfig:
         max_train_examples: use the first so many training rows only
         max_dev_examples: use the first so many dev rows only
         documents: what ends a document of a text file: a blank line, as between the articles of
-            BERT's corpora, or every line; a row of another file is a document
+            BERT's corpora, or every line, or the file; a row of another file is a document
+        corpus: text that every machine has, in place of files: stdlib = the sources of Python's
+            standard library, each a document, for causal-lm, masked-lm and pretraining
         weights: share of each entry of `train` in the tokens of an epoch; null = by their sizes
         workers: threads that tokenize; 0 = one a core
         cache_dir: where tokenized text is kept; null = jaxllm in the user's cache directory
@@ -158,7 +161,8 @@ class DataConfig:
     buckets: list[int] = field(default_factory=lambda: [32, 64, 128, 256, 512])
     max_train_examples: int | None = None
     max_dev_examples: int | None = None
-    documents: Literal["blank_line", "line"] = "blank_line"
+    documents: Literal["blank_line", "line", "file"] = "blank_line"
+    corpus: Literal["stdlib"] | None = None
     weights: list[float] | None = None
     workers: int = 0
     cache_dir: str | None = None
@@ -251,7 +255,7 @@ class TrainConfig:
         eval_batch_size: examples of an evaluation batch; in pretraining, rows
         metric: metric that chooses the best model, as metrics.jsonl has them behind eval/, such as
             accuracy, f1_macro, matthews, roc_auc, pearson, spearman, exact_match, best_f1,
-            masked_accuracy, retrieval_accuracy or loss; null = the task's own
+            masked_accuracy, retrieval_accuracy, perplexity or loss; null = the task's own
         patience: evaluations without a better metric before the run stops; 0 = never
         save_every: steps between snapshots of the run; 0 = at each evaluation
         profile: first and last step, as metrics.jsonl counts them, of a trace that is left in
@@ -336,6 +340,26 @@ class MaskingConfig:
 
 
 @dataclass(frozen=True)
+class LanguageModelConfig:
+    """Causal language models: what of a text is seen where the next token is asked for.
+
+    Attributes:
+        rows: documents = a token sees its own document alone, and several short ones share a row;
+            joined = documents follow each other with the tokenizer's end-of-text token between
+            them and are cut into rows, in which a token sees all that is before it
+        stride: places between the beginnings of the windows that the dev part is judged in, at most
+            data.max_length; a smaller one shows each token more of what is before it and takes
+            longer; null = data.max_length
+        z_loss: weight of the squared log of the softmax's sum in the training loss, as in PaLM
+            (1e-4 there)
+    """
+
+    rows: Literal["documents", "joined"] = "documents"
+    stride: int | None = None
+    z_loss: float = 0.0
+
+
+@dataclass(frozen=True)
 class ContrastiveConfig:
     """Sentence embeddings: what is learned from pairs of texts.
 
@@ -387,5 +411,6 @@ class Config:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     run: RunConfig = field(default_factory=RunConfig)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
+    lm: LanguageModelConfig = field(default_factory=LanguageModelConfig)
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     qa: QAConfig = field(default_factory=QAConfig)

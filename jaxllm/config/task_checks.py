@@ -8,7 +8,8 @@ from jaxllm.config.fields import Config, QAConfig
 from jaxllm.config.require import at_least, require
 
 _CLASSES, _TAGS, _CHOICES = "sequence-classification", "token-classification", "multiple-choice"
-_PAIRS = "sentence-embedding"
+_PAIRS, _CAUSAL = "sentence-embedding", "causal-lm"
+_DOCUMENTS = ("masked-lm", "pretraining", _CAUSAL)
 
 _USED_BY = {  # a field: the tasks that have a use for it; in another task it has its default
     "data.choices": (_CHOICES,),
@@ -16,8 +17,13 @@ _USED_BY = {  # a field: the tasks that have a use for it; in another task it ha
     "contrastive.negative": (_PAIRS,),
     "contrastive.score": (_PAIRS,),
     "contrastive.positive_from": (_PAIRS,),
-    "train.label_smoothing": (_CLASSES, _TAGS, _CHOICES),
+    "train.label_smoothing": (_CLASSES, _TAGS, _CHOICES, _CAUSAL),
     "train.class_weights": (_CLASSES, _TAGS),
+    "data.corpus": _DOCUMENTS,
+    "masking.words": ("masked-lm", "pretraining"),
+    "lm.rows": (_CAUSAL,),
+    "lm.stride": (_CAUSAL,),
+    "lm.z_loss": (_CAUSAL,),
 }
 
 
@@ -94,6 +100,15 @@ def _contrastive(config: Config) -> None:
     require("train.accumulation", train.accumulation, train.accumulation == 1, whole)
 
 
+def _next_tokens(config: Config) -> None:
+    data, lm = config.data, config.lm
+    fits = lm.stride is None or 1 <= lm.stride <= data.max_length
+    require("lm.stride", lm.stride, fits, f"1 to data.max_length={data.max_length}, or null")
+    require("lm.z_loss", lm.z_loss, 0 <= lm.z_loss < math.inf, "at least 0")
+    one = f"null, as model.task is {_CAUSAL}: a document is one text"
+    require("data.text_pair", data.text_pair, data.text_pair is None, one)
+
+
 def _choices(config: Config) -> None:
     """The label is the place of the right choice, from 0."""
     data, choices = config.data, config.data.choices
@@ -121,6 +136,7 @@ def _words(config: Config) -> None:
 
 _CHECKS: dict[str, Callable[[Config], None]] = {
     _PAIRS: _contrastive,
+    _CAUSAL: _next_tokens,
     _CHOICES: _choices,
     _TAGS: _words,
 }

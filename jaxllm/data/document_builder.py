@@ -58,9 +58,11 @@ class DocumentBuilder:
         source: the documents.
         starts: as `word_starts` gives it.
         limit: of documents; reading stops at it when streaming.
+        verbatim: see `pieces_of`.
 
     Attributes:
         limit: documents after which reading stops; None = all are read.
+        verbatim: see `pieces_of`.
         vocabulary: one more than the highest token id.
     """
 
@@ -71,8 +73,11 @@ class DocumentBuilder:
         tokenizer: "PreTrainedTokenizerFast",
         starts: np.ndarray | None,
         limit: int | None,
+        *,
+        verbatim: bool = False,
     ):
         self._data, self._source, self._starts = data, source, starts
+        self.verbatim = verbatim
         self.limit = limit if data.streaming else None
         self.vocabulary = vocabulary_size(tokenizer)
         self._backend = Backend(tokenizer)
@@ -112,7 +117,7 @@ class DocumentBuilder:
         pieces: list[Piece] = []
         size = 0
         for text, words in self._documents():
-            for piece in pieces_of(text, words):
+            for piece in pieces_of(text, words, verbatim=self.verbatim):
                 pieces.append(piece)
                 size += len(piece.text) + 1
                 if size >= _CALL:
@@ -191,8 +196,9 @@ class _Writer:
     _line_begin: int = 0
     _document_begin: int = 0
     _hash: int = 0  # of the document that is being added
+    _bytes: int = 0  # likewise
     _ends: dict[str, list[int]] = field(
-        default_factory=lambda: {"lines": [], "documents": [], "hashes": []}
+        default_factory=lambda: {"lines": [], "documents": [], "bytes": [], "hashes": []}
     )
 
     def __post_init__(self) -> None:
@@ -207,8 +213,9 @@ class _Writer:
             if piece.begins != GOES_ON:
                 self._end(piece.begins == DOCUMENT)
             if piece.begins == DOCUMENT:
-                self._hash = piece.hash
+                self._hash, self._bytes = piece.hash, 0
             self.tokens += count
+            self._bytes += len(piece.text.encode())
         self.store.append("tokens", tokens)
         self.store.append("starts", starts)
         self._flush()
@@ -227,6 +234,7 @@ class _Writer:
             self._document_begin = self.lines
             self.documents += 1
             self._ends["documents"].append(self.lines)
+            self._ends["bytes"].append(self._bytes)
             self._ends["hashes"].append(self._hash)
         elif document:
             self.empty += 1

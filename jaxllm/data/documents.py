@@ -17,6 +17,7 @@ from jaxllm.data.holdout import parts_of
 from jaxllm.data.hub import hub_source
 from jaxllm.data.readers import document_source, words_source
 from jaxllm.data.rows import FORM, Source
+from jaxllm.data.stdlib import stdlib_source
 from jaxllm.errors import InputError
 from jaxllm.runtime import processes
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _LOG = logging.getLogger(__name__)
-_CACHE_VERSION = 2  # raise when the same input comes to give other arrays
+_CACHE_VERSION = 3  # raise when the same input comes to give other arrays
 
 
 class Shard(NamedTuple):
@@ -35,6 +36,7 @@ class Shard(NamedTuple):
         starts: bool[total], tokens that begin a word.
         lines: int64[m + 1]; line j is ``tokens[lines[j]:lines[j + 1]]``, of at least one token.
         documents: int64[n + 1]; document i is lines ``documents[i]`` to ``documents[i + 1]``.
+        bytes: int64[n], of the text of each document in UTF-8, line ends between lines left out.
         hashes: uint64[n], `text_hash` of each document.
         key: another string whenever the arrays are others.
     """
@@ -43,6 +45,7 @@ class Shard(NamedTuple):
     starts: np.ndarray
     lines: np.ndarray
     documents: np.ndarray
+    bytes: np.ndarray
     hashes: np.ndarray
     key: str
 
@@ -50,6 +53,7 @@ class Shard(NamedTuple):
         """The first `count` documents."""
         return self._replace(
             documents=self.documents[: count + 1],
+            bytes=self.bytes[:count],
             hashes=self.hashes[:count],
             key=f"{self.key} {count}",
         )
@@ -107,8 +111,12 @@ def load_documents(
     tokenizer: "PreTrainedTokenizerFast",
     *,
     words: str | None = None,
+    verbatim: bool = False,
 ) -> Documents:
     """The documents of ``split`` "train" or "dev", tokenized once; `words`: see `MaskingConfig`.
+
+    `verbatim`: with the ends of lines, so that their tokens spell all of the text, and a document
+    is one line. Otherwise the lines are tokenized each for itself.
 
     Each file is a shard of its own in the cache, so that another file or other settings of rows and
     masks leave the rest as it is. With ``data.streaming`` reading stops at ``data.max_*_examples``
@@ -119,20 +127,24 @@ def load_documents(
             out of reach, or the processes of a run do not read the same.
     """
     with processes.together():
-        documents = _load(data, split, tokenizer, words)
+        documents = _load(data, split, tokenizer, words, verbatim)
     processes.check_same(f"the documents of data.{split}", lambda: documents.fingerprint)
     return documents
 
 
 def _load(
-    data: DataConfig, split: str, tokenizer: "PreTrainedTokenizerFast", words: str | None
+    data: DataConfig,
+    split: str,
+    tokenizer: "PreTrainedTokenizerFast",
+    words: str | None,
+    verbatim: bool,
 ) -> Documents:
     starts = word_starts(tokenizer)
     shards: list[Shard] = []
     corpora: list[int] = []
     left = data.limit(split)
     for corpus, source in _sources(data, split, words):
-        builder = DocumentBuilder(data, source, tokenizer, starts, left)
+        builder = DocumentBuilder(data, source, tokenizer, starts, left, verbatim=verbatim)
         shard = _shard(data, split, source, builder)
         if left is not None:
             shard = shard.first(left)
@@ -149,7 +161,9 @@ def _load(
 def _sources(data: DataConfig, split: str, ending: str | None) -> list[tuple[int, DocumentSource]]:
     corpora = [0]
     words: list[Source | None] = [None]
-    if data.dataset is not None:
+    if data.corpus is not None and (split == "train" or data.dev_fraction):
+        texts = [stdlib_source(data)]
+    elif data.dataset is not None:
         texts = [hub_source(data, split, labelled=False)]
     else:
         entries = data.files(split)
@@ -177,6 +191,7 @@ def _shard(data: DataConfig, split: str, source: DocumentSource, builder: Docume
         words=source.words and source.words.fingerprint(),
         tokenizer=builder.fingerprint(),
         limit=builder.limit,
+        verbatim=builder.verbatim,
     )
     arrays, report = cache.load(entry, builder.run, partial(_fault, builder.vocabulary))
     dropped = "".join(f", {n} dropped: {why}" for why, n in report["dropped"].items())
@@ -190,9 +205,10 @@ def _shard(data: DataConfig, split: str, source: DocumentSource, builder: Docume
 def _fault(vocabulary: int, arrays: cache.Arrays, about: dict[str, Any]) -> str | None:
     """What is wrong with the arrays of a shard; see `cache.load`."""
     total, lines = len(arrays["tokens"]), len(arrays["lines"]) - 1
+    count = len(arrays["documents"]) - 1
     return cache.array_fault(
         arrays,
-        lengths={"starts": total, "hashes": len(arrays["documents"]) - 1},
+        lengths={"starts": total, "bytes": count, "hashes": count},
         within={"tokens": (0, vocabulary), "starts": (0, 2)},
         offsets={"lines": total, "documents": lines},
     )

@@ -32,12 +32,15 @@ class Piece(NamedTuple):
     hash: int = 0
 
 
-def pieces_of(text: str, words: np.ndarray | None) -> Iterator[Piece]:
-    """The lines of a document, those that are very long cut in front of a space."""
+def pieces_of(text: str, words: np.ndarray | None, *, verbatim: bool = False) -> Iterator[Piece]:
+    """The lines of a document, those that are very long cut in front of a space.
+
+    `verbatim`: all of the document as one line, with its line ends.
+    """
     begins = DOCUMENT
     begin = 0
     while begin < len(text):
-        end = text.find("\n", begin)
+        end = -1 if verbatim else text.find("\n", begin)
         end = len(text) if end < 0 else end
         while begin < end:
             cut = end

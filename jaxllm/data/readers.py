@@ -82,7 +82,7 @@ def document_source(path: Path, data: DataConfig) -> Source:
     source = file_source(path, data, labelled=False)
     if _format(path, data) != "text":
         return source
-    read = _paragraphs if data.documents == "blank_line" else _document_lines
+    read = {"blank_line": _paragraphs, "line": _document_lines, "file": _whole}[data.documents]
     return replace(source, rows=lambda: _guarded(path, data, read(path, data)))
 
 
@@ -127,6 +127,13 @@ def _sentences(path: Path, data: DataConfig, labelled: bool, name: str) -> Itera
 def _document_lines(path: Path, data: DataConfig) -> Iterator[Row]:
     for number, line in enumerate(lines(path, data), 1):
         yield Row(number, line.rstrip("\n"), fault=None if line else too_long(data))
+
+
+def _whole(path: Path, data: DataConfig) -> Iterator[Row]:
+    with open_text(path, data.encoding) as file:
+        text = file.read(data.max_row_bytes + 1)
+    whole = not beyond(text, data.max_row_bytes)
+    yield Row(1, text if whole else "", fault=None if whole else too_long(data))
 
 
 def _paragraphs(path: Path, data: DataConfig) -> Iterator[Row]:

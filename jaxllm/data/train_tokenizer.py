@@ -1,11 +1,13 @@
 """`jaxllm train-tokenizer`: a vocabulary out of a corpus, with the `tokenizers` library.
 
 What is written loads in jaxllm and in transformers, and is normalised, split and framed as that of
-the models which made each kind known: BERT (wordpiece), RoBERTa (bpe) and XLM-RoBERTa (unigram).
+the models which made each kind known: BERT (wordpiece), RoBERTa (bpe), XLM-RoBERTa (unigram) and
+GPT-2 (gpt2). Of the latter, and of a token a character, the tokens spell the text as it is.
 """
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from jaxllm.pretrained import saving
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("wordpiece", "bpe", "unigram")
+KINDS = ("wordpiece", "bpe", "unigram", "gpt2", "character")
+VERBATIM = ("gpt2", "character")  # these keep line ends, capitals and spaces, and frame nothing
 
 _BERT = {
     "pad_token": "[PAD]",
@@ -33,6 +36,14 @@ _ROBERTA = {
     "sep_token": "</s>",
     "unk_token": "<unk>",
     "mask_token": "<mask>",
+}
+_END = "<|endoftext|>"
+_SPECIAL = {
+    "wordpiece": _BERT,
+    "bpe": _ROBERTA,
+    "unigram": _ROBERTA,
+    "gpt2": {"bos_token": _END, "eos_token": _END, "unk_token": _END},
+    "character": {"bos_token": _END, "eos_token": _END, "unk_token": "<|unknown|>"},
 }
 
 
@@ -51,8 +62,10 @@ def train_tokenizer(
         files: text, jsonl, csv or tsv, each also .gz; of the latter three the column `text`.
         output: directory to write.
         kind: one of KINDS.
-        vocab_size: entries, special tokens and single characters included.
-        cased: keep capitals and accents. Chinese characters are words of their own in wordpiece.
+        vocab_size: entries, special tokens and single characters included; of characters the most
+            frequent, and no more than the text has.
+        cased: keep capitals and accents, as `VERBATIM` kinds always do. Chinese characters are
+            words of their own in wordpiece.
         text: see `files`.
 
     Raises:
@@ -68,31 +81,34 @@ def train_tokenizer(
     for file in files:
         document_source(Path(file), data)  # complains before the long work begins
     backend, trainer, special = _parts(kind, vocab_size, cased)
-    backend.train_from_iterator(_texts(files, data), trainer)
+    backend.train_from_iterator(_texts(files, data, kind in VERBATIM), trainer)
     size = backend.get_vocab_size()
     if size > vocab_size:
         raise InputError(
             f"--vocab_size: found {vocab_size}, but the special tokens and the characters of the "
             f"text alone are {size}; expected more"
         )
-    if size == len(special):
+    if size == len(set(special.values())):
         raise InputError(f"{', '.join(files)}: there is no text to learn from")
-    tokenizer = _framed(backend, special)
+    tokenizer = _framed(backend, special, kind)
     saving.write_directory(
         Path(output),
         lambda directory: saving.write_tokenizer(directory, tokenizer),
         replace=False,
     )
-    logger.info("%s: %d entries, %s, %s", output, size, kind, "cased" if cased else "uncased")
+    case = "cased" if cased or kind in VERBATIM else "uncased"
+    logger.info("%s: %d entries, %s, %s", output, size, kind, case)
 
 
-def _texts(files: list[str], data: DataConfig) -> Iterator[str]:
+def _texts(files: list[str], data: DataConfig, verbatim: bool) -> Iterator[str]:
+    if verbatim:
+        data = replace(data, documents="file")
     for file in files:
         for row in document_source(Path(file), data).rows():
             if row.fault is not None:
                 logger.warning("%s, row %d: left out: %s", file, row.number, row.fault)
             elif text_fault(row.text, "text") is None:
-                for piece in pieces_of(row.text, None):
+                for piece in pieces_of(row.text, None, verbatim=verbatim):
                     yield piece.text
 
 
@@ -100,10 +116,10 @@ def _parts(kind: str, vocab_size: int, cased: bool) -> tuple[Any, Any, dict[str,
     """(tokenizer without a vocabulary, its trainer, its special tokens in the order of ids)."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-    special = _BERT if kind == "wordpiece" else _ROBERTA
+    special = _SPECIAL[kind]
     shared: dict[str, Any] = {
         "vocab_size": vocab_size,
-        "special_tokens": [_added(token) for token in special.values()],
+        "special_tokens": [_added(token) for token in dict.fromkeys(special.values())],
         "show_progress": False,
     }
     case = [] if cased else [normalizers.Lowercase(), normalizers.StripAccents()]
@@ -114,9 +130,15 @@ def _parts(kind: str, vocab_size: int, cased: bool) -> tuple[Any, Any, dict[str,
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         backend.decoder = decoders.WordPiece()
         trainer = trainers.WordPieceTrainer(**shared)
-    elif kind == "bpe":
+    elif kind == "character":
+        backend = Tokenizer(models.WordLevel(unk_token=special["unk_token"]))
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        backend.decoder = decoders.Fuse()
+        trainer = trainers.WordLevelTrainer(**shared)
+    elif kind in ("bpe", "gpt2"):
         backend = Tokenizer(models.BPE())
-        backend.normalizer = normalizers.Sequence([] if cased else [normalizers.NFD(), *case])
+        changed = [] if cased or kind in VERBATIM else [normalizers.NFD(), *case]
+        backend.normalizer = normalizers.Sequence(changed)
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -132,11 +154,16 @@ def _parts(kind: str, vocab_size: int, cased: bool) -> tuple[Any, Any, dict[str,
     return backend, trainer, special
 
 
-def _framed(backend: Any, special: dict[str, str]) -> Any:
+def _framed(backend: Any, special: dict[str, str], kind: str) -> Any:
     """The transformers tokenizer: it puts the special tokens around one text or two."""
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
+    named = {name: _added(token) for name, token in special.items()}
+    if kind in VERBATIM:
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend, clean_up_tokenization_spaces=False, **named
+        )
     cls, sep = special["cls_token"], special["sep_token"]
     second = f"$B:1 {sep}:1" if special is _BERT else f"{sep} $B {sep}"
     backend.post_processor = processors.TemplateProcessing(
@@ -144,7 +171,6 @@ def _framed(backend: Any, special: dict[str, str]) -> Any:
         pair=f"{cls} $A {sep} {second}",
         special_tokens=[(token, backend.token_to_id(token)) for token in (cls, sep)],
     )
-    named = {name: _added(token) for name, token in special.items()}
     return PreTrainedTokenizerFast(tokenizer_object=backend, **named)
 
 

@@ -39,13 +39,21 @@ def training_flops_per_token(
         if path.endswith("attention/query/kernel"):
             layers, _, heads, size = x.shape
             attention += layers * heads * size * seen
-        if path == "embeddings/word/embedding" and head in _OVER_VOCABULARY:
-            products += np.prod(x.shape) * masked  # the decoder, which is tied to it
+        if path == "embeddings/word/embedding":  # the decoder, where it is tied to it
+            if head in _OVER_VOCABULARY:
+                products += np.prod(x.shape) * masked
+            elif head == "causal-lm" and "lm_head" not in abstract:
+                products += np.prod(x.shape)
     return float(6 * products + 12 * attention)
 
 
 _OVER_VOCABULARY = ("masked-lm", "pretraining", "joint-pretraining")
-_FOR_EACH_TOKEN = ("token-classification", "question-answering", "joint-pretraining")
+_FOR_EACH_TOKEN = (
+    "token-classification",
+    "question-answering",
+    "joint-pretraining",
+    "causal-lm",
+)
 
 
 def _share(parts: list[str], head: str, texts: float, masked: float) -> float:

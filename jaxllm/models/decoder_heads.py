@@ -19,6 +19,7 @@ class CausalLM(heads.VocabularyHead):
 
     def __init__(self, spec: DecoderSpec, layers: Layers):
         D, V = spec.hidden_size, spec.vocab_size
+        self.is_tied = spec.is_tied
         self.lm_head = None if spec.is_tied else layers.dense(D, V, use_bias=False)
 
     def scores(self, x: jax.Array, word: Embed) -> jax.Array:

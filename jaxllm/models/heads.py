@@ -8,6 +8,7 @@ of a vocabulary in the model's dtype.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -237,7 +238,14 @@ class QuestionAnswering(Spans, TokenHead):
 
 
 class VocabularyHead(nnx.Module):
-    """What masked and causal LMs share: logits [B, T, V], or [B, P, V] at `head_positions` only."""
+    """What masked and causal LMs share: logits [B, T, V], or [B, P, V] at `head_positions` only.
+
+    With `judge` there are no logits but what it makes of three arguments: a pure function `f(params,
+    x [..., D]) -> logits [..., V]`, its params and the last hidden state. So a loss need not have
+    all logits at once.
+    """
+
+    is_tied = True  # whether `scores` looks at the word embedding
 
     @abstractmethod
     def scores(self, x: jax.Array, word: Embed) -> jax.Array:
@@ -249,9 +257,19 @@ class VocabularyHead(nnx.Module):
         tokens: jax.Array,
         *,
         head_positions: jax.Array | None = None,
+        judge: Callable[..., Any] | None = None,
         **inputs: Any,
-    ) -> HeadOutput:
+    ) -> Any:
         x, out = stack.encode_at(tokens, head_positions, **inputs)
+        if judge is not None:
+            parts = {"head": self, **({"word": stack.embeddings.word} if self.is_tied else {})}
+            graphdef, params = nnx.split(parts)
+
+            def scores(params: Any, x: jax.Array) -> jax.Array:
+                parts = nnx.merge(graphdef, params)
+                return parts["head"].scores(x, parts.get("word"))
+
+            return judge(scores, params, x)
         logits = self.scores(x, stack.embeddings.word)
         return HeadOutput(logits, out.hidden_states, out.attentions, out.cache)
 

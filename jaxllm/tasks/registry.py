@@ -12,6 +12,7 @@ from jaxllm.prediction.question_answering import Answerer
 from jaxllm.prediction.saved import SavedModel
 from jaxllm.prediction.token_classification import Tagger
 from jaxllm.tasks import (
+    causal_lm,
     classification,
     embedding,
     multiple_choice,
@@ -48,4 +49,5 @@ TASKS: dict[str, TaskKind] = {
     "masked-lm": TaskKind("masked-lm", pretraining.prepare, filler),
     # Of a pretrained BERT and of ELECTRA's pair, what fills masks answers.
     "pretraining": TaskKind("masked-lm", pretraining.prepare, filler),
+    "causal-lm": TaskKind(causal_lm.HEAD, causal_lm.prepare, causal_lm.writer),
 }
