@@ -127,9 +127,11 @@ def train_tokenizer(argv: list[str]) -> None:
     from jaxllm.data.train_tokenizer import KINDS
 
     parser = _Parser("jaxllm train-tokenizer", train_tokenizer.__doc__)
-    parser.add_argument(
-        "--files", required=True, nargs="+", metavar="FILE", help="txt, jsonl, csv, tsv, also .gz"
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--files", default=[], nargs="+", metavar="FILE", help="txt, jsonl, csv, tsv, also .gz"
     )
+    source.add_argument("--corpus", choices=["stdlib"], help="the sources of Python's library")
     parser.add_argument("--output", required=True, metavar="DIR", help="directory to write")
     parser.add_argument("--kind", default="wordpiece", choices=KINDS)
     parser.add_argument("--vocab_size", type=int, default=30522, help="entries (default 30522)")

@@ -341,7 +341,7 @@ class MaskingConfig:
 
 @dataclass(frozen=True)
 class LanguageModelConfig:
-    """Causal language models: what of a text is seen where the next token is asked for.
+    """Causal language models: what a token sees, and the loss.
 
     Attributes:
         rows: documents = a token sees its own document alone, and several short ones share a row;

@@ -202,7 +202,7 @@ class EpochExamples:
         tokens, labels, ends = self._at(np.repeat(self.begins[members], lengths) + place)
 
         def spread(values: np.ndarray, dtype: type) -> np.ndarray:
-            array = np.zeros(height * row_length, dtype)
+            array: np.ndarray = np.zeros(height * row_length, dtype)
             array[target] = values
             return array.reshape(height, row_length)
 

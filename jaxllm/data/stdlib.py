@@ -35,9 +35,9 @@ def stdlib_source(data: DataConfig) -> Source:
         )
 
     def text(path: Path) -> str:
-        with reading(path, "Python source", "repair the Python installation"):
-            with tokenize.open(path) as file:  # as the encoding that a source declares
-                return file.read()
+        expected = reading(path, "Python source", "repair the Python installation")
+        with expected, tokenize.open(path) as file:  # as the encoding that a source declares
+            return file.read()
 
     def fingerprint() -> str:
         digest = hashlib.sha256()

@@ -7,14 +7,15 @@ GPT-2 (gpt2). Of the latter, and of a token a character, the tokens spell the te
 
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxllm.config.fields import DataConfig
 from jaxllm.data.builder import text_fault
 from jaxllm.data.pieces import pieces_of
 from jaxllm.data.readers import document_source
+from jaxllm.data.rows import Source
+from jaxllm.data.stdlib import stdlib_source
 from jaxllm.errors import InputError
 from jaxllm.pretrained import saving
 
@@ -55,11 +56,13 @@ def train_tokenizer(
     vocab_size: int,
     cased: bool = False,
     text: str = "text",
+    corpus: str | None = None,
 ) -> None:
     """Trains on the text of `files` and writes the new directory `output`.
 
     Args:
         files: text, jsonl, csv or tsv, each also .gz; of the latter three the column `text`.
+        corpus: in their place, see `DataConfig`.
         output: directory to write.
         kind: one of KINDS.
         vocab_size: entries, special tokens and single characters included; of characters the most
@@ -77,11 +80,14 @@ def train_tokenizer(
     except UnicodeEncodeError:
         expected = "expected a name in UTF-8, as the tokenizers library writes no other"
         raise InputError(f"--output: found {output!r}, {expected}") from None
-    data = DataConfig(train=files, documents="line", text=text, on_bad_row="drop")
-    for file in files:
-        document_source(Path(file), data)  # complains before the long work begins
+    documents: Literal["blank_line", "line"] = "blank_line" if kind in VERBATIM else "line"
+    data = DataConfig(train=files, documents=documents, text=text, on_bad_row="drop")
+    # What is wrong with a file is told before the long work begins.
+    sources = [document_source(Path(file), data) for file in files]
+    if corpus is not None:
+        sources.append(stdlib_source(data))
     backend, trainer, special = _parts(kind, vocab_size, cased)
-    backend.train_from_iterator(_texts(files, data, kind in VERBATIM), trainer)
+    backend.train_from_iterator(_texts(sources, kind in VERBATIM), trainer)
     size = backend.get_vocab_size()
     if size > vocab_size:
         raise InputError(
@@ -89,7 +95,8 @@ def train_tokenizer(
             f"text alone are {size}; expected more"
         )
     if size == len(set(special.values())):
-        raise InputError(f"{', '.join(files)}: there is no text to learn from")
+        names = ", ".join(source.name for source in sources)
+        raise InputError(f"{names}: there is no text to learn from")
     tokenizer = _framed(backend, special, kind)
     saving.write_directory(
         Path(output),
@@ -100,15 +107,15 @@ def train_tokenizer(
     logger.info("%s: %d entries, %s, %s", output, size, kind, case)
 
 
-def _texts(files: list[str], data: DataConfig, verbatim: bool) -> Iterator[str]:
-    if verbatim:
-        data = replace(data, documents="file")
-    for file in files:
-        for row in document_source(Path(file), data).rows():
+def _texts(sources: list[Source], verbatim: bool) -> Iterator[str]:
+    """Lines, or, `verbatim`, documents with the empty line that ends each."""
+    end = "\n" if verbatim else ""
+    for source in sources:
+        for row in source.rows():
             if row.fault is not None:
-                logger.warning("%s, row %d: left out: %s", file, row.number, row.fault)
+                logger.warning("%s, row %d: left out: %s", source.name, row.number, row.fault)
             elif text_fault(row.text, "text") is None:
-                for piece in pieces_of(row.text, None, verbatim=verbatim):
+                for piece in pieces_of(row.text + end, None, verbatim=verbatim):
                     yield piece.text
 
 

@@ -240,9 +240,9 @@ class QuestionAnswering(Spans, TokenHead):
 class VocabularyHead(nnx.Module):
     """What masked and causal LMs share: logits [B, T, V], or [B, P, V] at `head_positions` only.
 
-    With `judge` there are no logits but what it makes of three arguments: a pure function `f(params,
-    x [..., D]) -> logits [..., V]`, its params and the last hidden state. So a loss need not have
-    all logits at once.
+    With `judge` the output is what it makes of three arguments: a pure function `f(params, x [...,
+    D]) -> logits [..., V]`, its params and the last hidden state. So a loss need not have all
+    logits at once.
     """
 
     is_tied = True  # whether `scores` looks at the word embedding

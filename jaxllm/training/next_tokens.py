@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.models import Apply
-from jaxllm.nn.sharding import batch_shards, in_mesh
+from jaxllm.nn.sharding import in_mesh
 from jaxllm.training.objectives import Batch, Objective
 
 # Logits of a slice on each device.
@@ -116,7 +116,8 @@ def next_tokens(
 
 def _shards() -> int:
     """Into how many parts devices split the rows of a batch."""
-    return batch_shards(jax.sharding.get_abstract_mesh()) if in_mesh() else 1
+    shape = jax.sharding.get_abstract_mesh().shape
+    return shape["data"] * shape["fsdp"] if in_mesh() else 1
 
 
 def _flat(out: tuple) -> tuple:
@@ -158,8 +159,7 @@ def _sliced(one: Callable[..., tuple], params: Any, *arrays: jax.Array) -> tuple
         value, others = one(params, *part)
         return total + value, others
 
-    total, (losses, hits) = jax.lax.scan(body, jnp.zeros(()), arrays)
-    return total, losses, hits
+    return _flat(jax.lax.scan(body, jnp.zeros(()), arrays))
 
 
 def _forward(one: Callable[..., tuple], params: Any, *arrays: jax.Array) -> tuple:
@@ -167,11 +167,13 @@ def _forward(one: Callable[..., tuple], params: Any, *arrays: jax.Array) -> tupl
 
     def body(sums: tuple, part: tuple) -> tuple:
         (value, others), (of_params, of_x) = gradient(params, *part)
-        return jax.tree.map(jnp.add, sums, (value, of_params)), (others, of_x)
+        return jax.tree.map(jnp.add, sums, (value, of_params)), (*others, of_x)
 
     zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
-    (total, of_params), ((losses, hits), of_x) = jax.lax.scan(body, zeros, arrays)
-    return (total, losses, hits), (of_params, of_x)
+    sums: tuple
+    of_slices: tuple
+    sums, of_slices = jax.lax.scan(body, zeros, arrays)
+    return (sums[0], *of_slices[:2]), (sums[1], of_slices[2])
 
 
 def _backward(one: Callable[..., tuple], gradients: tuple, cotangents: tuple) -> tuple:

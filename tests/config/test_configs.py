@@ -11,6 +11,7 @@ import pytest
 
 from jaxllm import cli
 from jaxllm.data.tokenizer import load_tokenizer
+from jaxllm.data.train_tokenizer import train_tokenizer
 from jaxllm.models import module_parts
 from jaxllm.pretrained import hf
 from jaxllm.trees import map_params
@@ -115,6 +116,23 @@ def wikitext2() -> None:
         write(f"data/wikitext2/{name}", "\n\n".join("\n".join(TEXTS) for _ in range(4)))
 
 
+def characters() -> None:
+    """A tokenizer of characters, which has the end of a text."""
+    write("characters.txt", "\n".join(TEXTS))
+    train_tokenizer(["characters.txt"], "characters", kind="character", vocab_size=99)
+
+
+def causal_wikitext2() -> None:
+    wikitext2()
+    characters()
+
+
+def tinyshakespeare() -> None:
+    for name in ("train", "val"):
+        write(f"data/tinyshakespeare/{name}.txt", "\n".join(TEXTS * 4))
+    characters()
+
+
 def corpora() -> None:
     text = "\n\n".join("\n".join(TEXTS) for _ in range(20))
     for name in ("wikipedia/train-0", "books/train-0", "wikipedia/dev"):
@@ -158,6 +176,7 @@ TINY = (
     "intermediate_size: 64, max_position_embeddings: 512, vocab_size: %d}"
 )
 FEW = ["--train.batch_size", "8", "--train.eval_batch_size", "8"]  # of long rows
+CHARACTERS = ["--model.tokenizer", "characters"]
 # Of each config: its data, further options, and the metric that its summary has.
 CASES = {
     "quickstart": (nothing, ["--data.max_train_examples", "32"], "accuracy"),
@@ -171,6 +190,20 @@ CASES = {
     "swag": (swag, [*HUB, "--data.dataset_config", "null"], "accuracy"),
     "contrastive": (contrastive, [], "spearman"),
     "mlm_wikitext2": (wikitext2, [], "masked_accuracy"),
+    "gpt_wikitext2": (causal_wikitext2, CHARACTERS, "perplexity"),
+    "gpt_tinyshakespeare": (
+        tinyshakespeare,
+        [*CHARACTERS, "--optimizer.warmup", "1"],
+        "bits_per_byte",
+    ),
+    "gpt_stdlib": (
+        characters,
+        [
+            *(*CHARACTERS, *FEW, "--optimizer.warmup", "1"),
+            *("--data.max_train_examples", "4", "--data.max_dev_examples", "1"),
+        ],
+        "accuracy",
+    ),
     "bert_base": (corpora, ["--optimizer.warmup", "1"], "masked_accuracy"),
     "bert_large": (corpora, ["--optimizer.warmup", "1"], "masked_accuracy"),
     "glue": (glue, [*HUB, "--run.seeds", "[0]"], "accuracy"),
@@ -201,7 +234,7 @@ def test_config_trains(name, model, tmp_path, monkeypatch):
     if name in FROM_NOTHING:
         config = TINY % len(load_tokenizer(model))
         options += ["--model.tokenizer", model, "--model.config", config]
-    else:
+    elif "--model.tokenizer" not in options:
         options += ["--model.path", model]
     command = ["glue", "--tasks", "rte"] if name == "glue" else ["train"]
     arguments = [*command, "--config", f"configs/{name}.yaml", *options]

@@ -4,7 +4,7 @@ import pytest
 
 from jaxllm.cli import main
 from jaxllm.data.tokenizer import Encoder, load_tokenizer
-from jaxllm.data.train_tokenizer import KINDS, train_tokenizer
+from jaxllm.data.train_tokenizer import KINDS, VERBATIM, train_tokenizer
 from jaxllm.errors import InputError
 
 TEXT = (
@@ -27,7 +27,7 @@ def train(corpus, directory, kind="wordpiece", size=400, **options):
 
 
 @pytest.mark.parametrize("cased", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in VERBATIM])
 def test_each_kind_loads_in_transformers_and_frames_its_text(corpus, tmp_path, kind, cased):
     from transformers import AutoTokenizer
 
@@ -100,3 +100,37 @@ def test_the_command_writes_it(corpus, tmp_path):
 def test_a_name_that_the_library_cannot_write_is_told_first(tmp_path):
     with pytest.raises(InputError, match=r"--output: found '.*out\\udcff', expected a name in UTF"):
         train_tokenizer(["absent.txt"], str(tmp_path / "out\udcff"), kind="wordpiece", vocab_size=9)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "character"])
+def test_kinds_for_causal_models_spell_the_text_as_it_is(tmp_path, kind):
+    from transformers import AutoTokenizer
+
+    text = "The  cat,\n\tsat.\n\nÉlan 龙虾 don't\n"
+    (tmp_path / "text.txt").write_text(text * 9, encoding="utf-8")
+    train(str(tmp_path / "text.txt"), tmp_path / "out", kind, size=300)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.eos_token_id == tokenizer.bos_token_id == 0
+    assert tokenizer.convert_ids_to_tokens([0]) == ["<|endoftext|>"]
+    assert 0 not in ids  # nothing is put around a text
+    if kind == "character":
+        assert len(ids) == len(text)
+        assert len(tokenizer) == len(set(text)) + 2
+        assert tokenizer("☃")["input_ids"] == [tokenizer.unk_token_id]
+    else:
+        assert len(tokenizer) <= 300
+        assert tokenizer.decode(tokenizer("☃ snow")["input_ids"]) == "☃ snow"  # by its bytes
+        assert "Ċ" in tokenizer.get_vocab()
+
+
+def test_the_standard_library_in_place_of_files(tmp_path, monkeypatch, capsys):
+    (tmp_path / "python").mkdir()
+    (tmp_path / "python" / "a.py").write_text("def lobster():\n    pass\n" * 9)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / "python"))
+    arguments = ["--kind", "gpt2", "--vocab_size", "300", "--output", str(tmp_path / "out")]
+    assert main(["train-tokenizer", "--corpus", "stdlib", *arguments]) == 0
+    assert "Ġlobster" in load_tokenizer(tmp_path / "out").tokenize("def lobster():")
+    assert main(["train-tokenizer", *arguments]) == 2
+    assert "--files --corpus is required" in capsys.readouterr().err
