@@ -17,7 +17,7 @@ FLOORS = [
     ["models"],
     ["pretrained"],
     ["data"],
-    ["training", "metrics"],
+    ["training", "metrics", "generation"],
     ["prediction"],
     ["runs"],
     ["tasks"],

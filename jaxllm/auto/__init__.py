@@ -1,5 +1,6 @@
 """The public model classes; `model.PretrainedModel` is what they share."""
 
+from jaxllm.auto.causal_lm import AutoModelForCausalLM as AutoModelForCausalLM
 from jaxllm.auto.model import PretrainedModel as PretrainedModel
 from jaxllm.models.outputs import EncoderOutput, HeadOutput, PretrainingOutput, SpanOutput
 
@@ -26,12 +27,6 @@ class AutoModelForMaskedLM(PretrainedModel[HeadOutput]):
     """out.logits [B, T, V], or [B, P, V] at `head_positions`."""
 
     task = "masked-lm"
-
-
-class AutoModelForCausalLM(PretrainedModel[HeadOutput]):
-    """out.logits [B, T, V], or [B, P, V] at `head_positions`: of each token, what comes next."""
-
-    task = "causal-lm"
 
 
 class AutoModelForNextSentencePrediction(PretrainedModel[HeadOutput]):

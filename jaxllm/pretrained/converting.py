@@ -74,6 +74,7 @@ def convert(source: str | Path, target: str | Path, weights: str) -> ConvertRepo
         saving.write_json(temporary / "config.json", described)
         beside = (
             *saving.TOKENIZER_FILES,
+            saving.GENERATION_FILE,
             saving.INPUT_FILE,
             *sentence_transformers.files(directory),
         )

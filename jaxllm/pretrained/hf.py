@@ -13,6 +13,7 @@ from jaxllm.names.table import join
 from jaxllm.pretrained import configs, loading, saving
 from jaxllm.pretrained.converting import ConvertReport, convert
 from jaxllm.pretrained.formats import read_tensors
+from jaxllm.pretrained.generation_defaults import settings_to_keep
 from jaxllm.pretrained.loading import LoadReport
 from jaxllm.pretrained.location import resolve
 from jaxllm.pretrained.tensors import all_finite
@@ -96,13 +97,17 @@ def save_pretrained(
     *,
     weights: str = "safetensors",
     tokenizer: Any = None,
+    generation: dict[str, Any] | None = None,
     max_shard_bytes: int = saving.MAX_SHARD_BYTES,
 ) -> None:
     """Writes what transformers' from_pretrained reads: config.json, weights, tokenizer files.
 
     `task`: a key of the family's heads. `weights`: "safetensors" with PyTorch's names, or "flax"
     for the flax_model.msgpack of transformers 4's Flax classes. `tokenizer`: a transformers
-    tokenizer, or a directory to copy its files from. The directory appears whole or not at all; an
+    tokenizer, or a directory to copy its files from. `generation`: the content of
+    generation_config.json, by default, for a causal-lm, what the config says of it: config.json
+    leaves out what the config's class has by default, and that is read from no class.
+    The directory appears whole or not at all; an
     earlier model in it is replaced. Raises InputError if it holds anything else or cannot be
     written, and for parameters that are not those of the config or not finite.
     """
@@ -133,8 +138,13 @@ def save_pretrained(
         "dtype": str(next(iter(arrays.values())).dtype),
     }
 
+    if generation is None and task == "causal-lm":
+        generation = settings_to_keep(None, config)
+
     def fill(temporary: Path) -> None:
         saving.write_json(temporary / "config.json", described)
+        if generation is not None:
+            saving.write_json(temporary / saving.GENERATION_FILE, generation)
         saving.write_tokenizer(temporary, tokenizer)
         saving.write_weights(temporary, arrays, weights, max_shard_bytes)
 

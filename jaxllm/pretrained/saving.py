@@ -22,6 +22,7 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "chat_template.jinja",
 )
+GENERATION_FILE = "generation_config.json"  # what `generate` takes where it is not given
 INPUT_FILE = "jaxllm.json"  # how a row becomes tokens, see `prediction.inputs`
 
 
@@ -33,7 +34,7 @@ def check_format(weights: str) -> None:
 def is_replaceable(directory: Path) -> bool:
     """Whether everything in the directory is of the kinds written here."""
     return all(
-        file.name in ("config.json", *TOKENIZER_FILES)
+        file.name in ("config.json", GENERATION_FILE, *TOKENIZER_FILES)
         or file.name.startswith(("model.safetensors", "model-", "flax_model"))
         for file in directory.iterdir()
     )

@@ -1,0 +1,82 @@
+"""The public class of models that write."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxllm.auto.model import PretrainedModel
+from jaxllm.generation import generate
+from jaxllm.generation.generate import GenerateOutput, Writer
+from jaxllm.generation.options import options_of
+from jaxllm.generation.prompts import Prompts
+from jaxllm.models.outputs import HeadOutput
+from jaxllm.pretrained import hf
+from jaxllm.pretrained.generation_defaults import generation_defaults, settings_to_keep
+
+
+class AutoModelForCausalLM(PretrainedModel[HeadOutput]):
+    """out.logits [B, T, V], or [B, P, V] at `head_positions`: of each token, what comes next."""
+
+    task = "causal-lm"
+    _written: Writer | None = None
+
+    @property
+    def writer(self) -> Writer:
+        """What `generate` writes with. It holds a second copy of the blocks' parameters, layer by
+        layer, made once for `params`.
+        """
+        if self._written is None or self._written.params is not self.params:
+            self._written = Writer(self._graph, self.params, self.config)
+        return self._written
+
+    def generate(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        *,
+        tokenizer: Any = None,
+        streamer: Any = None,
+        **options: Any,
+    ) -> np.ndarray | GenerateOutput:
+        """int32 [R, length]: prompts and their continuations, as transformers' `generate`.
+
+        Args:
+            input_ids: [B, P], padded on the left, or a list of lists of different lengths.
+            attention_mask: [B, P], 0 for padding. By default tokens that are the pad id are
+                padding, unless that ends a text, too.
+            tokenizer: of the model, for stop_strings.
+            streamer: its `put` gets the prompts, then the tokens of each step.
+            options: max_new_tokens=64, do_sample=True, num_beams=4, …, see
+                `generation.options.Options`. What is not given is as generation_config.json says,
+                or, without that file, config.json.
+
+        Returns:
+            R = B x num_return_sequences rows; behind the end of a row stands the pad id. With
+            return_dict_in_generate=True a `GenerateOutput`.
+
+        Raises:
+            InputError: prompts or options that cannot be met, logits that are NaN.
+        """
+        writer = self.writer
+        defaults, where = generation_defaults(self._source, self.config)
+        asked = options_of(options, defaults, where, writer.vocabulary)
+        prompts = Prompts.of(input_ids, attention_mask, asked, writer.vocabulary)
+        out = generate.generate(writer, prompts, asked, tokenizer=tokenizer, streamer=streamer)
+        return out if asked.return_dict_in_generate else out.sequences
+
+    def save_pretrained(
+        self, directory: str | Path, weights: str = "safetensors", *, tokenizer: Any = None
+    ) -> None:
+        """As `PretrainedModel.save_pretrained`, and generation_config.json with what `generate`
+        takes where it is not given.
+        """
+        hf.save_pretrained(
+            directory,
+            self.params,
+            self.config,
+            self.task,
+            weights=weights,
+            tokenizer=self._source if tokenizer is None else tokenizer,
+            generation=settings_to_keep(self._source, self.config),
+        )

@@ -1,0 +1,232 @@
+"""`generate`: prompts and options to continuations."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllm.errors import InputError
+from jaxllm.generation import decode
+from jaxllm.generation.decode import Kept, Rules, State
+from jaxllm.generation.options import Options
+from jaxllm.generation.processors import Processors
+from jaxllm.generation.prompts import Prompts, lengths, places
+from jaxllm.generation.stop_strings import StopStrings
+from jaxllm.models import Graph, Params, family_of, max_tokens
+from jaxllm.models.outputs import Output
+
+CHUNK = 8  # tokens that are written before who watches sees them
+
+
+@dataclass(frozen=True, eq=False)
+class Writer:
+    """A model that writes: its module, its parameters, its config."""
+
+    graph: Graph
+    params: Params
+    config: Any
+
+    @property
+    def vocabulary(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def positions(self) -> int | None:
+        """Tokens of the longest text; None: any, as rotary positions that stretch have it."""
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        if "position_ids" not in family_of(self.config).ids and rope.get("rope_type") == "dynamic":
+            return None
+        return max_tokens(self.config)
+
+    @cached_property
+    def layers(self) -> tuple[Any, ...]:
+        return decode.unstacked(self.graph, self.params)
+
+    def stops(self, options: Options, tokenizer: Any) -> StopStrings | None:
+        """What finds the options' stop strings."""
+        if not options.stop_strings:
+            return None
+        if tokenizer is None:
+            raise InputError(
+                f"stop_strings: found {options.stop_strings!r:.80} without a tokenizer, which "
+                "tells what tokens spell; give tokenizer="
+            )
+        return StopStrings.of(options.stop_strings, tokenizer, self.vocabulary)
+
+
+@dataclass(frozen=True, eq=False)
+class GenerateOutput(Output):
+    """What `generate` gives with return_dict_in_generate; R rows, N new tokens.
+
+    Attributes:
+        sequences: int32 [R, P + N], prompts and continuations.
+        scores: with output_scores, of each new token float32 [R, V], after all processors.
+        logits: with output_logits, the same of the model.
+        log_probabilities: float32 [R, N] of the new tokens, by `scores`; 0 behind the end of a row.
+        sequences_scores: of beam search, float32 [R].
+        beam_indices: of beam search, int32 [R, N], as in transformers.
+    """
+
+    sequences: np.ndarray
+    scores: tuple[np.ndarray, ...] | None = None
+    logits: tuple[np.ndarray, ...] | None = None
+    log_probabilities: np.ndarray | None = None
+    sequences_scores: np.ndarray | None = None
+    beam_indices: np.ndarray | None = None
+
+
+class Decoding:
+    """Continuations that are being written, some tokens at a time."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        prompts: Prompts,
+        options: Options,
+        stops: StopStrings | None = None,
+    ) -> None:
+        self._writer = writer
+        least, self._total = lengths(options, prompts, writer.positions)
+        copies = options.num_return_sequences
+        prompts = prompts.repeated(copies)
+        P, V = prompts.length, writer.vocabulary
+        rows = np.arange(len(prompts.ids_BP), dtype=np.int32)
+        self._rules = Rules(
+            Processors.of(
+                options,
+                vocabulary=V,
+                ignored_R=prompts.ignored,
+                prompt_length=P,
+                min_length=least,
+                max_length=self._total,
+            ),
+            jnp.asarray(np.isin(np.arange(V), options.eos_token_id)),
+            jnp.int32(-1 if options.fill_id is None else options.fill_id),
+            stops,
+            decode.row_keys(options.seed, copies, rows) if options.do_sample else None,
+        )
+        read, new = prompts.padded(places(P)), places(self._total - P)
+        ids_RS = np.zeros((len(rows), places(P) + new), np.int32)
+        ids_RS[:, :P] = prompts.ids_BP
+        kept = Kept(options.output_scores, options.output_logits, options.return_dict_in_generate)
+        self._prompt_length = P
+        self._state: State = decode.start(
+            writer.graph,
+            new,
+            kept,
+            writer.params,
+            writer.layers,
+            self._rules,
+            ids_RS,
+            np.int32(P),
+            read.ids_BP,
+            read.mask_BP,
+        )
+
+    @property
+    def length(self) -> int:
+        """Of prompts and continuations so far."""
+        return int(self._state.length)
+
+    @property
+    def has_ended(self) -> bool:
+        return self.length >= self._total or bool(self._state.ended_R.all())
+
+    def advance(self, tokens: int | None = None) -> None:
+        """Writes so many tokens more, or all."""
+        if self._total == self._prompt_length + 1:
+            return  # the first token came with the prompt
+        until = self._total if tokens is None else min(self._total, self.length + tokens)
+        writer = self._writer
+        self._state = decode.advance(
+            writer.graph, writer.params, writer.layers, self._rules, self._state, np.int32(until)
+        )
+
+    def chunks(self, tokens: int | None) -> Iterator[np.ndarray]:
+        """Writes to the end; int32 [R, n], the new tokens, each time that there are some."""
+        seen = self._prompt_length
+        while True:
+            ids_RS, length = jax.device_get((self._state.ids_RS, self._state.length))
+            yield ids_RS[:, seen:length]
+            seen = int(length)
+            if self.has_ended:
+                return
+            self.advance(tokens)
+
+    @property
+    def faults(self) -> np.ndarray:
+        """int32 [R], see `State`."""
+        return np.asarray(self._state.fault_R)
+
+    def output(self) -> GenerateOutput:
+        state: State = jax.device_get(replace(self._state, cache=None))
+        length = int(state.length)
+        new = length - self._prompt_length
+
+        def steps(kept: Any) -> tuple[np.ndarray, ...] | None:
+            return None if kept is None else tuple(kept[:new])
+
+        log_NR = state.log_probabilities_NR
+        return GenerateOutput(
+            np.asarray(state.ids_RS[:, :length]),
+            steps(state.scores_NRV),
+            steps(state.logits_NRV),
+            None if log_NR is None else np.asarray(log_NR[:new].T),
+        )
+
+
+def generate(
+    writer: Writer,
+    prompts: Prompts,
+    options: Options,
+    *,
+    tokenizer: Any = None,
+    streamer: Any = None,
+) -> GenerateOutput:
+    """The continuations of prompts.
+
+    tokenizer: of the model, for stop strings.
+    streamer: its `put` gets the prompts [B, P], then the tokens of each step [R], some steps at a
+    time, its `end` is called behind the last: transformers' streamers are such.
+
+    Raises:
+        InputError: options that do not fit the prompts or the model, logits that are NaN.
+    """
+    if options.num_beams > 1:
+        raise InputError(
+            f"num_beams: found {options.num_beams}, expected 1: beam search is not implemented yet"
+        )
+    decoding = Decoding(writer, prompts, options, writer.stops(options, tokenizer))
+    if streamer is None:
+        decoding.advance()
+    else:
+        streamer.put(prompts.ids_BP)
+        for ids_RN in decoding.chunks(CHUNK):
+            for token_R in ids_RN.T:
+                streamer.put(token_R)
+        streamer.end()
+    check(decoding.faults)
+    return decoding.output()
+
+
+def check(faults_R: np.ndarray) -> None:
+    """Raises the InputError of the first row in which something went wrong."""
+    for row in np.flatnonzero(faults_R):
+        raise InputError(f"row {row}: {fault(int(faults_R[row]))}")
+
+
+def fault(code: int) -> str:
+    """What a code of `State.fault_R` says."""
+    if code == decode.NOT_A_NUMBER:
+        return (
+            "the model's logits are NaN, so there is no next token; check that its weights and its "
+            "config.json are whole, or compute in float32"
+        )
+    return (
+        "the options forbid every token of the vocabulary, so there is no next token; take back "
+        "some of suppress_tokens, bad_words_ids, no_repeat_ngram_size, min_length"
+    )
