@@ -100,6 +100,8 @@ def tiny_config(family, task="base", **changes):
         "xlm-roberta": {"max_position_embeddings": LONGEST + 2},
         "electra": {"embedding_size": 16},
     }.get(family, {})
+    if task == "causal-lm" and family not in DECODERS:
+        own = {**own, "is_decoder": True, "use_cache": False}
     labels = 2 if task == "question-answering" else 3
     return CONFIG_MAPPING[family](**{**sizes, **own, "num_labels": labels, **changes})
 

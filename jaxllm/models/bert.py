@@ -25,6 +25,7 @@ def spec(config: Any) -> EncoderSpec:
         token_dropout=rate,
         choice_dropout=rate,
         mlm_act=config.hidden_act,
+        is_decoder=config.is_decoder,
     )
 
 
@@ -82,6 +83,7 @@ class Pretraining(heads.Pooler):
 HEADS = {
     "base": heads.Pooled,
     "masked-lm": heads.MaskedLM,
+    "causal-lm": heads.CausalLM,
     "pretraining": Pretraining,
     "next-sentence": NextSentence,
     "sequence-classification": heads.PooledClassification,

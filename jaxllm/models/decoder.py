@@ -12,10 +12,11 @@ from flax import nnx
 
 from jaxllm.attention.backends import make_attend
 from jaxllm.attention.base import tokens_at
-from jaxllm.attention.cache import Cache, CachedAttend
-from jaxllm.attention.visibility import HIDDEN_ID, Visibility, segment_positions
+from jaxllm.attention.cache import Cache
+from jaxllm.attention.visibility import Visibility, segment_positions
 from jaxllm.errors import InputError
 from jaxllm.models.blocks import Stack, gather_tokens, scan_blocks
+from jaxllm.models.cached import cached_blocks, check_call, empty_cache
 from jaxllm.models.compute import Compute
 from jaxllm.models.family import Family
 from jaxllm.models.outputs import EncoderOutput
@@ -87,6 +88,12 @@ class DecoderSpec:
     def layers(self, compute: Compute, rngs: nnx.Rngs) -> Layers:
         """What makes this decoder's layers."""
         return Layers(self.initializer_range, self.norm_eps, compute.dtype, rngs, rms=self.rms)
+
+    @property
+    def windows(self) -> list[int | None]:
+        """Of each layer, the places that a token sees, its own included; None: all before it."""
+        is_global = self.is_global or (False,) * self.num_hidden_layers
+        return [None if whole else self.window for whole in is_global]
 
     def check(self) -> None:
         """Raises InputError for sizes that do not fit each other."""
@@ -212,12 +219,8 @@ class Decoder(Stack):
 
     def empty_cache(self, rows: int, places: int) -> Cache:
         """A cache for `rows` texts of at most `places` tokens."""
-        spec, (_, blocks) = self.spec, nnx.split(self.blocks)
-        layers = tuple(
-            jax.tree.map(lambda a, i=i: a[i], blocks) for i in range(spec.num_hidden_layers)
-        )
-        K, H = spec.num_key_value_heads, spec.head_size
-        return Cache.empty(rows, places, K, H, self.compute.dtype, layers)
+        K, H = self.spec.num_key_value_heads, self.spec.head_size
+        return empty_cache(self.blocks, rows, places, K, H, self.compute.dtype)
 
     def encode(
         self,
@@ -257,24 +260,31 @@ class Decoder(Stack):
                     f"the batch has {T} tokens a row, the model has "
                     f"{spec.max_position_embeddings} positions; truncate or split the rows"
                 )
-        window = None if spec.window is None else (spec.window - 1, 0)
         rotary = None if spec.rope is None else spec.rope.table(position_ids)
         embed_key, blocks_key = split_key(key, 2)
         x_BTD = constrain(self.embeddings(tokens, position_ids, embed_key), "BTD")
         if cache is not None:
-            if output_attentions or output_hidden_states or segment_ids is not None:
-                raise InputError(
-                    "a cache is for tokens [B, T] that go on, without segment_ids, hidden states "
-                    "and attentions"
-                )
-            return self._cached(x_BTD, cache, attention_mask, rotary, window, queries)
+            check_call(
+                segment_ids=segment_ids,
+                output_hidden_states=output_hidden_states,
+                output_attentions=output_attentions,
+            )
 
+            def one(module: Block, x_BTD: jax.Array, attend: Any) -> jax.Array:
+                return module(x_BTD, attend, rotary, None, None)[0]
+
+            windows = spec.windows
+            x_BTD, cache = cached_blocks(self.blocks, x_BTD, cache, attention_mask, windows, one)
+            x_BTD = x_BTD if queries is None else gather_tokens(x_BTD, queries)
+            return EncoderOutput(self.final_norm(x_BTD), cache=cache)
+
+        window = None if spec.window is None else (spec.window - 1, 0)
         visibility = Visibility.of_rows(T, attention_mask, segment_ids, causal=True, window=window)
         attend = make_attend(self.compute.attention, visibility, weights=output_attentions)
         graphdef, blocks = nnx.split(self.blocks)
         L = spec.num_hidden_layers
         keys = None if blocks_key is None else jax.random.split(blocks_key, L)
-        is_global = np.asarray(spec.is_global) if self._alternates else None
+        is_global = np.asarray(spec.is_global) if any(spec.is_global) else None
 
         def block(x_BTD: jax.Array, layer: tuple, queries: jax.Array | None) -> tuple:
             params, is_global, layer_key = layer
@@ -293,51 +303,6 @@ class Decoder(Stack):
         hidden = None if out.hidden_states is None else (*out.hidden_states[:-1], last)
         return replace(out, last_hidden_state=last, hidden_states=hidden)
 
-    @property
-    def _alternates(self) -> bool:
-        return self.spec.window is not None and any(self.spec.is_global)
-
-    def _cached(
-        self,
-        x_BTD: jax.Array,
-        cache: Cache,
-        mask_BT: jax.Array | None,
-        rotary: jax.Array | None,
-        window: tuple[int, int] | None,
-        queries: jax.Array | None,
-    ) -> EncoderOutput:
-        """Layer by layer: a buffer is updated where it lies only if it is one layer's."""
-        B, T, _ = x_BTD.shape
-        ids_BT = jnp.ones((B, T), jnp.int32)
-        if mask_BT is not None:
-            ids_BT = jnp.where(mask_BT != 0, ids_BT, HIDDEN_ID)
-        ids_BS = cache.seen(ids_BT)
-        places_BT = cache.length + jnp.arange(T, dtype=jnp.int32)[None]
-        visibility = Visibility(
-            T, ids_BS.shape[1], True, window, k_ids_BS=ids_BS, q_places_BT=places_BT
-        )
-        graphdef, _ = nnx.split(self.blocks)
-        keys, values = [], []
-        for i, params in enumerate(cache.layers):
-            seen = visibility
-            if window is not None and self.spec.is_global[i]:
-                seen = visibility.without_window()
-            attend = CachedAttend(cache, i, seen)
-            x_BTD, _ = nnx.merge(graphdef, params)(x_BTD, attend, rotary, None, None)
-            assert attend.filled is not None
-            keys.append(attend.filled[0])
-            values.append(attend.filled[1])
-        if queries is not None:
-            x_BTD = gather_tokens(x_BTD, queries)
-        filled = replace(
-            cache,
-            keys=tuple(keys),
-            values=tuple(values),
-            ids_BS=ids_BS,
-            length=cache.length + T,
-        )
-        return EncoderOutput(self.final_norm(x_BTD), cache=filled)
-
 
 def decoder_family(
     spec: Callable[[Any], DecoderSpec],
@@ -348,18 +313,12 @@ def decoder_family(
 ) -> Family:
     """A family whose stack is `Decoder`. `ids`: of its tables beside the words', see `Family`."""
 
-    def windows(config: Any) -> list[float]:
-        one = spec(config)
-        window = math.inf if one.window is None else one.window
-        is_global = one.is_global or (False,) * one.num_hidden_layers
-        return [math.inf if whole else window for whole in is_global]
-
     return Family(
         spec,
         Decoder,
         heads,
         max_tokens=lambda config: config.max_position_embeddings,
-        windows=windows,
+        windows=lambda config: [window or math.inf for window in spec(config).windows],
         ids={"input_ids": "vocab_size", **ids},
         table=table,
     )

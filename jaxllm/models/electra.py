@@ -37,6 +37,7 @@ def spec(config: Any) -> EncoderSpec:
         token_dropout=rate,
         choice_dropout=config.summary_last_dropout,
         mlm_act="gelu",
+        is_decoder=config.is_decoder,
         pooler_act=config.summary_activation,
         classifier_act="gelu",
     )
@@ -98,6 +99,7 @@ class Discriminator(heads.TokenHead):
 HEADS = {
     "base": heads.Bare,
     "masked-lm": heads.MaskedLM,
+    "causal-lm": heads.CausalLM,
     "pretraining": Discriminator,
     "sequence-classification": heads.Classification,
     "token-classification": heads.TokenClassification,

@@ -10,9 +10,11 @@ from flax import nnx
 
 from jaxllm.attention.backends import make_attend
 from jaxllm.attention.base import Attend
+from jaxllm.attention.cache import Cache
 from jaxllm.attention.visibility import Visibility, segment_positions
 from jaxllm.errors import InputError
 from jaxllm.models.blocks import Stack, gather_tokens, scan_blocks
+from jaxllm.models.cached import cached_blocks, check_call, empty_cache
 from jaxllm.models.compute import Compute
 from jaxllm.models.family import POSITIONS, TYPES, Family
 from jaxllm.models.outputs import EncoderOutput
@@ -145,6 +147,12 @@ class Encoder(Stack):
         is_token = (tokens != padding_idx).astype(jnp.int32)
         return jnp.cumsum(is_token, axis=1) * is_token + padding_idx
 
+    def empty_cache(self, rows: int, places: int) -> Cache:
+        """A cache for `rows` texts of at most `places` tokens, of a decoder."""
+        N = self.spec.num_attention_heads
+        H = self.spec.hidden_size // N
+        return empty_cache(self.blocks, rows, places, N, H, self.compute.dtype)
+
     def encode(
         self,
         tokens: jax.Array,
@@ -154,6 +162,7 @@ class Encoder(Stack):
         position_ids: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
         queries: jax.Array | None = None,
+        cache: Cache | None = None,
         key: Key = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
@@ -165,7 +174,7 @@ class Encoder(Stack):
         padding. `position_ids` are rows of the position table, by default those that each example
         would have alone. `queries` [B, P]: the last block computes these tokens only, the last
         hidden state is [B, P, D]. The same numbers for less: a classifier needs one token of each
-        example, a masked LM 15 % of them.
+        example, a masked LM 15 % of them. `cache`: of a decoder, as in `Decoder.encode`.
         """
         T = tokens.shape[1]
         if position_ids is None:
@@ -175,10 +184,28 @@ class Encoder(Stack):
                     "positions; truncate or split the rows"
                 )
             position_ids = self.position_ids(tokens, segment_ids)
+            if cache is not None:
+                position_ids = position_ids + cache.length
         embed_key, blocks_key = split_key(key, 2)
-        visibility = Visibility.of_rows(T, attention_mask, segment_ids)
-        attend = make_attend(self.compute.attention, visibility, weights=output_attentions)
         x_BTD = constrain(self.embeddings(tokens, token_type_ids, position_ids, embed_key), "BTD")
+        if cache is not None:
+            check_call(
+                segment_ids=segment_ids,
+                output_hidden_states=output_hidden_states,
+                output_attentions=output_attentions,
+            )
+
+            def one(module: Block, x_BTD: jax.Array, attend: Any) -> jax.Array:
+                return module(x_BTD, attend, None)[0]
+
+            windows = [None] * self.spec.num_hidden_layers
+            x_BTD, cache = cached_blocks(self.blocks, x_BTD, cache, attention_mask, windows, one)
+            return EncoderOutput(
+                x_BTD if queries is None else gather_tokens(x_BTD, queries), cache=cache
+            )
+
+        visibility = Visibility.of_rows(T, attention_mask, segment_ids, causal=self.spec.is_decoder)
+        attend = make_attend(self.compute.attention, visibility, weights=output_attentions)
 
         graphdef, blocks = nnx.split(self.blocks)
         keys = (

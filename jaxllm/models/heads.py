@@ -289,10 +289,22 @@ class MLMLayers(nnx.Module):
 
 
 class MaskedLM(VocabularyHead):
-    """BERT's."""
+    """BERT's. Of a decoder (`CausalLM`) the same layers tell the next token."""
 
     def __init__(self, spec: EncoderSpec, layers: Layers):
         self.mlm = MLMLayers(spec, layers)
 
     def scores(self, x: jax.Array, word: Embed) -> jax.Array:
         return self.mlm(x, word)
+
+
+class CausalLM(MaskedLM):
+    """The next token, of an encoder whose tokens see none behind them."""
+
+    def __init__(self, spec: EncoderSpec, layers: Layers):
+        if not spec.is_decoder:
+            raise InputError(
+                "the config has is_decoder=False, with which a token sees those behind it; load a "
+                "causal LM with is_decoder=True"
+            )
+        super().__init__(spec, layers)

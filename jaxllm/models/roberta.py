@@ -29,12 +29,14 @@ def spec(config: Any) -> EncoderSpec:
         token_dropout=rate,
         choice_dropout=config.hidden_dropout_prob,
         mlm_act="gelu",
+        is_decoder=config.is_decoder,
     )
 
 
 HEADS = {
     "base": heads.Pooled,
     "masked-lm": heads.MaskedLM,
+    "causal-lm": heads.CausalLM,
     "sequence-classification": heads.Classification,
     "token-classification": heads.TokenClassification,
     "question-answering": heads.QuestionAnswering,

@@ -23,6 +23,7 @@ class EncoderSpec:
         classifier_act: inside the classification head that has two layers of its own.
         padding_idx: position ids count the tokens that are not padding, from the id after this one
             on (RoBERTa); None: they are 0, 1, 2, …
+        is_decoder: a token sees none behind it.
     """
 
     vocab_size: int
@@ -47,6 +48,7 @@ class EncoderSpec:
     pooler_act: str = "tanh"
     classifier_act: str = "tanh"
     padding_idx: int | None = None
+    is_decoder: bool = False
 
     @classmethod
     def of(cls, config: Any, **values: Any) -> Self:

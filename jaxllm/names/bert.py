@@ -38,10 +38,11 @@ ATTRIBUTES = Attributes(
             "initializer_range",
             "layer_norm_eps",
             "classifier_dropout",
+            "is_decoder",
         }
     ),
     activations=frozenset({"hidden_act"}),
-    required=ENCODER_REQUIRED,
+    required={name: x for name, x in ENCODER_REQUIRED.items() if name != "is_decoder"},
 )
 BERT = Table(
     modules=(
@@ -65,6 +66,7 @@ BERT = Table(
     ),
     prefix="bert",
     class_prefix="Bert",
+    class_names={"causal-lm": "BertLMHeadModel"},
     # TensorFlow's names, which PyTorch checkpoints of 2018 and 2019 have, bert-base-uncased among
     # them.
     old_names=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),

@@ -59,7 +59,7 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("num_key_value_heads", "head_dim", "sliding_window"), _SIZE),
     **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop", "hidden_dropout"), _RATE),
     **dict.fromkeys(("layer_norm_epsilon", "rms_norm_eps", "rope_theta"), _ABOVE_ZERO),
-    **dict.fromkeys(("attention_bias", "mlp_bias", "use_sliding_window"), _FLAG),
+    **dict.fromkeys(("is_decoder", "attention_bias", "mlp_bias", "use_sliding_window"), _FLAG),
     "max_window_layers": (lambda x: is_whole(x) and x >= 0, "a whole number of at least 0"),
     "activation_function": _TEXT,
     "mlp_dropout": _RATE,
