@@ -25,6 +25,8 @@ FAMILIES = {
     "flax_distilbert_masked_lm": ("FlaxDistilBertForMaskedLM", {}),
     "flax_distilbert_question_answering": ("FlaxDistilBertForQuestionAnswering", {}),
     "flax_electra_pretraining": ("FlaxElectraForPreTraining", {"embedding_size": 8}),
+    "flax_gpt2_causal_lm": ("FlaxGPT2LMHeadModel", {}),
+    "flax_llama_causal_lm": ("FlaxLlamaForCausalLM", {"num_key_value_heads": 1}),
     "flax_electra_multiple_choice": ("FlaxElectraForMultipleChoice", {"embedding_size": 8}),
 }
 
@@ -58,6 +60,10 @@ def record_family(directory: Path, name: str, options: dict) -> None:
     if "DistilBert" in name:
         sizes["hidden_dim"] = sizes.pop("intermediate_size")
         del inputs["token_type_ids"]
+    if "GPT2" in name or "Llama" in name:
+        del inputs["token_type_ids"]
+    if "GPT2" in name:
+        sizes["n_inner"] = sizes.pop("intermediate_size")
     if name.endswith("MultipleChoice"):
         inputs = {key: x[None] for key, x in inputs.items()}
     model = cls(cls.config_class(**sizes, **options))

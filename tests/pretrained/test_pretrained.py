@@ -56,6 +56,8 @@ def checkpoint(tmp_path):
         ("flax_distilbert_question_answering", "question-answering", *["end_logits"] * 2),
         ("flax_electra_pretraining", "pretraining", "logits", "logits"),
         ("flax_electra_multiple_choice", "multiple-choice", "logits", "logits"),
+        ("flax_gpt2_causal_lm", "causal-lm", "logits", "logits"),
+        ("flax_llama_causal_lm", "causal-lm", "logits", "logits"),
     ],
 )
 def test_golden_outputs(name, task, output, of):

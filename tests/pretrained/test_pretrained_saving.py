@@ -57,6 +57,8 @@ def test_saved_is_loaded_again(tmp_path, family, task, weights):
         ("flax_distilbert_question_answering", "question-answering"),
         ("flax_electra_pretraining", "pretraining"),
         ("flax_electra_multiple_choice", "multiple-choice"),
+        ("flax_gpt2_causal_lm", "causal-lm"),
+        ("flax_llama_causal_lm", "causal-lm"),
     ],
 )
 def test_names_are_those_of_transformers(tmp_path, name, task):
