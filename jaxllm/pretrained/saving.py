@@ -20,6 +20,9 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
     "chat_template.jinja",
 )
 GENERATION_FILE = "generation_config.json"  # what `generate` takes where it is not given
