@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllm.errors import InputError
-from jaxllm.generation import decode
+from jaxllm.generation import beams, decode
 from jaxllm.generation.decode import Kept, Rules, State
 from jaxllm.generation.options import Options
 from jaxllm.generation.processors import Processors
@@ -90,25 +90,12 @@ class Decoding:
         stops: StopStrings | None = None,
     ) -> None:
         self._writer = writer
-        least, self._total = lengths(options, prompts, writer.positions)
+        _, self._total = lengths(options, prompts, writer.positions)
         copies = options.num_return_sequences
+        P, rows = prompts.length, np.arange(len(prompts.ids_BP) * copies, dtype=np.int32)
+        keys_R = decode.row_keys(options.seed, copies, rows) if options.do_sample else None
         prompts = prompts.repeated(copies)
-        P, V = prompts.length, writer.vocabulary
-        rows = np.arange(len(prompts.ids_BP), dtype=np.int32)
-        self._rules = Rules(
-            Processors.of(
-                options,
-                vocabulary=V,
-                ignored_R=prompts.ignored,
-                prompt_length=P,
-                min_length=least,
-                max_length=self._total,
-            ),
-            jnp.asarray(np.isin(np.arange(V), options.eos_token_id)),
-            jnp.int32(-1 if options.fill_id is None else options.fill_id),
-            stops,
-            decode.row_keys(options.seed, copies, rows) if options.do_sample else None,
-        )
+        self._rules = _rules(writer, prompts, options, options.fill_id, stops, keys_R)
         read, new = prompts.padded(places(P)), places(self._total - P)
         ids_RS = np.zeros((len(rows), places(P) + new), np.int32)
         ids_RS[:, :P] = prompts.ids_BP
@@ -179,6 +166,74 @@ class Decoding:
         )
 
 
+def _rules(
+    writer: Writer,
+    prompts: Prompts,
+    options: Options,
+    fill_id: int | None,
+    stops: StopStrings | None,
+    keys: jax.Array | None,
+) -> Rules:
+    """How the rows that go on from `prompts` are written."""
+    least, total = lengths(options, prompts, writer.positions)
+    processors = Processors.of(
+        options,
+        vocabulary=writer.vocabulary,
+        ignored_R=prompts.ignored,
+        prompt_length=prompts.length,
+        min_length=least,
+        max_length=total,
+    )
+    ends_V = jnp.asarray(np.isin(np.arange(writer.vocabulary), options.eos_token_id))
+    return Rules(processors, ends_V, jnp.int32(-1 if fill_id is None else fill_id), stops, keys)
+
+
+def _by_beams(
+    writer: Writer, prompts: Prompts, options: Options, stops: StopStrings | None
+) -> GenerateOutput:
+    _, total = lengths(options, prompts, writer.positions)
+    (B, P), K, n = prompts.ids_BP.shape, options.num_beams, options.num_return_sequences
+    fill = beams.fill_id(options)
+    keys_B = decode.row_keys(options.seed, 1, np.arange(B, dtype=np.int32))
+    read, new = prompts.padded(places(P)), places(total - P)
+    ids_BS = np.full((B, places(P) + new), fill, np.int32)
+    ids_BS[:, :P] = prompts.ids_BP
+    found = beams.search(
+        writer.graph,
+        new,
+        K,
+        beams.candidates(options, writer.vocabulary),
+        Kept(options.output_scores, options.output_logits),
+        writer.params,
+        writer.layers,
+        _rules(
+            writer, prompts.repeated(K), options, fill, stops, keys_B if options.do_sample else None
+        ),
+        beams.BeamRules.of(options, total - P, new),
+        ids_BS,
+        np.int32(P),
+        np.int32(total),
+        read.ids_BP,
+        read.mask_BP,
+    )
+    check(np.asarray(found.fault_B))
+    found = jax.device_get(replace(found, cache=None))
+    best, steps = found.ended, int(found.length) - P
+    rows = best.rows_BKN[:, :n].reshape(B * n, new)
+    longest = int((rows >= 0).sum(1).max())
+
+    def kept(kept_NRV: Any) -> tuple[np.ndarray, ...] | None:
+        return None if kept_NRV is None else tuple(kept_NRV[:steps])
+
+    return GenerateOutput(
+        best.ids_BKS[:, :n].reshape(B * n, -1)[:, : P + longest],
+        kept(found.scores_NRV),
+        kept(found.logits_NRV),
+        sequences_scores=best.scores_BK[:, :n].reshape(-1),
+        beam_indices=rows[:, :longest],
+    )
+
+
 def generate(
     writer: Writer,
     prompts: Prompts,
@@ -196,11 +251,15 @@ def generate(
     Raises:
         InputError: options that do not fit the prompts or the model, logits that are NaN.
     """
+    stops = writer.stops(options, tokenizer)
     if options.num_beams > 1:
-        raise InputError(
-            f"num_beams: found {options.num_beams}, expected 1: beam search is not implemented yet"
-        )
-    decoding = Decoding(writer, prompts, options, writer.stops(options, tokenizer))
+        if streamer is not None:
+            raise InputError(
+                f"streamer: found one beside num_beams={options.num_beams}, whose tokens are known "
+                "at the end only; leave it out, or give num_beams=1"
+            )
+        return _by_beams(writer, prompts, options, stops)
+    decoding = Decoding(writer, prompts, options, stops)
     if streamer is None:
         decoding.advance()
     else:
