@@ -78,3 +78,26 @@ def test_the_gradient_of_the_loss_is_that_of_its_formula(ids):
 
     by_loss = jax.grad(lambda params: model.apply(params, input_ids=ids, labels=labels).loss)
     close(jax.jit(by_loss)(model.params), jax.jit(jax.grad(by_hand))(model.params))
+
+
+def test_next_tokens_are_asked_for_within_their_segment():
+    """Two texts in one row are what they are alone; the first token of a text is not asked for."""
+    model = tiny_model("gpt2", "causal-lm")
+    rng = np.random.default_rng(1)
+    first, second = rng.integers(2, 99, (1, 4)), rng.integers(2, 99, (1, 5))
+    row = np.concatenate([first, second, [[0]]], axis=1)
+    segments = np.array([[1] * 4 + [2] * 5 + [0]])
+    packed = model(row, segment_ids=segments, labels=row).loss
+    alone = [float(model(ids, labels=ids).loss) for ids in (first, second)]
+    close(packed, (3 * alone[0] + 4 * alone[1]) / 7)
+    ignored = np.where(np.arange(5)[None] < 2, -100, second)
+    logits = np.asarray(model(second).logits[0], np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    close(
+        model(second, labels=ignored).loss,
+        -np.mean([log_p[i - 1, second[0, i]] for i in (2, 3, 4)]),
+    )
+    with pytest.raises(InputError, match=r"labels: found the shape \[1, 4\], expected \[1, 5\]"):
+        model(second, labels=first)
+    with pytest.raises(InputError, match="labels: found 99, expected 0 to 98"):
+        model(second, labels=np.full((1, 5), 99))

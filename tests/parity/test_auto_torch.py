@@ -66,7 +66,12 @@ def test_choices_are_embedded(rng):
     compare_outputs(outputs_of(out), expected)
 
 
-CLASSES = {"masked-lm": 99, "token-classification": 3, "pretraining": 99}  # of tokens
+CLASSES = {
+    "masked-lm": 99,
+    "causal-lm": 99,
+    "token-classification": 3,
+    "pretraining": 99,
+}  # of tokens
 
 
 def random_labels(family, task, inputs, rng):
