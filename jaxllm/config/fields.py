@@ -350,12 +350,16 @@ class LanguageModelConfig:
         stride: places between the beginnings of the windows that the dev part is judged in, at most
             data.max_length; a smaller one shows each token more of what is before it and takes
             longer; null = data.max_length
+        chat: data.text is a column of messages, each with role and content, that the tokenizer's
+            chat template writes as text, and what is learned are the assistant's replies; false
+            with data.text_pair: data.text is a prompt, data.text_pair the reply that is learned
         z_loss: weight of the squared log of the softmax's sum in the training loss, as in PaLM
             (1e-4 there)
     """
 
     rows: Literal["documents", "joined"] = "documents"
     stride: int | None = None
+    chat: bool = False
     z_loss: float = 0.0
 
 

@@ -23,6 +23,7 @@ _USED_BY = {  # a field: the tasks that have a use for it; in another task it ha
     "masking.words": ("masked-lm", "pretraining"),
     "lm.rows": (_CAUSAL,),
     "lm.stride": (_CAUSAL,),
+    "lm.chat": (_CAUSAL,),
     "lm.z_loss": (_CAUSAL,),
 }
 
@@ -105,8 +106,14 @@ def _next_tokens(config: Config) -> None:
     fits = lm.stride is None or 1 <= lm.stride <= data.max_length
     require("lm.stride", lm.stride, fits, f"1 to data.max_length={data.max_length}, or null")
     require("lm.z_loss", lm.z_loss, 0 <= lm.z_loss < math.inf, "at least 0")
-    one = f"null, as model.task is {_CAUSAL}: a document is one text"
-    require("data.text_pair", data.text_pair, data.text_pair is None, one)
+    why = "as lm.chat is true" if lm.chat else "as data.text_pair is the reply to learn"
+    if lm.chat:
+        require("data.text_pair", data.text_pair, data.text_pair is None, f"null, {why}")
+    if lm.chat or data.text_pair is not None:
+        for key in ("lm.rows", "lm.stride", "data.corpus", "data.streaming", "data.weights"):
+            value, default = _field(config, key), _field(Config(), key)
+            shown = {None: "null", False: "false"}.get(default, default)
+            require(key, value, value == default, f"{shown}, {why}")
 
 
 def _choices(config: Config) -> None:

@@ -180,6 +180,16 @@ class EpochExamples:
         """Tokens of the documents, their ends left out."""
         return int(np.sum(self.bounds[:, 1] - self.bounds[:, 0]))
 
+    @property
+    def text_bytes(self) -> int:
+        """Bytes of the documents in UTF-8."""
+        return self.source.text_bytes
+
+    @property
+    def described(self) -> str:
+        """What there is, for a report."""
+        return f"{len(self.bounds)} documents, {self.text_tokens} tokens"
+
     def fill(
         self, rows: Rows, *, row_length: int, height: int, packing: bool
     ) -> dict[str, np.ndarray]:
@@ -191,28 +201,17 @@ class EpochExamples:
         document's text, not its end.
         """
         members = rows.members
-        lengths, counts = self.lengths[members], np.diff(rows.starts)
-        bounds = starts_of(lengths)
-        row = np.repeat(np.arange(rows.height), counts)
-        slot = np.arange(len(members)) - np.repeat(rows.starts[:-1], counts)
-        column = bounds[:-1] - bounds[rows.starts[:-1]][row]
-        target = ranges(row * row_length + column, lengths, bounds)
-        place = ranges(np.zeros_like(lengths), lengths, bounds)  # within the example
+        lengths = self.lengths[members]
+        place = ranges(np.zeros_like(lengths), lengths, starts_of(lengths))  # within the example
         judged = place >= np.repeat(self.context[members], lengths)
         tokens, labels, ends = self._at(np.repeat(self.begins[members], lengths) + place)
-
-        def spread(values: np.ndarray, dtype: type) -> np.ndarray:
-            array: np.ndarray = np.zeros(height * row_length, dtype)
-            array[target] = values
-            return array.reshape(height, row_length)
-
-        return {
-            "input_ids": spread(tokens, np.int32),
-            "segment_ids": spread(np.repeat(slot + 1, lengths), np.int32),
-            "labels": spread(labels, np.int32),
-            "label_weights": spread(judged, np.float32),
-            "text_weights": spread(judged & ~ends, np.float32),
-        }
+        return rows.spread(
+            *(lengths, row_length, height),
+            input_ids=tokens,
+            labels=labels,
+            label_weights=judged.astype(np.float32),
+            text_weights=(judged & ~ends).astype(np.float32),
+        )
 
     def _at(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(int32[k] tokens, int32[k] what comes next, bool[k] whether that is a document's end)."""

@@ -40,6 +40,25 @@ class Rows(NamedTuple):
         starts = self.starts[min(first, self.height) : last + 1]
         return Rows(self.members[starts[0] : starts[-1]], starts - starts[0])
 
+    def spread(
+        self, lengths: np.ndarray, row_length: int, height: int, **values: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Arrays [height, row_length] of the `values` of all tokens of the members, which have
+        `lengths` int64[n], and ``segment_ids``; 0 where there is none.
+        """
+        counts, bounds = np.diff(self.starts), starts_of(lengths)
+        row = np.repeat(np.arange(self.height), counts)
+        slot = np.arange(len(self.members)) - np.repeat(self.starts[:-1], counts)
+        column = bounds[:-1] - bounds[self.starts[:-1]][row]
+        target = ranges(row * row_length + column, lengths, bounds)
+        segments = np.repeat(slot + 1, lengths).astype(np.int32)
+        batch = {}
+        for name, tokens in {**values, "segment_ids": segments}.items():
+            array = np.zeros(height * row_length, tokens.dtype)
+            array[target] = tokens
+            batch[name] = array.reshape(height, row_length)
+        return batch
+
     def permuted(self, order: np.ndarray) -> "Rows":
         """The rows in another order."""
         counts = np.diff(self.starts)[order]

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from jaxllm import models
 from jaxllm.config.fields import Config
+from jaxllm.data.conversations import Conversations, load_conversations
 from jaxllm.data.documents import Documents, load_documents
 from jaxllm.data.fit import check_fit
 from jaxllm.data.loader import eval_batches
@@ -51,21 +52,10 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     _check_head(config, model_config)
     check_fit(model_config, tokenizer, config.data.max_length, pair=False)
     metric = chosen_metric(config, _METRICS, "loss")
-    read = {
-        split: load_documents(config.data, split, tokenizer, verbatim=True)
-        for split, there in (("train", saved is None), ("dev", config.data.has_dev))
-        if there
-    }
-    warn_of_overlap(read.get("train"), read.get("dev"), "document")
-    train = windows = None
-    if "train" in read:
-        seed = config.train.seed
-        train = NextTokenExamples(read["train"], config.data, config.lm, tokenizer, seed=seed)
-    if "dev" in read:
-        data = replace(config.data, weights=None)
-        dev = NextTokenExamples(read["dev"], data, config.lm, tokenizer, seed=0)
-        windows = dev.windows(config.lm.stride or data.max_length)
-        _warn_of_unknown(read["dev"], tokenizer)
+    there = {"train": saved is None, "dev": config.data.has_dev}
+    splits = [split for split, is_there in there.items() if is_there]
+    replies = config.lm.chat or config.data.text_pair is not None
+    train, windows = (_conversations if replies else _documents)(config, tokenizer, splits)
 
     def evaluator(apply: Apply, mesh: Mesh) -> NextTokenEvaluator:
         assert windows is not None
@@ -86,6 +76,31 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
         metric=metric,
         save_extras=InputFormat.of(config).save,
     )
+
+
+def _documents(config: Config, tokenizer: Any, splits: list[str]) -> tuple[Any, Any]:
+    """(what to train on, what to judge with), each None where it is not among `splits`."""
+    read = {split: load_documents(config.data, split, tokenizer, verbatim=True) for split in splits}
+    warn_of_overlap(read.get("train"), read.get("dev"), "document")
+    train = windows = None
+    if "train" in read:
+        seed = config.train.seed
+        train = NextTokenExamples(read["train"], config.data, config.lm, tokenizer, seed=seed)
+    if "dev" in read:
+        data = replace(config.data, weights=None)
+        dev = NextTokenExamples(read["dev"], data, config.lm, tokenizer, seed=0)
+        windows = dev.windows(config.lm.stride or data.max_length)
+        _warn_of_unknown(read["dev"], tokenizer)
+    return train, windows
+
+
+def _conversations(config: Config, tokenizer: Any, splits: list[str]) -> tuple[Any, Any]:
+    """As `_documents`, where replies are learned."""
+    chat = config.lm.chat
+    read = {split: load_conversations(config.data, split, tokenizer, chat=chat) for split in splits}
+    train, dev = read.get("train"), read.get("dev")
+    warn_of_overlap(train, dev, "conversation")
+    return train, dev
 
 
 def writer(model: SavedModel, batch_sizes: BatchSizes) -> Predictor:
@@ -130,7 +145,7 @@ def _warn_of_unknown(documents: Documents, tokenizer: Any) -> None:
 class NextTokenEvaluator:
     """Judges a model on the dev part: each token once, see `NextTokenExamples.windows`."""
 
-    examples: EpochExamples
+    examples: EpochExamples | Conversations
     config: Config
     mesh: Mesh
     eval_step: Callable[[Any, Batch], tuple[Metrics, Any]]
@@ -163,14 +178,11 @@ class NextTokenEvaluator:
         means = sums.means()
         bits = means.pop("text_loss") * tokens / math.log(2)
         means["perplexity"] = math.exp(min(means["loss"], 700))
-        means["bits_per_byte"] = bits / self.examples.source.text_bytes
+        means["bits_per_byte"] = bits / self.examples.text_bytes
         return means
 
     def write(self, params: Any, directory: Path) -> tuple[dict[str, float], str]:
         """Writes nothing: there are no predictions worth keeping."""
-        values, source = self.metrics(params), self.examples.source
-        documents = len(source.documents.hashes)
-        judged = (
-            f"{documents} documents, {self.examples.text_tokens} tokens, {source.text_bytes} bytes"
-        )
+        judged = f"{self.examples.described}, {self.examples.text_bytes} bytes"
+        values = self.metrics(params)
         return values, listed(judged, values)

@@ -294,7 +294,6 @@ def test_mistakes_of_models_and_tokenizers(config, tiny_bert_dir, tokenizer_dir)
         ({"lm": {"stride": 0}}, r"lm\.stride: found 0, expected 1 to"),
         ({"lm": {"z_loss": -1.0}}, r"lm\.z_loss: found -1\.0, expected at least 0"),
         ({"lm": {"z_loss": math.nan}}, r"lm\.z_loss: found nan, expected at least 0"),
-        ({"data": {"text_pair": "b"}}, r"data\.text_pair: found 'b', expected null"),
         ({"data": {"corpus": "stdlib"}}, r"data\.train: found .*, expected nothing beside data"),
         ({"masking": {"words": ".seg"}}, r"masking\.words: found '\.seg', expected null"),
         ({"train": {"class_weights": [1.0, 2.0]}}, r"train\.class_weights: .* expected null"),
@@ -318,3 +317,50 @@ def test_settings_that_do_not_fit(config, sections, message):
 
 def test_the_corpus_alone_is_enough(config):
     check(replace(config, data=DataConfig(corpus="stdlib"), lm=LanguageModelConfig("joined", 5)))
+
+
+def test_replies_are_learned_and_judged(config, gpt_dir, tmp_path):
+    """The loss is over the characters of the reply and its end, what is before them is seen."""
+    prompt, reply = "the cat", " sat"
+    for name in ("train", "dev"):
+        row = {"prompt": prompt, "completion": reply}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+    asked = change(config, data={"text": "prompt", "text_pair": "completion"})
+    check(asked)
+    values = evaluate(asked)
+    # A document has its beginning in front; a prompt has what the tokenizer puts there: nothing.
+    import jaxllm
+
+    model = jaxllm.AutoModelForCausalLM.from_pretrained(gpt_dir)
+    ids = load_tokenizer(gpt_dir)(prompt + reply)["input_ids"] + [0]
+    logits = np.asarray(model(np.array([ids])).logits[0], np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    each = -np.array([log_p[i - 1, ids[i]] for i in range(len(prompt), len(ids))])
+    assert values["loss"] == pytest.approx(each.mean(), rel=1e-5)
+    bits = each[:-1].sum() / math.log(2)
+    assert values["bits_per_byte"] == pytest.approx(bits / len(reply), rel=1e-5)
+    report = (tmp_path / "run" / "evaluate" / "report.txt").read_text()
+    assert "1 conversations, 4 tokens of replies, 4 bytes" in report
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"lm": {"chat": True}, "data": {"text_pair": "b"}}, r"data\.text_pair: .*as lm\.chat is"),
+        ({"lm": {"chat": True, "rows": "joined"}}, r"lm\.rows: found 'joined', expected documents"),
+        ({"lm": {"stride": 3}, "data": {"text_pair": "b"}}, r"lm\.stride: found 3, expected null"),
+        ({"lm": {"chat": True}, "data": {"weights": [1.0]}}, r"data\.weights: .* expected null"),
+        ({"lm": {"chat": True}, "data": {"streaming": True}}, r"data\.streaming: .*expected false"),
+        (
+            {"lm": {"chat": True}, "data": {"corpus": "stdlib", "train": []}},
+            r"corpus: .* null, as lm",
+        ),
+        (
+            {"model": {"task": "masked-lm"}, "lm": {"chat": True}},
+            r"lm\.chat: found True, expected F",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_replies(config, sections, message):
+    with pytest.raises(InputError, match=message):
+        check(change(config, **sections))
