@@ -16,6 +16,7 @@ FLOORS = [
     ["attention", "names"],
     ["models"],
     ["pretrained"],
+    ["adapters"],
     ["data"],
     ["training", "metrics", "generation"],
     ["prediction"],

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar, Unpack
 
 import jax
 
+from jaxllm.adapters import peft_format
 from jaxllm.auto import loss
 from jaxllm.auto.resize import resized
 from jaxllm.errors import InputError
@@ -66,6 +67,7 @@ class PretrainedModel(Generic[Out]):
         remat: str = "none",
         unroll: int = 1,
         seed: int = 0,
+        adapter: str | Path | None = None,
         **config_overrides: Any,
     ) -> Self:
         """The model at `path`: a directory, a Hub id, or package:NAME/sub/dir.
@@ -75,17 +77,23 @@ class PretrainedModel(Generic[Out]):
         or a function as `attention.backends.Given` calls it: programs are compiled for each
         function. `remat`: what the backward pass computes again: none, full (all but the input of
         each block), dots (all but the matrix products). `unroll`: blocks in one iteration of the
-        scan, 0 = all. `seed`: for the parameters of a head that the checkpoint lacks.
-        `config_overrides`: config attributes, such as num_labels=3. Raises InputError for a path,
-        keyword, config or tensor that cannot be used.
+        scan, 0 = all. `seed`: for the parameters of a head that the checkpoint lacks. `adapter`:
+        directory or Hub id of a LoRA of this model, as `peft` writes it, which is merged into the
+        parameters. `config_overrides`: config attributes, such as num_labels=3. Raises InputError
+        for a path, keyword, config or tensor that cannot be used.
         """
-        check_keywords(config_overrides, _KEYWORDS)
+        check_keywords(config_overrides, (*_KEYWORDS, "adapter"))
         compute = compute_of(dtype, attention, remat, unroll)
         directory = hf.resolve(path)
         config = hf.load_config(directory, **config_overrides)
         graph, abstract = module_parts(config, cls.task, compute)
         init = partial(init_one, config, cls.task, seed)
-        params, _ = hf.load_params(directory, config, abstract, init=init)
+        if adapter is None:
+            params, _ = hf.load_params(directory, config, abstract, init=init)
+        else:
+            own = peft_format.read(adapter, config, abstract, cls.task)
+            base, _ = hf.load_params(directory, config, abstract, init=init, given=own.whole)
+            params = own.merged(base)
         return cls(config, params, compute, graph=graph, source=directory)
 
     @classmethod

@@ -29,6 +29,7 @@ def check(config: Config) -> None:
     _data(config.data, config.model)
     check_task(config)
     _optimizer(config.optimizer)
+    _lora(config)
     _train(config.train, config.model.problem_type, config.data.labels)
     steps, warmup = config.train.steps, config.optimizer.warmup
     fits = steps is None or warmup < 1 or warmup <= steps
@@ -146,6 +147,18 @@ def _data(data: DataConfig, model: ModelConfig) -> None:
     if not data.packing:
         fits = data.buckets[-1] >= data.max_length
         require("data.buckets", data.buckets, fits, f"one of data.max_length={data.max_length}")
+
+
+def _lora(config: Config) -> None:
+    """The ranges of the section; and adapters are of weights that there are."""
+    lora, path = config.lora, config.model.path
+    at_least(0, {"lora.rank": lora.rank})
+    require("lora.alpha", lora.alpha, 0 < lora.alpha < math.inf, "a number above 0")
+    require("lora.dropout", lora.dropout, 0 <= lora.dropout < 1, "at least 0 and below 1")
+    require("lora.targets", lora.targets, bool(lora.targets), "patterns of layers")
+    if path is None and (lora.rank or config.model.adapter is not None):
+        key = "lora.rank" if lora.rank else "model.adapter"
+        raise InputError(f"{key}: an adapter is of pretrained weights; give model.path")
 
 
 def _dev_fraction(data: DataConfig) -> None:

@@ -11,6 +11,8 @@ class ModelConfig:
     Attributes:
         path: directory, Hub id or package:NAME/sub/dir of the pretrained weights; null = random
             weights of the shape that `config` describes
+        adapter: directory or Hub id of a LoRA of the model at `path`, as `peft` writes it; it is
+            merged into the weights, or trained on where lora.rank is its rank; null = none
         task: what the model's head is for
         tokenizer: directory, Hub id or package: of the tokenizer, when it is not beside the weights
         config: transformers config attributes set over those at `path`; all of them, with
@@ -41,6 +43,7 @@ class ModelConfig:
     """
 
     path: str | None = None
+    adapter: str | None = None
     task: Literal[
         "sequence-classification",
         "token-classification",
@@ -405,6 +408,29 @@ class QAConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adaptation: small matrices are trained beside layers that stay as they are.
+
+    What is trained, and saved in snapshots, are these adapters and the head of a task with labels
+    of its own. model/ of run.dir is the model with the adapters merged into it, model/adapter the
+    adapter alone, which `peft` loads.
+
+    Attributes:
+        rank: rank of an adapter's two matrices; 0 = no adapters, all parameters are trained
+        alpha: an adapter's product is scaled by alpha / rank
+        dropout: dropout of an adapter's input
+        targets: patterns of the layers that get an adapter, such as blocks/attention/* or blocks/*
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: list[str] = field(
+        default_factory=lambda: ["blocks/attention/query", "blocks/attention/value"]
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that a run depends on, in sections."""
 
@@ -418,3 +444,4 @@ class Config:
     lm: LanguageModelConfig = field(default_factory=LanguageModelConfig)
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     qa: QAConfig = field(default_factory=QAConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)

@@ -68,6 +68,18 @@ PARAMETER_LETTERS = [
     ("score/bias", "C"),
     ("dense/*/kernel", "EE"),
     ("dense/*/bias", "E"),
+    # LoRA's A, from a layer's inputs to R, and B, from there to its outputs.
+    ("embeddings/project/lora_a", "ER"),
+    ("embeddings/*/lora_a", "VR"),
+    ("embeddings/*/lora_b", "RD"),
+    ("blocks/attention/output/lora_a", "LNHR"),
+    ("blocks/attention/output/lora_b", "LRD"),
+    ("blocks/attention/*/lora_a", "LDR"),
+    ("blocks/attention/*/lora_b", "LRNH"),
+    ("blocks/mlp/down/lora_a", "LFR"),
+    ("blocks/mlp/down/lora_b", "LRD"),
+    ("blocks/mlp/*/lora_a", "LDR"),
+    ("blocks/mlp/*/lora_b", "LRF"),
 ]
 
 # Letters not named here (L, H, T, C, E, …) are whole on every device.

@@ -15,6 +15,14 @@ from jaxllm.runtime import memory, no_torch
 def read_config(directory: Path) -> dict[str, Any]:
     """config.json as it is in the directory, before transformers drops or renames a key."""
     file = directory / "config.json"
+    if (directory / "adapter_config.json").is_file() and not file.is_file():
+        about = files.read_json(directory / "adapter_config.json", dict, "an adapter's config")
+        base = about.get("base_model_name_or_path")
+        raise InputError(
+            f"{directory} holds an adapter alone, of the base {base!r}; give the base as the "
+            "model's path, and this directory as its adapter (model.adapter, or adapter=… of "
+            "from_pretrained)"
+        )
     if not file.is_file():
         inside = directory / "model"
         hint = f"; {inside} has one" if (inside / "config.json").is_file() else ""

@@ -60,10 +60,11 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
     if found is None:
         raise InputError(f"{directory} has no weights; looked for {weight_files()}")
     kind, file = found
-    return _read_sharded(file, kind) if file.suffix == ".json" else _read(file, kind)
+    return _read_sharded(file, kind) if file.suffix == ".json" else read_file(file, kind)
 
 
-def _read(file: Path, kind: str) -> dict[str, Tensor]:
+def read_file(file: Path, kind: str) -> dict[str, Tensor]:
+    """The tensors of one file of a format of WEIGHT_FILES; errors as in `read_tensors`."""
     read, expected = _READERS[kind]
     with files.reading(file, expected):
         refuse_pointer(file)
@@ -83,7 +84,7 @@ def _read_sharded(index: Path, kind: str) -> dict[str, Tensor]:
         )
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(parts.values())):
-        for name, tensor in _read(file, kind).items():
+        for name, tensor in read_file(file, kind).items():
             if name in tensors:
                 raise InputError(
                     f"{index}: tensor {name} is in {tensors[name].file.name} and in {file.name}; "

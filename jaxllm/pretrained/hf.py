@@ -1,8 +1,9 @@
 """Checkpoints of transformers, in and out: config, weights, tokenizer. No torch is needed."""
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -55,22 +56,27 @@ def load_params(
     *,
     init: Callable[[str], Any],
     dropped: Collection[str] = (),
+    given: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[dict[str, Any], LoadReport]:
     """The parameters that `abstract` describes, from the weights in a directory.
 
     `abstract`: jax.ShapeDtypeStructs, placed by their `.sharding` where it is set. `init(path)`
-    gives a parameter of a head that the checkpoint lacks, and those at the paths `dropped`. One
-    tensor at a time is on the host beside what is already placed. Raises InputError with every
-    missing, surplus or wrongly shaped tensor, before any is placed.
+    gives a parameter of a head that the checkpoint lacks, and those at the paths `dropped`.
+    `given`: arrays to take in place of the checkpoint's, by path. One tensor at a time is on the
+    host beside what is already placed. Raises InputError with every missing, surplus or wrongly
+    shaped tensor, before any is placed.
     """
     memory.check(memory.bytes_of(abstract), f"{directory}: the parameters", "use more devices")
     tensors = read_tensors(directory)
     table = family_of(config).table
     params, report = loading.load(
-        table, tensors, abstract, directory, init, dropped, ties=table.ties(config)
+        *(table, tensors, abstract, directory),
+        lambda path: given[path] if path in given else init(path),
+        {*dropped, *given},
+        ties=table.ties(config),
     )
-    if report.new:
-        log.warning("%s: newly initialised, to be trained: %s", directory, ", ".join(report.new))
+    if new := [path for path in report.new if path not in given]:
+        log.warning("%s: newly initialised, to be trained: %s", directory, ", ".join(new))
     if report.unused:
         log.info("%s: tensors left unused: %s", directory, ", ".join(report.unused))
     return params, report

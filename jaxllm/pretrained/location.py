@@ -22,6 +22,8 @@ SMALL_FILES = [
     "*_Pooling/config.json",
     "*_Normalize/config.json",
     "*_Dense/*",
+    "adapter_config.json",
+    "adapter_model.*",
 ]
 # What to fetch, the first that is there: a repository often holds the same weights several times.
 WEIGHT_PATTERNS = [

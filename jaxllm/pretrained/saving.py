@@ -121,7 +121,7 @@ def write_weights(
     write_json(directory / f"{stem}.{suffix}.index.json", index)
 
 
-def _write_safetensors(file: Path, arrays: dict[str, np.ndarray]) -> None:
+def write_safetensors(file: Path, arrays: dict[str, np.ndarray]) -> None:
     from safetensors.numpy import save_file
 
     file.touch()
@@ -141,4 +141,4 @@ def _write_msgpack(file: Path, arrays: dict[str, np.ndarray]) -> None:
     file.write_bytes(msgpack_serialize(tree, in_place=True))
 
 
-_WRITERS = {"safetensors": _write_safetensors, "flax": _write_msgpack}
+_WRITERS = {"safetensors": write_safetensors, "flax": _write_msgpack}

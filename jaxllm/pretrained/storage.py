@@ -3,8 +3,8 @@
 It is one that transformers knows, one with layers behind its pooling, or ELECTRA's two.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -59,12 +59,17 @@ class StoredModel(Protocol):
 
 @dataclass(frozen=True)
 class OneModel:
-    """All parameters are those of one head. `new`: paths that are not taken from a checkpoint."""
+    """All parameters are those of one head.
+
+    new: paths that are not taken from a checkpoint.
+    given: arrays that are taken in place of a checkpoint's, by path.
+    """
 
     head: str
     config: Any
     answers: str = "."
     new: frozenset[str] = frozenset()
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     def parts(self, compute: Compute) -> tuple[Graph, Params]:
         return models.module_parts(self.config, self.head, compute)
@@ -76,7 +81,8 @@ class OneModel:
         hf.save_pretrained(directory, params, self.config, self.head, tokenizer=tokenizer)
 
     def load(self, directory: Path, abstract: Any, init: Init) -> Any:
-        return hf.load_params(directory, self.config, abstract, init=init, dropped=self.new)[0]
+        parts = directory, self.config, abstract
+        return hf.load_params(*parts, init=init, dropped=self.new, given=self.given)[0]
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class Job:
         peak_rate: real tokens/s that would take all FLOP/s of the devices; None = not known.
         report: writes the final report, of parameters and the step they are of, into the run
             directory. Called in all processes.
+        trained: (parameters that are trained, all parameters) of a model that is trained in part.
     """
 
     state: Any
@@ -45,3 +46,4 @@ class Job:
     export: Callable[[Any, Path], None]
     report: Callable[[Any, Path, int], None]
     peak_rate: float | None = None
+    trained: tuple[int, int] | None = None

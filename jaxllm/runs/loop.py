@@ -245,7 +245,7 @@ def _finish(run: _Run, state: Any) -> dict[str, float]:
     if directory.writer:
         curves.draw(read_records(directory.path / METRICS), directory.path, job.metric, best)
     wall_seconds = time.perf_counter() - run.began
-    result = summary.of_run(progress, run.meter.clock, wall_seconds, job.peak_rate)
+    result = summary.of_run(progress, run.meter.clock, wall_seconds, job.peak_rate, job.trained)
     directory.write_summary(result)
     return result
 

@@ -15,22 +15,32 @@ from jaxllm.runs.progress import Progress
 
 
 def of_run(
-    progress: Progress, clock: StepClock, wall_seconds: float, peak_rate: float | None
+    progress: Progress,
+    clock: StepClock,
+    wall_seconds: float,
+    peak_rate: float | None,
+    trained: tuple[int, int] | None,
 ) -> dict[str, float]:
     """One run.
 
     Tokens per second are over the seconds spent on training steps: compilation, evaluation, export
     and saving are left out, waiting for data is not. `train/wall_seconds` is all of it, building
     the job included, without the time between a stop and its resumption. `train/mfu` is the share
-    of `peak_rate`, see `Job`, that the real tokens per second come to. `train/step_seconds_p…`
-    and the memory are those of the last process. `eval/…` are those of the exported model.
+    of `peak_rate`, see `Job`, that the real tokens per second come to. `trained`: see `Job`.
+    `train/step_seconds_p…` and the memory are those of the last process. `eval/…` are those of the
+    exported model.
     """
     times = percentiles(clock.laps)
+    part: dict[str, float] = {}
+    if trained is not None:
+        part["train/trained_parameters"] = trained[0]
+        part["train/trained_share"] = trained[0] / trained[1]
     rate = tokens_per_second(progress.real_tokens, clock.seconds)
     return {
         "train/real_tokens_per_second": rate,
         "train/padded_tokens_per_second": tokens_per_second(progress.padded_tokens, clock.seconds),
         **({} if peak_rate is None else {"train/mfu": rate / peak_rate}),
+        **part,
         "train/steps": progress.step,
         "train/best_step": progress.best_step,
         "train/wall_seconds": wall_seconds,

@@ -24,19 +24,22 @@ from jaxllm.nn.sharding import batch_sharding, batch_shards, make_mesh, place
 from jaxllm.pretrained.storage import initial_params
 from jaxllm.runs.job import Job
 from jaxllm.runtime import processes
+from jaxllm.tasks.adapting import check_label_order, with_adapter, with_lora
 from jaxllm.tasks.evaluate import check_eval_batch, shortest_row, tokenizer_path, write_report
 from jaxllm.tasks.registry import TASKS
 from jaxllm.tasks.task import SMALLER_IS_BETTER
 from jaxllm.training.optim import (
+    FlatParams,
     check_frozen,
     learning_rate_schedule,
     make_optimizer,
     make_penalty,
     moves_idle_rows,
+    trainable,
 )
 from jaxllm.training.step import init_state, make_train_step, state_shapes
 from jaxllm.training.vocabulary import Vocabulary
-from jaxllm.trees import flatten
+from jaxllm.trees import flatten, leaf_at, unflatten
 
 logger = logging.getLogger("jaxllm")
 
@@ -52,13 +55,19 @@ def build(config: Config) -> Job:
     tokenizer = load_tokenizer(tokenizer_path(config))
     task = TASKS[config.model.task].prepare(config, tokenizer)
     assert task.train is not None
-    graph, abstract = task.model.parts(compute)
+    model, adapter = with_adapter(config, task.model)
+    check_label_order(config, model, adapter)
+    lora = with_lora(config, model, adapter)
+    model = lora or model
+    graph, abstract = model.parts(compute)
     apply = models.apply_fn(graph)
-    frozen = config.optimizer.frozen
-    check_frozen(list(flatten(abstract)), frozen)
+    frozen, paths = config.optimizer.frozen, flatten(abstract)
+    if lora is not None:
+        paths = {path: x for path, x in paths.items() if lora.trains(path)}
+    check_frozen(list(paths), frozen)
     examples: TrainExamples = task.train
     vocabulary = None
-    if task.reads_word_table_only and not moves_idle_rows(config.optimizer):
+    if lora is None and task.reads_word_table_only and not moves_idle_rows(config.optimizer):
         assert isinstance(examples, Examples)
         vocabulary = Vocabulary.of(examples.tokens, task.model.config.vocab_size)
         examples = vocabulary.renumber(examples)
@@ -87,8 +96,16 @@ def build(config: Config) -> Job:
     schedule = learning_rate_schedule(config.optimizer, total_steps)
     tx = make_optimizer(config.optimizer, total_steps)
     # The weights come last: all mistakes above are told before a large file is read.
-    params = initial_params(task.model, config.model.path, config.train.seed, place(mesh, abstract))
+    params = initial_params(model, config.model.path, config.train.seed, place(mesh, abstract))
+    if adapter is not None and lora is None:
+        params = adapter.merged(params)
     complete: Callable[[Any], Any] = lambda params: params  # noqa: E731
+    base: FlatParams = {}
+    if lora is not None:
+        # What is not trained is no part of the state: no snapshot holds it, no step writes it.
+        base = {path: x for path, x in flatten(params).items() if path not in paths}
+        params = unflatten({path: leaf_at(params, path) for path in paths})
+        complete = lambda params: unflatten({**base, **flatten(params)})  # noqa: E731
     if vocabulary is not None:
         params, complete = vocabulary.take(params, mesh)
     state = init_state(params, tx, mesh, seed=config.train.seed, frozen=frozen)
@@ -102,6 +119,7 @@ def build(config: Config) -> Job:
         frozen=frozen,
         whole_batch=task.whole_batch,
         penalty=make_penalty(config.optimizer),
+        base=base,
     )
     evaluator = None if task.evaluator is None else task.evaluator(apply, mesh)
 
@@ -113,7 +131,7 @@ def build(config: Config) -> Job:
         if jax.process_count() > 1:  # shards of other hosts; all of them take part
             params = processes.whole(params)
         if jax.process_index() == 0:
-            task.model.save(directory, params, tokenizer)
+            model.save(directory, params, tokenizer)
             for place in {directory, directory / task.model.answers}:
                 task.save_extras(place)
 
@@ -122,12 +140,17 @@ def build(config: Config) -> Job:
             _, text = evaluator.write(complete(params), directory)
             of = f"{directory / 'model'}, step {step} of {total_steps}"
             logger.info("dev part:\n%s", write_report(directory, of, text))
-        model = shlex.quote(str(directory / "model" / task.model.answers))
-        logger.info("next: jaxllm predict --model %s --input FILE --output FILE", model)
+        place = shlex.quote(str(directory / "model" / task.model.answers))
+        logger.info("next: jaxllm predict --model %s --input FILE --output FILE", place)
 
     # Where parameters are frozen, part of the backward pass is not computed.
-    peak_rate = None
-    if not frozen:
+    peak_rate = trained = None
+    if frozen or lora is not None:
+        sizes = {path: math.prod(x.shape) for path, x in flatten(abstract).items()}
+        own = sum(sizes[path] for path in paths if trainable(path, frozen))
+        trained = own, sum(sizes.values())
+        logger.info("%s of %s parameters are trained, %.3g %%", *trained, 100 * own / trained[1])
+    else:
         lengths = task.train.at(0).text_lengths
         flops = training_flops_per_token(
             abstract, task.model.config, task.model.head, lengths, masked=config.masking.rate
@@ -148,6 +171,7 @@ def build(config: Config) -> Job:
         export=export,
         report=report,
         peak_rate=peak_rate,
+        trained=trained,
     )
 
 

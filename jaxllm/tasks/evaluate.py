@@ -17,6 +17,7 @@ from jaxllm.models.compute import computation
 from jaxllm.nn.sharding import make_mesh
 from jaxllm.pretrained import hf
 from jaxllm.pretrained.storage import load_saved
+from jaxllm.tasks.adapting import with_adapter
 from jaxllm.tasks.head import check_head
 from jaxllm.tasks.registry import TASKS
 
@@ -42,14 +43,18 @@ def evaluate(config: Config) -> dict[str, float]:
                 f"model.config: found {name}={value!r}, but the model at {config.model.path} has "
                 f"{getattr(saved, name, None)!r}; evaluation takes the model as it is"
             )
-    check_head(config, saved)
+    if config.model.adapter is None:
+        check_head(config, saved)
     tokenizer = load_tokenizer(tokenizer_path(config))
     task = TASKS[config.model.task].prepare(config, tokenizer, saved=saved)
     if task.evaluator is None:
         raise InputError("data.dev: found no files, expected the part to evaluate on")
     check_eval_batch(config, saved, mesh)
     compute = computation(config.model, mesh)
-    _, graph, params = load_saved(config.model.path, task.model, mesh, compute)
+    model, adapter = with_adapter(config, task.model)
+    _, graph, params = load_saved(config.model.path, model, mesh, compute)
+    if adapter is not None:
+        params = adapter.merged(params)
     evaluator = task.evaluator(models.apply_fn(graph), mesh)
     directory = Path(config.run.dir) / "evaluate"
     with writing(str(directory), "Give another run.dir."):

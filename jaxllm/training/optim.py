@@ -94,10 +94,11 @@ def scale_by_schedule(
 
 
 def is_penalized(config: "OptimizerConfig", path: str) -> bool:
-    """Weight decay, l1 and l2 apply to kernels and embeddings; with `penalize: all` to biases and
-    norms, too.
+    """Weight decay, l1 and l2 apply to kernels and embeddings, and to LoRA's A and B; with
+    `penalize: all` to biases and norms, too.
     """
-    return config.penalize == "all" or path.endswith(("/kernel", "/embedding"))
+    names = ("/kernel", "/embedding", "/lora_a", "/lora_b")
+    return config.penalize == "all" or path.endswith(names)
 
 
 def trainable(path: str, frozen: list[str]) -> bool:

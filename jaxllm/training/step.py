@@ -6,6 +6,7 @@ weights until the one division, so one batch of 8 examples equals 2 x 4 equals 8
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -82,6 +83,7 @@ def make_train_step(
     frozen: list[str],
     whole_batch: Callable[[Batch], Batch] = lambda batch: batch,
     penalty: Callable[[FlatParams], jax.Array] | None = None,
+    base: FlatParams | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted step, its state donated.
 
@@ -93,6 +95,8 @@ def make_train_step(
 
     `penalty` of the trained parameters is added to the loss that is told; its gradient is the
     optimizer's business.
+
+    `base`: parameters beside those of the state, which no step changes and no snapshot holds.
 
     Metrics: those of the objective, and grad_norm (before clipping).
     """
@@ -122,12 +126,14 @@ def make_train_step(
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.scan(body, zeros, (jnp.arange(accumulation), micro))[0]
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, batch: Batch, base: FlatParams | None = None
+    ) -> tuple[TrainState, Metrics]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
             trained, kept = split_frozen(state.params, frozen)
             sums = grad_sums if accumulation == 1 else accumulated
-            grads, metrics = sums(trained, kept, whole_batch(batch), key)
+            grads, metrics = sums(trained, {**(base or {}), **kept}, whole_batch(batch), key)
             # Mean and clipping are one factor, multiplied in where the optimizer reads the
             # gradient: on CPU a division of its own is one more pass over all parameters, and so is
             # a square that is then summed.
@@ -144,7 +150,8 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    return partial(jitted, base=base) if base else jitted
 
 
 def global_norm(grads: FlatParams) -> jax.Array:
