@@ -215,9 +215,9 @@ def merge(params: Params, scale: float) -> Params:
         layer = path.removesuffix(f"/{A}")
         weight = weight_of(params, layer)
         w, stacked = merged[weight], _is_stacked(layer)
-        given = w, flat[path], flat[f"{layer}/{B}"]
-        add = jax.jit(_add, static_argnums=(3, 4), out_shardings=w.sharding)
-        merged[weight] = add(*given, stacked, scale)
+        sharding = w.sharding if isinstance(w, jax.Array) else None
+        add = jax.jit(_add, static_argnums=(3, 4), out_shardings=sharding)
+        merged[weight] = add(w, flat[path], flat[f"{layer}/{B}"], stacked, scale)
     return unflatten(merged)
 
 

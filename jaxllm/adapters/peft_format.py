@@ -40,6 +40,7 @@ PREFIX = "base_model.model."
 # Of a module that was trained whole, and of an embedding that peft saves beside its A and B.
 _WRAPPED = re.compile(r"\.(modules_to_save(\.default)?|base_layer)\.")
 _PART = re.compile(r"(.+)\.lora_(embedding_)?([AB])(\.default)?(\.weight)?")
+_EXPECTED = {"peft_type": "LORA", "use_dora": False, "bias": "none"}
 # Ways of drawing A and B that change the base's weights, which are then not those of its file.
 _CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -127,11 +128,12 @@ def _files(where: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not file.is_file():
         raise InputError(f"{where} has no {CONFIG}; expected the directory of an adapter of peft")
     about = read_json(file, dict, "the config of an adapter, a JSON object")
-    if about.get("peft_type") != "LORA":
-        raise InputError(
-            f"{file}: found peft_type {about.get('peft_type')!r:.80}, expected LORA; merge this "
-            "adapter with peft's merge_and_unload, and save the model"
-        )
+    for key, expected in _EXPECTED.items():
+        if (value := about.get(key, None if key == "peft_type" else expected)) != expected:
+            raise InputError(
+                f"{file}: {key}: found {value!r:.80}, expected {expected!r}; merge this adapter "
+                "with peft's merge_and_unload, and save the model"
+            )
     start = about.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGE_BASE):
         raise InputError(

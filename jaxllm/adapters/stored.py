@@ -30,12 +30,14 @@ class LoraModel:
     """A StoredModel whose parameters are those of `base` and adapters of it.
 
     path: where the weights of `base` are, as the user gives it.
+    seed: of random adapters.
     adapter: the adapters to begin with; None: random ones.
     """
 
     base: OneModel
     spec: LoraConfig
     path: str
+    seed: int = 0
     adapter: PeftAdapter | None = None
 
     @property
@@ -74,9 +76,8 @@ class LoraModel:
         return lora.is_adapter(path) or (self.head in LABEL_HEADS and not in_trunk)
 
     def init(self, seed: int) -> Params:
-        base = self.base.init(seed)
-        _, abstract = self.parts(Compute())
-        return unflatten({**flatten(base), **flatten(lora.init(abstract, seed))})
+        """Without the adapters, which `load` draws."""
+        return self.base.init(seed)
 
     def save(self, directory: Path, params: Any, tokenizer: Any) -> None:
         """The merged model, and in `adapter` of its directory what was trained."""
@@ -99,12 +100,16 @@ class LoraModel:
             return init(path)
 
         params = self.base.load(directory, unflatten(own), checked)
-        for path, x in adapters.items():
-            start = init(path) if self.adapter is None else self.adapter.lora[path]
-            if self.adapter is not None and path.endswith(lora.B):
-                start = start / self._scale
-            adapters[path] = jax.device_put(start, x.sharding)
-        return unflatten({**flatten(params), **adapters})
+        shardings = {path: x.sharding for path, x in adapters.items()}
+        if self.adapter is None:
+            draw = jax.jit(lambda: flatten(lora.init(abstract, self.seed)), out_shardings=shardings)
+            start = draw()
+        else:
+            scale = {lora.A: 1.0, lora.B: self._scale}
+            stored = self.adapter.lora
+            scaled = {path: stored[path] / scale[path.rpartition("/")[2]] for path in adapters}
+            start = jax.device_put(scaled, shardings)
+        return unflatten({**flatten(params), **start})
 
     @property
     def _scale(self) -> float:

@@ -32,8 +32,9 @@ def with_lora(config: Config, model: StoredModel, adapter: PeftAdapter | None) -
     """The model whose adapters are trained, from `adapter` on; None where lora.rank is 0."""
     if config.lora.rank == 0:
         return None
-    assert config.model.path is not None
-    return LoraModel(_one("lora.rank", model), config.lora, config.model.path, adapter)
+    path = config.model.path
+    assert path is not None
+    return LoraModel(_one("lora.rank", model), config.lora, path, config.train.seed, adapter)
 
 
 def check_label_order(config: Config, model: StoredModel, adapter: PeftAdapter | None) -> None:
