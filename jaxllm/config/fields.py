@@ -409,7 +409,7 @@ class QAConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adaptation: small matrices are trained beside layers that stay as they are.
+    """LoRA: small matrices are trained beside layers that stay.
 
     What is trained, and saved in snapshots, are these adapters and the head of a task with labels
     of its own. model/ of run.dir is the model with the adapters merged into it, model/adapter the
