@@ -8,6 +8,7 @@ trained whole lie under their own names.
 import math
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def read(path: str | Path, config: Any, abstract: Params, head: str) -> PeftAdap
         if parts.keys().isdisjoint(names):
             continue
         taken |= set(names)
-        found = [_scaled(where, about, table, name, parts.get(name)) for name in names]
+        found = [_scaled(where, about, table, head, name, parts.get(name)) for name in names]
         a, b = _stacked(where, base, leaf, found, shapes[leaf.path])
         lora |= {f"{layer}/{A}": a, f"{layer}/{B}": b}
     if absent := sorted(parts.keys() - taken):
@@ -164,7 +165,7 @@ def _array(where: Path, name: str, tensor: Tensor) -> np.ndarray:
 
 
 def _scaled(
-    where: Path, about: dict[str, Any], table: Table, name: str, parts: Any
+    where: Path, about: dict[str, Any], table: Table, head: str, name: str, parts: Any
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """(A [r, in], B [out, r] with the scale of its module in it); None where it has no adapter."""
     if parts is None:
@@ -179,7 +180,7 @@ def _scaled(
             "and [out, r]"
         )
     patterns: dict[str, Any] = about.get("alpha_pattern") or {}
-    names = {module, table.bare(module)}
+    names = {module, *(table.stored_name(module, task, flax=False) for task in (head, "base"))}
     own = [x for p, x in patterns.items() if any(re.fullmatch(rf"(.*\.)?({p})", n) for n in names)]
     alpha, rank = float(own[0] if own else about["lora_alpha"]), a.shape[0]
     return a, b * (alpha / (math.sqrt(rank) if about.get("use_rslora") else rank))
@@ -246,7 +247,7 @@ def write(
     """
     table, flat = family_of(config).table, flatten(params)
     kept = {path: np.asarray(x, np.float32) for path, x in flat.items()}
-    bare = table.bare if head == "base" else str
+    stored = partial(table.stored_name, task=head, flax=False)
     modules: dict[str, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
     leaves: dict[str, Leaf] = {}
     arrays: dict[str, np.ndarray] = {}
@@ -256,7 +257,7 @@ def write(
         a, b = kept[path], kept[f"{layer}/{B}"]
         pairs = zip(a, b, strict=True) if leaf.stacked else [(a, b)]
         for name, (one_a, one_b) in zip(leaf.names(len(a)), pairs, strict=True):
-            module = bare(name).removesuffix(".weight")
+            module = stored(name).removesuffix(".weight")
             leaves[module] = leaf
             flat_a, flat_b = one_a.reshape(-1, spec.rank), one_b.reshape(spec.rank, -1)
             modules.setdefault(module, {})[leaf.part[0]] = flat_a.T, flat_b.T
@@ -272,7 +273,7 @@ def write(
     whole = [path for path in kept if not is_adapter(path)]
     for path in whole:
         leaf = table.by_path[path]
-        arrays[leaf.name] = leaf.to_stored(kept[path], flax=False)
+        arrays[stored(leaf.name)] = leaf.to_stored(kept[path], flax=False)
     about = {
         "peft_type": "LORA",
         "task_type": TASK_TYPES.get(head),
@@ -280,12 +281,14 @@ def write(
         "r": spec.rank,
         "lora_alpha": spec.alpha,
         "lora_dropout": spec.dropout,
-        "target_modules": _shortest(list(modules), [bare(module.name) for module in table.modules]),
+        "target_modules": _shortest(
+            list(modules), [stored(module.name) for module in table.modules]
+        ),
         "modules_to_save": sorted({_top(table, path) for path in whole}) or None,
         # A fused layer has the ranks of its parts, and is scaled as they are.
         "rank_pattern": ranks,
         "alpha_pattern": {module: spec.alpha * rank / spec.rank for module, rank in ranks.items()},
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": any(leaf.conv1d for leaf in leaves.values()),
         "bias": "none",
         "inference_mode": True,
         "init_lora_weights": True,
@@ -329,4 +332,4 @@ def _shortest(modules: list[str], known: list[str]) -> list[str]:
 
 def _top(table: Table, path: str) -> str:
     """The first part of a head's name, which peft takes for the whole module."""
-    return table.bare(table.by_path[path].name).partition(".")[0]
+    return table.stored_name(table.by_path[path].name, "base", flax=False).partition(".")[0]

@@ -198,8 +198,8 @@ def test_rows_and_segments_longer_than_the_positions(classifier):
         ("num_label", r"did you mean num_labels\?"),
         ("hidden_dropout", r"did you mean hidden_dropout_prob\?"),
         ("atention", r"did you mean attention\?"),
-        ("_fast_init", "expected dtype, .*, seed or an attribute of the model's config$"),
-        ("max_length", "expected dtype, attention, remat, unroll, seed or an attribute"),
+        ("_fast_init", "expected dtype, .*, adapter or an attribute of the model's config$"),
+        ("max_length", "expected dtype, attention, remat, unroll, seed, adapter or an attribute"),
     ],
 )
 def test_keywords_without_an_effect_are_refused(keyword, message):

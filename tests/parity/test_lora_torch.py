@@ -30,6 +30,7 @@ TYPES = {
     "token-classification": "TOKEN_CLS",
     "question-answering": "QUESTION_ANS",
     "base": "FEATURE_EXTRACTION",
+    "causal-lm": "CAUSAL_LM",
 }
 
 
@@ -85,6 +86,17 @@ THEIRS = {
     ),
     "fused": ("modernbert", "token-classification", {"target_modules": ["Wqkv", "Wi", "Wo"]}),
     "no-head": ("electra", "base", {"target_modules": ["key", "embeddings_project"]}),
+    "gpt2": ("gpt2", "causal-lm", {"fan_in_fan_out": True}),
+    "gpt2-every-layer": (
+        *("gpt2", "sequence-classification"),
+        {"target_modules": ["c_attn", "c_proj", "c_fc", "wpe"], "fan_in_fan_out": True},
+    ),
+    "llama": ("llama", "causal-lm", {}),
+    "llama-every-layer": (
+        "llama",
+        "question-answering",
+        {"target_modules": ["q_proj", "k_proj", "o_proj", "up_proj", "down_proj"]},
+    ),
 }
 
 
@@ -115,6 +127,10 @@ OUR = {
     "roberta": ("roberta", "sequence-classification", ["blocks/attention/*"]),
     "distilbert": ("distilbert", "sequence-classification", ["blocks/*"]),
     "no-head": ("electra", "base", ["blocks/attention/output", "embeddings/project"]),
+    "gpt2": ("gpt2", "causal-lm", LoraConfig().targets),
+    "gpt2-every-layer": ("gpt2", "sequence-classification", ["blocks/*", "embeddings/*"]),
+    "llama": ("llama", "causal-lm", ["blocks/*"]),
+    "llama-spans": ("llama", "question-answering", LoraConfig().targets),
 }
 
 
