@@ -112,10 +112,10 @@ def save_pretrained(
     for the flax_model.msgpack of transformers 4's Flax classes. `tokenizer`: a transformers
     tokenizer, or a directory to copy its files from. `generation`: the content of
     generation_config.json, by default, for a causal-lm, what the config says of it: config.json
-    leaves out what the config's class has by default, and that is read from no class.
-    The directory appears whole or not at all; an
-    earlier model in it is replaced. Raises InputError if it holds anything else or cannot be
-    written, and for parameters that are not those of the config or not finite.
+    leaves out what the config's class has by default, and that is read from no class. The directory
+    appears whole or not at all; an earlier model in it is replaced. Raises InputError if it holds
+    anything else or cannot be written, and for parameters that are not those of the config or not
+    finite.
     """
     saving.check_format(weights)
     configs.check_config(config, "the model's config")
