@@ -1,16 +1,23 @@
 """The public class of models that write."""
 
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxllm.auto.model import PretrainedModel
+from jaxllm.data.fit import check_tokenizer
+from jaxllm.data.tokenizer import load_tokenizer
+from jaxllm.errors import InputError
 from jaxllm.generation import generate
 from jaxllm.generation.generate import GenerateOutput, Writer
 from jaxllm.generation.options import options_of
 from jaxllm.generation.prompts import Prompts
+from jaxllm.models import Graph, apply_fn, max_tokens
 from jaxllm.models.outputs import HeadOutput
+from jaxllm.prediction import likelihood
+from jaxllm.prediction.likelihood import Judge
 from jaxllm.pretrained import hf
 from jaxllm.pretrained.generation_defaults import generation_defaults, settings_to_keep
 
@@ -65,6 +72,36 @@ class AutoModelForCausalLM(PretrainedModel[HeadOutput]):
         out = generate.generate(writer, prompts, asked, tokenizer=tokenizer, streamer=streamer)
         return out if asked.return_dict_in_generate else out.sequences
 
+    def judge(
+        self, *, tokenizer: Any = None, max_length: int | None = None, batch_size: int = 8
+    ) -> Judge:
+        """What tells how likely text is: `model.judge().loglikelihood([(context, continuation)])`,
+        `model.judge(max_length=512).loglikelihood_rolling(texts)`, hence the perplexity.
+
+        Args:
+            tokenizer: of the model, by default the one beside the weights.
+            max_length: tokens that are read at a time; None = as many as the model has positions.
+            batch_size: rows of a batch.
+
+        Raises:
+            InputError: no tokenizer, a number out of its range.
+        """
+        if tokenizer is None:
+            if self._source is None:
+                raise InputError("tokenizer: found none, expected that of the model")
+            tokenizer = load_tokenizer(self._source)
+        check_tokenizer(tokenizer, self.config)
+        longest = max_tokens(self.config)
+        max_length = longest if max_length is None else max_length
+        if not 1 <= max_length <= longest:
+            raise InputError(
+                f"max_length: found {max_length}, expected 1 to the model's {longest} positions"
+            )
+        if batch_size < 1:
+            raise InputError(f"batch_size: found {batch_size}, expected at least 1")
+        forward = partial(_forward(self._graph, self.config.vocab_size), self.params)
+        return Judge(forward, tokenizer, max_length, batch_size)
+
     def save_pretrained(
         self, directory: str | Path, weights: str = "safetensors", *, tokenizer: Any = None
     ) -> None:
@@ -80,3 +117,9 @@ class AutoModelForCausalLM(PretrainedModel[HeadOutput]):
             tokenizer=self._source if tokenizer is None else tokenizer,
             generation=settings_to_keep(self._source, self.config),
         )
+
+
+@cache
+def _forward(graph: Graph, vocabulary: int) -> Any:
+    """Compiled once for all calls of a model."""
+    return likelihood.forward_of(apply_fn(graph), vocabulary)
