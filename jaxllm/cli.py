@@ -1,4 +1,4 @@
-"""The command line: ``jaxllm train | glue | evaluate | predict | convert | train-tokenizer``.
+"""The command line: ``jaxllm train``, ``jaxllm predict``, ``jaxllm generate``, … (`COMMANDS`).
 
 Exit status: 0 = done, 2 = a user's mistake (one message, no traceback), 130 or 143 = stopped by
 Ctrl-C or SIGTERM.
@@ -72,9 +72,7 @@ def evaluate(argv: list[str]) -> None:
 def predict(argv: list[str]) -> int:
     """answer JSON lines with JSON lines: labels, entities, answers, vectors, masked words"""
     parser = _Parser("jaxllm predict", predict.__doc__)
-    parser.add_argument(
-        "--model", required=True, metavar="DIR", help="directory, Hub id or package:NAME/sub/dir"
-    )
+    _add_model(parser)
     for option, stream in (("--input", "stdin"), ("--output", "stdout")):
         said = f"JSON lines; - = {stream}"
         parser.add_argument(
@@ -95,12 +93,60 @@ def predict(argv: list[str]) -> int:
         compile_cache.enable()
         files = options.input, options.output
         counts = task.predict(options.model, *files, options.batch_size, kinds=TASKS)
+    return _answered(options.input, counts)
+
+
+def _answered(input: str, counts: dict[str, int]) -> int:
+    """The exit status; InputError where there were lines and no answer to any."""
     if counts["rows"] == counts["errors"] > 0:
         raise InputError(
-            f"--input {options.input}: not one of its {counts['rows']} lines could be answered. "
+            f"--input {input}: not one of its {counts['rows']} lines could be answered. "
             "The output says of each what is wrong, the log of the first"
         )
     return 0
+
+
+def generate(argv: list[str]) -> int | None:
+    """continue texts with a model that writes"""
+    from jaxllm.prediction import generation_arguments
+
+    parser = _Parser("jaxllm generate", generate.__doc__)
+    _add_model(parser)
+    parser.add_argument("--prompt", action="append", metavar="TEXT", help="may be given repeatedly")
+    for option, said in (("--input", "JSON lines"), ("--output", "JSON lines (default -)")):
+        parser.add_argument(option, metavar="FILE", type=os.path.expanduser, help=said)
+    parser.add_argument("--batch_size", type=int, default=8, help="rows of a batch (default 8)")
+    parser.add_argument("--stream", action="store_true", help="print tokens as they are written")
+    generation_arguments.add_to(parser)
+    options = parser.parse_args(argv)
+    if (options.prompt is None) == (options.input is None):
+        raise InputError("expected --prompt TEXT or --input FILE, one of the two")
+    if options.prompt is not None and options.output is not None:
+        raise InputError("--output: goes with --input FILE; continuations of --prompt are printed")
+    if options.stream and options.input is not None:
+        raise InputError("--stream: goes with one --prompt")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+    cpu_guard.announce()
+    with _work_on(options.output or "-"):
+        from jaxllm.prediction import generate as task
+        from jaxllm.runtime import compile_cache
+        from jaxllm.tasks.registry import TASKS
+
+        compile_cache.enable()
+        given = generation_arguments.given_in(options)
+        if options.prompt is not None:
+            task.generate_texts(options.model, options.prompt, given, TASKS, stream=options.stream)
+            return 0
+        files = options.input, options.output or "-"
+        counts = task.generate_lines(options.model, *files, options.batch_size, given, TASKS)
+    return _answered(options.input, counts)
+
+
+def _add_model(parser: "_Parser") -> None:
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="directory, Hub id or package:NAME/sub/dir"
+    )
 
 
 def convert(argv: list[str]) -> None:
@@ -149,6 +195,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "glue": glue,
     "evaluate": evaluate,
     "predict": predict,
+    "generate": generate,
     "convert": convert,
     "train-tokenizer": train_tokenizer,
 }

@@ -88,13 +88,17 @@ class Decoding:
         prompts: Prompts,
         options: Options,
         stops: StopStrings | None = None,
+        numbers_B: np.ndarray | None = None,
     ) -> None:
+        """`numbers_B`: of the prompts, which draws depend on; by default their places."""
         self._writer = writer
         _, self._total = lengths(options, prompts, writer.positions)
         copies = options.num_return_sequences
-        P, rows = prompts.length, np.arange(len(prompts.ids_BP) * copies, dtype=np.int32)
+        row_RX = _numbers(prompts, numbers_B)[:, None] * copies + np.arange(copies)[None]
+        rows = row_RX.reshape(-1).astype(np.int32)
         keys_R = decode.row_keys(options.seed, copies, rows) if options.do_sample else None
         prompts = prompts.repeated(copies)
+        P = prompts.length
         self._rules = _rules(writer, prompts, options, options.fill_id, stops, keys_R)
         read, new = prompts.padded(places(P)), places(self._total - P)
         ids_RS = np.zeros((len(rows), places(P) + new), np.int32)
@@ -188,13 +192,21 @@ def _rules(
     return Rules(processors, ends_V, jnp.int32(-1 if fill_id is None else fill_id), stops, keys)
 
 
+def _numbers(prompts: Prompts, given_B: np.ndarray | None) -> np.ndarray:
+    return np.arange(len(prompts.ids_BP), dtype=np.int32) if given_B is None else given_B
+
+
 def _by_beams(
-    writer: Writer, prompts: Prompts, options: Options, stops: StopStrings | None
-) -> GenerateOutput:
+    writer: Writer,
+    prompts: Prompts,
+    options: Options,
+    stops: StopStrings | None,
+    numbers_B: np.ndarray | None,
+) -> tuple[GenerateOutput, np.ndarray]:
     _, total = lengths(options, prompts, writer.positions)
     (B, P), K, n = prompts.ids_BP.shape, options.num_beams, options.num_return_sequences
     fill = beams.fill_id(options)
-    keys_B = decode.row_keys(options.seed, 1, np.arange(B, dtype=np.int32))
+    keys_B = decode.row_keys(options.seed, 1, _numbers(prompts, numbers_B))
     read, new = prompts.padded(places(P)), places(total - P)
     ids_BS = np.full((B, places(P) + new), fill, np.int32)
     ids_BS[:, :P] = prompts.ids_BP
@@ -216,7 +228,6 @@ def _by_beams(
         read.ids_BP,
         read.mask_BP,
     )
-    check(np.asarray(found.fault_B))
     found = jax.device_get(replace(found, cache=None))
     best, steps = found.ended, int(found.length) - P
     rows = best.rows_BKN[:, :n].reshape(B * n, new)
@@ -225,13 +236,14 @@ def _by_beams(
     def kept(kept_NRV: Any) -> tuple[np.ndarray, ...] | None:
         return None if kept_NRV is None else tuple(kept_NRV[:steps])
 
-    return GenerateOutput(
+    out = GenerateOutput(
         best.ids_BKS[:, :n].reshape(B * n, -1)[:, : P + longest],
         kept(found.scores_NRV),
         kept(found.logits_NRV),
         sequences_scores=best.scores_BK[:, :n].reshape(-1),
         beam_indices=rows[:, :longest],
     )
+    return out, found.fault_B.repeat(n)
 
 
 def generate(
@@ -252,14 +264,32 @@ def generate(
         InputError: options that do not fit the prompts or the model, logits that are NaN.
     """
     stops = writer.stops(options, tokenizer)
+    out, faults_R = written(writer, prompts, options, stops, streamer=streamer)
+    check(faults_R)
+    return out
+
+
+def written(
+    writer: Writer,
+    prompts: Prompts,
+    options: Options,
+    stops: StopStrings | None = None,
+    *,
+    numbers_B: np.ndarray | None = None,
+    streamer: Any = None,
+) -> tuple[GenerateOutput, np.ndarray]:
+    """(the continuations of prompts, of each row int32 [R] what went wrong, see `decode.State`).
+
+    numbers_B: of the prompts, which draws depend on; by default their places.
+    """
     if options.num_beams > 1:
         if streamer is not None:
             raise InputError(
                 f"streamer: found one beside num_beams={options.num_beams}, whose tokens are known "
                 "at the end only; leave it out, or give num_beams=1"
             )
-        return _by_beams(writer, prompts, options, stops)
-    decoding = Decoding(writer, prompts, options, stops)
+        return _by_beams(writer, prompts, options, stops, numbers_B)
+    decoding = Decoding(writer, prompts, options, stops, numbers_B)
     if streamer is None:
         decoding.advance()
     else:
@@ -268,8 +298,7 @@ def generate(
             for token_R in ids_RN.T:
                 streamer.put(token_R)
         streamer.end()
-    check(decoding.faults)
-    return decoding.output()
+    return decoding.output(), decoding.faults
 
 
 def check(faults_R: np.ndarray) -> None:

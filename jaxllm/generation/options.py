@@ -53,7 +53,7 @@ _INSTEAD = {
 }
 # Of sampling and of beams: with another kind of generation they say nothing, so that a caller who
 # gives one is told. A file may keep them for those who sample.
-_OF_SAMPLING = (
+OF_SAMPLING = (
     *("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
 )
 _OF_BEAMS = ("length_penalty", "early_stopping")
@@ -321,7 +321,7 @@ def _check_together(options: Options, given: Mapping[str, Any], where: str) -> N
         return given.get(name) is not None and getattr(options, name) != _NONE[name]
 
     if not options.do_sample:
-        for name in filter(is_given, _OF_SAMPLING):
+        for name in filter(is_given, OF_SAMPLING):
             raise InputError(
                 f"{name}: found {_shown(given[name])} with do_sample=False, where it has no "
                 f"effect; give do_sample=True, or leave {name} out"

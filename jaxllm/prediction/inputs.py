@@ -28,6 +28,8 @@ WORDS = "tokens"  # the column of a text that is divided into words
 _ELSEWHERE: dict[str, dict[str, Any]] = {
     "ForMaskedLM": {"task": "masked-lm"},
     "ForPreTraining": {"task": "masked-lm"},
+    "ForCausalLM": {"task": "causal-lm"},
+    "LMHeadModel": {"task": "causal-lm"},
     "ForTokenClassification": {"task": "token-classification"},
     "ForMultipleChoice": {"task": "multiple-choice"},
     "ForQuestionAnswering": {

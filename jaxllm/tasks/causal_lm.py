@@ -23,9 +23,7 @@ from jaxllm.errors import InputError
 from jaxllm.metrics.classification import Sums
 from jaxllm.models import Apply
 from jaxllm.nn.sharding import batch_sharding, batch_shards
-from jaxllm.prediction.batched import BatchSizes, Predictor
 from jaxllm.prediction.inputs import InputFormat
-from jaxllm.prediction.saved import SavedModel
 from jaxllm.pretrained import hf
 from jaxllm.pretrained.storage import OneModel
 from jaxllm.tasks.evaluation import listed
@@ -101,14 +99,6 @@ def _conversations(config: Config, tokenizer: Any, splits: list[str]) -> tuple[A
     train, dev = read.get("train"), read.get("dev")
     warn_of_overlap(train, dev, "conversation")
     return train, dev
-
-
-def writer(model: SavedModel, batch_sizes: BatchSizes) -> Predictor:
-    """Refuses: what a causal language model does with a text is to write on."""
-    raise InputError(
-        f"{model.directory}: is a causal language model, which writes on; expected a model that "
-        "answers: use `jaxllm generate`"
-    )
 
 
 def _check_head(config: Config, model_config: Any) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxllm.prediction.batched import BatchSizes, Predictor
+from jaxllm.prediction.causal_lm import Continuer
 from jaxllm.prediction.classification import classifier
 from jaxllm.prediction.embedding import embedder
 from jaxllm.prediction.masked_lm import filler
@@ -49,5 +50,5 @@ TASKS: dict[str, TaskKind] = {
     "masked-lm": TaskKind("masked-lm", pretraining.prepare, filler),
     # Of a pretrained BERT and of ELECTRA's pair, what fills masks answers.
     "pretraining": TaskKind("masked-lm", pretraining.prepare, filler),
-    "causal-lm": TaskKind(causal_lm.HEAD, causal_lm.prepare, causal_lm.writer),
+    "causal-lm": TaskKind(causal_lm.HEAD, causal_lm.prepare, Continuer.of),
 }
