@@ -8,7 +8,12 @@ from jaxllm import models
 from jaxllm.metrics.flops import training_flops_per_token
 from jaxllm.pretrained import hf
 
-HEADS = {"mlm": "masked-lm", "classify": "sequence-classification", "encode": "base"}
+HEADS = {
+    "mlm": "masked-lm",
+    "causal": "causal-lm",
+    "classify": "sequence-classification",
+    "encode": "base",
+}
 
 
 def per_real_token(workload: Workload) -> float:

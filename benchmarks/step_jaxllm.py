@@ -21,12 +21,14 @@ from jaxllm.nn.sharding import batch_sharding, make_mesh
 from jaxllm.pretrained import hf
 from jaxllm.pretrained.storage import OneModel, load_saved
 from jaxllm.training import losses
-from jaxllm.training.objectives import INPUTS
+from jaxllm.training.next_tokens import causal_lm
+from jaxllm.training.objectives import INPUTS, Objective
 from jaxllm.training.optim import make_optimizer
 from jaxllm.training.step import init_state, make_train_step
 
 HEADS = {
     "mlm": ("masked-lm", jaxllm.AutoModelForMaskedLM),
+    "causal": ("causal-lm", jaxllm.AutoModelForCausalLM),
     "classify": ("sequence-classification", jaxllm.AutoModelForSequenceClassification),
     "encode": ("base", jaxllm.AutoModel),
 }
@@ -94,7 +96,7 @@ def training(job: StepJob) -> tuple[Any, Any]:
     tx = make_optimizer(SETTINGS, 1000)
     state = init_state(params, tx, mesh, seed=0, frozen=[])
     step = make_train_step(
-        objective(apply),
+        objective(job, apply),
         tx,
         state,
         mesh,
@@ -109,7 +111,7 @@ def pmapped(job: StepJob) -> tuple[Any, Any]:
     """(the step under `jax.pmap` with optax's clipping, its state on each device)."""
     apply, params = model(job, one_device())
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4, weight_decay=0.01))
-    loss = objective(apply)
+    loss = objective(job, apply)
 
     def step(state: Any, batch: Any) -> tuple[Any, Any]:
         params, opt_state, key = state
@@ -159,8 +161,10 @@ def model(job: StepJob, mesh: Mesh) -> tuple[Any, Any]:
     return models.apply_fn(graph), params
 
 
-def objective(apply: Any) -> Any:
+def objective(job: StepJob, apply: Any) -> Objective:
     """Cross entropy where there are labels, at `head_positions` or, without, at every token."""
+    if job.workload.kind == "causal":
+        return causal_lm(apply, vocabulary=_vocabulary(job))
 
     def loss(params: Any, batch: dict[str, jax.Array], key: jax.Array | None) -> tuple:
         inputs = {name: batch[name] for name in INPUTS if name in batch}
@@ -214,6 +218,8 @@ def fill(
 ) -> dict[str, np.ndarray]:
     """The arrays of one batch; of a masked LM the head's positions are the masked ones."""
     arrays = fill_packed(found, rows, row_length=length, max_per_row=per_row(job), height=height)
+    if job.workload.kind == "causal":
+        return next_tokens(arrays["input_ids"], arrays["segment_ids"])
     if job.workload.kind != "mlm":
         return arrays
     begins_BP = arrays.pop("head_positions")
@@ -232,6 +238,15 @@ def fill(
             positions[row, at], labels[row, at], weights[row, at] = position, label, 1
     arrays |= {"labels": labels, "label_weights": weights}
     return {**arrays, "head_positions": positions} if job.variant.masked_head else arrays
+
+
+def next_tokens(ids_BT: np.ndarray, segments_BT: np.ndarray) -> dict[str, np.ndarray]:
+    """A batch that asks at each token of a text for the next one, at the last for none."""
+    labels_BT, weights_BT = np.zeros_like(ids_BT), np.zeros(ids_BT.shape, np.float32)
+    labels_BT[:, :-1] = ids_BT[:, 1:]
+    weights_BT[:, :-1] = (segments_BT[:, 1:] == segments_BT[:, :-1]) & (segments_BT[:, 1:] > 0)
+    weights = {"label_weights": weights_BT, "text_weights": weights_BT}
+    return {"input_ids": ids_BT, "segment_ids": segments_BT, "labels": labels_BT, **weights}
 
 
 def per_row(job: StepJob) -> int:

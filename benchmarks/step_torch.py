@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     CONFIG_MAPPING,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
 )
@@ -29,6 +30,7 @@ from jaxllm.metrics.throughput import peak_flops, peak_host_memory_bytes
 
 CLASSES = {
     "mlm": AutoModelForMaskedLM,
+    "causal": AutoModelForCausalLM,
     "classify": AutoModelForSequenceClassification,
     "encode": AutoModel,
 }

@@ -85,6 +85,8 @@ def padded(workload: Workload, found: list[Text], length: int) -> dict[str, np.n
         arrays["attention_mask"] = mask
     if workload.kind == "mlm":
         arrays["labels"] = labels
+    elif workload.kind == "causal":  # the model itself compares each with the token before it
+        arrays["labels"] = np.where(mask > 0, ids, IGNORED)
     elif workload.kind == "classify":
         arrays["labels"] = np.array([text.label for text in found])
     return arrays

@@ -36,12 +36,15 @@ SHAPES: dict[str, dict[str, Any]] = {
     "minilm": {"model_type": "bert", "vocab_size": 30522, **MINI},
     "modernbert-base": {"model_type": "modernbert"},
     "modernbert-base-4-layers": {"model_type": "modernbert", "num_hidden_layers": 4},
+    "gpt2": {"model_type": "gpt2"},
     "bert-toy": {"model_type": "bert", **TOY},
     "modernbert-toy": {"model_type": "modernbert", "pad_token_id": 0, **TOY},
+    "gpt2-toy": {"model_type": "gpt2", "vocab_size": 99, "n_embd": 32, "n_layer": 2, "n_head": 4},
 }
 DROPOUTS = {
     "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
     "modernbert": ("embedding_dropout", "mlp_dropout", "attention_dropout"),
+    "gpt2": ("embd_pdrop", "resid_pdrop", "attn_pdrop"),
 }
 MASKED = 0.15  # share of the tokens that a masked language model is asked for
 
@@ -49,7 +52,8 @@ MASKED = 0.15  # share of the tokens that a masked language model is asked for
 @dataclass(frozen=True)
 class Workload:
     """Attributes:
-    kind: a masked-LM step, a step of sequence classification, or the encoder without a head.
+    kind: a masked-LM step, a causal-LM step, which asks for each token of a text but its
+            first, a step of sequence classification, or the encoder without a head.
     shape: a key of SHAPES.
     batch, length: rows and tokens of a row; a packed batch is as large.
     texts: all as long as a row; N(length / 2, length / 8); uniform from length / 8 to length; or
@@ -58,7 +62,7 @@ class Workload:
     steps: in each of `repeats` timings.
     """
 
-    kind: Literal["mlm", "classify", "encode"]
+    kind: Literal["mlm", "causal", "classify", "encode"]
     shape: str
     batch: int
     length: int
@@ -184,6 +188,8 @@ def _on_chip() -> dict[str, Workload]:
         "mlm-large-512": large,
         "mlm-large-512-no-dropout": replace(large, dropout=0.0),
         "mlm-modernbert-1024": Workload("mlm", "modernbert-base", 48, 1024, dropout=0.0),
+        "causal-gpt2-1024": Workload("causal", "gpt2", 32, 1024, dropout=0.0),
+        "causal-gpt2-1024-text": Workload("causal", "gpt2", 32, 1024, "file", dropout=0.0),
         "classify-base-128": Workload("classify", "bert-base", 32, 128),
         "classify-base-384": Workload("classify", "bert-base", 32, 384),
         "encode-base-512": Workload("encode", "bert-base", 128, 512, dropout=0.0),
@@ -194,7 +200,7 @@ def _on_chip() -> dict[str, Workload]:
 def _headlines() -> dict[str, Workload]:
     """The workloads that say most, for a GPU that is there for some minutes only."""
     names = ["mlm-base-128", "mlm-base-512", "mlm-base-512-no-dropout", "mlm-base-512-mixed"]
-    names += ["mlm-large-512-no-dropout", "mlm-modernbert-1024"]
+    names += ["mlm-large-512-no-dropout", "mlm-modernbert-1024", "causal-gpt2-1024"]
     return {name: workload for name, workload in _on_chip().items() if name in names}
 
 
@@ -213,6 +219,8 @@ def _on_cpu() -> dict[str, Workload]:
         "mlm-modernbert-4-layers-1024": small(
             "mlm", "modernbert-base-4-layers", 2, 1024, dropout=0.0, steps=2
         ),
+        "causal-gpt2-256": small("causal", "gpt2", 8, 256),
+        "causal-gpt2-256-text": small("causal", "gpt2", 8, 256, "file"),
         "classify-minilm-128-mixed": small("classify", "minilm", 32, 128, "uniform"),
         "classify-minilm-384-mixed": small("classify", "minilm", 8, 384, "uniform"),
         "encode-minilm-128-mixed": small("encode", "minilm", 32, 128, "normal", dropout=0.0),
@@ -226,6 +234,7 @@ def _toys() -> dict[str, Workload]:
     return {
         "toy-mlm": Workload("mlm", "bert-toy", 4, 32, "uniform", **timing),
         "toy-modernbert": Workload("mlm", "modernbert-toy", 4, 32, "uniform", **timing),
+        "toy-causal": Workload("causal", "gpt2-toy", 4, 32, "uniform", **timing),
         "toy-classify": Workload("classify", "bert-toy", 4, 32, "uniform", **timing),
         "toy-encode": Workload("encode", "bert-toy", 4, 32, "uniform", dropout=0.0, **timing),
     }

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))  # benchmarks are not part of the installed packag
 from benchmarks import __main__ as command  # noqa: E402
 from benchmarks import flops, pipeline, suite, suite_report  # noqa: E402
 from benchmarks.stepping import Batch, timed  # noqa: E402
-from benchmarks.texts import MASK, padded_batches, texts, tokenize  # noqa: E402
+from benchmarks.texts import IGNORED, MASK, padded_batches, texts, tokenize  # noqa: E402
 from benchmarks.workers import BenchmarkError  # noqa: E402
 from benchmarks.workloads import SUITES, VARIANTS, StepJob, Workload, applies  # noqa: E402
 from jaxllm.data.tokenizer import load_tokenizer  # noqa: E402
@@ -250,6 +250,9 @@ def test_a_variant_runs_where_it_is_another_than_the_next():
     assert names("cpu", "mlm-4-layers-128-mixed") == [*old, "jaxllm-padded", "jaxllm", *theirs]
     assert names("cpu", "mlm-4-layers-512-text") == ["jaxllm-padded", "jaxllm", *theirs]
     assert names("cpu", "encode-minilm-512-mixed") == ["jaxllm-padded", "jaxllm", *theirs]
+    assert names("cpu", "causal-gpt2-256") == ["jaxllm", *torch]
+    assert names("cpu", "causal-gpt2-256-text") == ["jaxllm-padded", "jaxllm", *torch]
+    assert names("gpu", "causal-gpt2-1024") == ["jaxllm-triton", "torch-compile"]
     assert names("gpu-all", "mlm-base-512") == ["jaxllm", head, triton, *theirs]
     assert names("gpu-all", "mlm-modernbert-1024") == ["jaxllm", *fused, *torch]
     assert names("gpu-all", "mlm-base-512-no-dropout") == ["jaxllm", *fused, *theirs]
@@ -264,6 +267,9 @@ def test_flops_are_those_of_the_formulas_in_the_literature():
     for length, expected in ((128, 545e6), (512, 588e6)):
         found = flops.per_real_token(Workload("mlm", "bert-base", 1, length))
         assert found == pytest.approx(expected, rel=2e-3)
+    # GPT-2 of 124 million parameters, each but the positions' and biases' in a product.
+    causal = flops.per_real_token(Workload("causal", "gpt2", 1, 1024))
+    assert causal == pytest.approx(6 * (12 * 12 * 768**2 + 50257 * 768) + 12 * 12 * 768 * 1024)
     body = flops.per_real_token(Workload("encode", "bert-base", 1, 128))
     assert body == pytest.approx((509.6e6 + 14.2e6) / 3, rel=2e-3)
     # Of ModernBERT's four layers the first and the last see all tokens, the others a window of 128.
@@ -334,6 +340,17 @@ def test_batches_are_padded_to_their_longest_text_or_to_the_longest_of_all():
     assert padded_batches(replace(workload, length=8), 1000, 1, 3)[0].padded_tokens <= 3 * 8
     full = Workload("classify", "bert-base", 3, 64)
     assert padded_batches(full, 1000, 1, 3)[0].arrays.keys() == {"input_ids", "labels"}
+
+
+def test_a_causal_lm_has_its_own_tokens_as_labels_but_for_padding():
+    workload = Workload("causal", "gpt2-toy", 3, 32, "uniform")
+    (batch,) = padded_batches(workload, 99, 1, 3)
+    for row, text in enumerate(texts(workload, 99, 3)):
+        ids, labels = (batch.arrays[name][row] for name in ("input_ids", "labels"))
+        assert (text.ids != MASK).all()
+        np.testing.assert_array_equal(ids[: len(text.ids)], text.ids)
+        np.testing.assert_array_equal(labels[: len(text.ids)], text.ids)
+        assert (labels[len(text.ids) :] == IGNORED).all()
 
 
 def test_texts_of_a_file_are_its_lines(tiny_tokenizer_dir, tmp_path):

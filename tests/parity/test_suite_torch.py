@@ -68,7 +68,7 @@ def test_other_weights_on_one_side_are_refused(encoded):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["toy-classify", "toy-modernbert"])
+@pytest.mark.parametrize("name", ["toy-classify", "toy-modernbert", "toy-causal"])
 def test_both_sides_compute_the_same(name, tmp_path):
     session = suite.Session(name, SUITES["toy"].workloads[name], tmp_path, ON_CPU, None)
     session.start()
