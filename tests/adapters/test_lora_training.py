@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from configurations import change
@@ -21,17 +22,38 @@ from jaxllm.config.fields import (
     TrainConfig,
 )
 from jaxllm.data.loader import LoaderState
+from jaxllm.data.tokenizer import load_tokenizer
+from jaxllm.data.train_tokenizer import train_tokenizer
 from jaxllm.errors import InputError
+from jaxllm.models import module_parts
+from jaxllm.nn.sharding import make_mesh
+from jaxllm.pretrained import hf
+from jaxllm.tasks import build as task_build
+from jaxllm.tasks import evaluate as task_evaluate
 from jaxllm.tasks.build import build
-from jaxllm.trees import flatten
+from jaxllm.trees import flatten, map_params
 
 WORDS = ["good", "bad", "film", "plot", "loved", "hated"]
+AB = ("lora_a", "lora_b")
 ADAPTERS = {
     f"blocks/attention/{layer}/{name}"
     for layer in ("query", "value")
     for name in ("lora_a", "lora_b")
 }
 HEAD = {f"{layer}/{name}" for layer in ("pooler", "classifier") for name in ("kernel", "bias")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_many_devices_as_asked_for():
+    """Programs for one device compile in a fraction of the time of those for all eight."""
+
+    def make(data, fsdp, tensor):
+        return make_mesh(data, fsdp, tensor, devices=jax.devices()[: data * fsdp * tensor])
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (task_build, task_evaluate):
+            patch.setattr(module, "make_mesh", make)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +70,7 @@ def config(tiny_bert_dir, tmp_path_factory):
         DataConfig(train=[str(file)], dev=[str(file)], max_length=16, cache_dir=cache),
         OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup=0),
         TrainConfig(batch_size=8, steps=4, eval_every=2, save_every=2),
-        MeshConfig(),
+        MeshConfig(data=1),
         RunConfig(dir=str(directory / "run"), trackers=[], progress=False, log_every=1, keep=4),
         lora=LoraConfig(rank=4, dropout=0.1),
     )
@@ -128,7 +150,7 @@ def test_sharded_is_unsharded(config):
     targets = ["blocks/*", "embeddings/*"]
     config = change(config, lora={"targets": targets}, optimizer={"name": "sgd"})
     found, state = steps(change(config, mesh={"data": 4, "fsdp": 2}), 3)
-    expected, other = steps(config, 3)
+    expected, other = steps(change(config, mesh={"data": 8}), 3)
     whole = flatten(other.params)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     split = set()
@@ -171,6 +193,47 @@ def named_labels(tmp_path):
 def test_a_head_that_would_stay_random(config):
     with pytest.raises(InputError, match=r"mlm/.* is not in the weights, and with lora.rank only"):
         build(change(config, model={"task": "masked-lm"}))
+
+
+def test_a_decoder(config, tmp_path):
+    """GPT-2: its output stays as it is; three adapters of ours are one of its fused layer."""
+    (tmp_path / "text.txt").write_text("the cat sat\n\na hat\n\nthat cat and that hat\n\n" * 4)
+    text = [str(tmp_path / "text.txt")]
+    train_tokenizer(text, str(tmp_path / "tokenizer"), kind="character", vocab_size=99)
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    size = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 16}
+    ids = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0}
+    gpt = hf.load_config(None, model_type="gpt2", **size, **ids)
+    rng = np.random.default_rng(0)
+    params = map_params(
+        lambda path, x: 0.2 * rng.standard_normal(x.shape, np.float32),
+        module_parts(gpt, "causal-lm")[1],
+    )
+    hf.save_pretrained(tmp_path / "base", params, gpt, "causal-lm", tokenizer=tokenizer)
+
+    layers = [f"blocks/attention/{name}" for name in ("query", "key", "value")]
+    own = change(
+        config,
+        model={"task": "causal-lm", "path": str(tmp_path / "base")},
+        data={"train": text, "dev": [], "max_length": 16},
+        lora={"targets": layers},
+    )
+    _, state = steps(own, 1)
+    trained = flatten(state.params)
+    assert trained.keys() == {f"{x}/{name}" for x in layers for name in AB}
+    assert all(np.abs(x).max() > 0 for x in trained.values())  # B begins at zero
+    build(own).export(state.params, tmp_path / "out")
+    about = json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())
+    wanted = {"task_type": "CAUSAL_LM", "fan_in_fan_out": True, "target_modules": ["c_attn"]}
+    assert (wanted | {"modules_to_save": None}).items() <= about.items()
+    load = jaxllm.AutoModelForCausalLM.from_pretrained
+    merged, adapted = (
+        load(tmp_path / "out"),
+        load(tmp_path / "base", adapter=tmp_path / "out" / "adapter"),
+    )
+    for path, x in flatten(merged.params).items():
+        found = flatten(adapted.params)[path]
+        np.testing.assert_allclose(found, x, rtol=1e-5, atol=1e-6, err_msg=path)
 
 
 @pytest.mark.parametrize(
