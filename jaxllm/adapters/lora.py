@@ -215,7 +215,7 @@ def merge(params: Params, scale: float) -> Params:
         layer = path.removesuffix(f"/{A}")
         weight = weight_of(params, layer)
         w, stacked = merged[weight], _is_stacked(layer)
-        sharding = w.sharding if isinstance(w, jax.Array) else None
+        sharding = getattr(w, "sharding", None)  # numpy's and traced arrays have none
         add = jax.jit(_add, static_argnums=(3, 4), out_shardings=sharding)
         merged[weight] = add(w, flat[path], flat[f"{layer}/{B}"], stacked, scale)
     return unflatten(merged)

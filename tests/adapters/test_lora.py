@@ -73,10 +73,14 @@ def test_merged_is_unmerged(model):
     np.testing.assert_allclose(found, logits(graph, merged), rtol=1e-4, atol=1e-5)
     assert np.abs(found - logits(graph, params)).max() > 0.1
     assert flatten(merged).keys() == flatten(params).keys()
+    again = jax.jit(lora.merge, static_argnums=1)(whole, 16.0 / 3)  # and it is pure
+    np.testing.assert_allclose(
+        again["blocks"]["mlp"]["up"]["kernel"], merged["blocks"]["mlp"]["up"]["kernel"], rtol=1e-5
+    )
 
 
 def test_a_key_turns_on_dropout(model):
-    """Of the adapters alone, as the model has none; in each block other places are dropped."""
+    """Of the adapters alone, as the model has none."""
     _, _, _, graph, whole = model
     apply = jax.jit(lambda params, key: models.apply_fn(graph)(params, input_ids=IDS, key=key))
     flat, drops = flatten(moved(whole)), []
@@ -90,6 +94,21 @@ def test_a_key_turns_on_dropout(model):
         assert np.abs(drops[-1]).max() > 1e-3
         assert np.abs(first - second).max() > 1e-3
         np.testing.assert_array_equal(first, apply(params, jax.random.key(0)).logits)
+
+
+def test_each_layer_has_a_key_of_its_own(model):
+    *_, graph, whole = model
+
+    @jax.jit
+    def keys(params, key):
+        module = graph.merge(params)
+        module(input_ids=IDS, key=key)
+        blocks = module._module.stack.blocks
+        return [x.key[...] for x in (blocks.attention.query, blocks.attention.value, blocks.mlp.up)]
+
+    found = np.concatenate(keys(whole, jax.random.key(0)))
+    assert len(found) == 6  # of three layers in two blocks
+    assert len({tuple(words) for words in found.tolist()}) == 6
 
 
 def test_dropout_is_that_of_the_adapter_input(rng):
