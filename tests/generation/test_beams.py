@@ -137,12 +137,22 @@ def test_some_beams_go_on_where_all_of_the_best_end():
     """
     logits = np.zeros((6, 6, 6), np.float32)
     logits[..., [1, 2, 3]] = 0.5
+    for before, last in PROMPTS:
+        logits[before, last, [0, 4]] = 3.0  # the first tokens of two beams
     options = Options(
         num_beams=2, eos_token_id=(1, 2, 3), length_penalty=4.0, early_stopping="never"
     )
     found = searched(logits, PROMPTS, options)
     assert int(found.length) == 2 + 5
     assert not np.isin(continuations(found)[:, 0, :-1], [1, 2, 3]).any()
+
+
+def test_never_hopes_for_the_length_that_is_asked_for():
+    """Three new tokens, whatever the size of the buffers; unless longer ones score less."""
+    options = Options(num_beams=2, early_stopping="never", length_penalty=2.0)
+    assert set(beams.BeamRules.of(options, 3, PLACES).hopes_N.tolist()) == {9.0}
+    less = replace(options, length_penalty=-1.0)
+    assert beams.BeamRules.of(less, 3, PLACES).hopes_N.tolist()[:3] == [1.0, 0.5, np.float32(1 / 3)]
 
 
 def test_more_beams_than_continuations_are_filled_behind_the_real_ones():
