@@ -25,6 +25,7 @@ SIZES = {
     "pad_token_id": 0,
     "initializer_range": 0.4,  # no near ties
 }
+CAUSAL = {"intermediate_size": 48, "is_decoder": True}
 GROUPED = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2}
 
 
@@ -38,6 +39,7 @@ CONFIGS = {
     "mistral": lambda: transformers.MistralConfig(**GROUPED, sliding_window=5),
     "qwen2": lambda: transformers.Qwen2Config(**GROUPED),
     "qwen3": lambda: transformers.Qwen3Config(**GROUPED, head_dim=12),
+    "bert": lambda: transformers.BertConfig(**SIZES, **CAUSAL),
     "dynamic": lambda: transformers.LlamaConfig(
         **{**GROUPED, "max_position_embeddings": 16}, **rope(rope_type="dynamic", factor=2.0)
     ),
