@@ -143,6 +143,30 @@ def generate(argv: list[str]) -> int | None:
     return _answered(options.input, counts)
 
 
+def chat(argv: list[str]) -> None:
+    """talk with a model that has a chat template, a line a turn"""
+    from jaxllm.prediction import generation_arguments
+
+    parser = _Parser("jaxllm chat", chat.__doc__)
+    _add_model(parser)
+    parser.add_argument("--system", metavar="TEXT", help="what the conversation begins with")
+    generation_arguments.add_to(parser)
+    options = parser.parse_args(argv)
+    if sys.stdin is None:
+        raise InputError("standard input is closed; expected a terminal, or a file of turns")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+    cpu_guard.announce()
+    with _work_on("standard output"):
+        from jaxllm.prediction import chat as task
+        from jaxllm.runtime import compile_cache
+        from jaxllm.tasks.registry import TASKS
+
+        compile_cache.enable()
+        given = generation_arguments.given_in(options)
+        task.chat(options.model, given, TASKS, system=options.system)
+
+
 def _add_model(parser: "_Parser") -> None:
     parser.add_argument(
         "--model", required=True, metavar="DIR", help="directory, Hub id or package:NAME/sub/dir"
@@ -196,6 +220,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "evaluate": evaluate,
     "predict": predict,
     "generate": generate,
+    "chat": chat,
     "convert": convert,
     "train-tokenizer": train_tokenizer,
 }

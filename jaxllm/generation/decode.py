@@ -91,15 +91,18 @@ def read(
     prompt_RP: jax.Array,
     mask_RP: jax.Array,
     position_RP: jax.Array,
+    last_R1: jax.Array | None = None,
 ) -> tuple[jax.Array, Any]:
-    """(float32 logits [R, V] behind the last place, the cache with the tokens in it)."""
+    """(float32 logits [R, V] behind the place `last_R1`, by default the last one, the cache with
+    the tokens in it).
+    """
     R, P = prompt_RP.shape
     out = graph.merge(params)(
         prompt_RP,
         attention_mask=mask_RP,
         position_ids=position_RP,
         cache=replace(cache, layers=layers),
-        head_positions=jnp.full((R, 1), P - 1, jnp.int32),
+        head_positions=jnp.full((R, 1), P - 1, jnp.int32) if last_R1 is None else last_R1,
     )
     return out.logits[:, 0].astype(jnp.float32), replace(out.cache, layers=())
 
@@ -146,7 +149,7 @@ def start(
         logits_NRV=jnp.zeros(shape, jnp.float32) if kept.logits else None,
         log_probabilities_NR=jnp.zeros(shape[:2], jnp.float32) if kept.log_probabilities else None,
     )
-    return _chosen(rules, state, logits_RV)
+    return chosen(rules, state, logits_RV)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=4)
@@ -170,12 +173,12 @@ def advance(
         logits_RV, cache = read(
             graph, params, layers, state.cache, last_R1, ones_R1, position_R[:, None]
         )
-        return _chosen(rules, replace(state, cache=cache, position_R=position_R), logits_RV)
+        return chosen(rules, replace(state, cache=cache, position_R=position_R), logits_RV)
 
     return jax.lax.while_loop(goes_on, step, state)
 
 
-def _chosen(rules: Rules, state: State, logits_RV: jax.Array) -> State:
+def chosen(rules: Rules, state: State, logits_RV: jax.Array) -> State:
     """The state with one more token a row, by the logits behind the last one."""
     scores_RV = rules.processors(state.ids_RS, state.length, logits_RV)
     step = state.length - state.prompt_length

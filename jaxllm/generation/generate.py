@@ -99,7 +99,7 @@ class Decoding:
         keys_R = decode.row_keys(options.seed, copies, rows) if options.do_sample else None
         prompts = prompts.repeated(copies)
         P = prompts.length
-        self._rules = _rules(writer, prompts, options, options.fill_id, stops, keys_R)
+        self._rules = rules_of(writer, prompts, options, options.fill_id, stops, keys_R)
         read, new = prompts.padded(places(P)), places(self._total - P)
         ids_RS = np.zeros((len(rows), places(P) + new), np.int32)
         ids_RS[:, :P] = prompts.ids_BP
@@ -170,7 +170,7 @@ class Decoding:
         )
 
 
-def _rules(
+def rules_of(
     writer: Writer,
     prompts: Prompts,
     options: Options,
@@ -218,7 +218,7 @@ def _by_beams(
         Kept(options.output_scores, options.output_logits),
         writer.params,
         writer.layers,
-        _rules(
+        rules_of(
             writer, prompts.repeated(K), options, fill, stops, keys_B if options.do_sample else None
         ),
         beams.BeamRules.of(options, total - P, new),

@@ -1,10 +1,13 @@
-"""`jaxllm generate`, and `jaxllm predict` with a model that writes."""
+"""`jaxllm generate` and `jaxllm chat`, and `jaxllm predict` with a model that writes."""
 
+import io
 import json
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
 
 import jaxllm
 from jaxllm import cli
@@ -12,6 +15,7 @@ from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.errors import InputError
 from jaxllm.models import module_parts
 from jaxllm.prediction.causal_lm import Continuer
+from jaxllm.prediction.chat import template_ids
 from jaxllm.prediction.generate import TextStream, kinds_that_write
 from jaxllm.prediction.inputs import InputFormat
 from jaxllm.pretrained import hf
@@ -41,10 +45,12 @@ def directory(tiny_tokenizer_dir, tmp_path_factory):
     abstract = module_parts(config, "causal-lm")[1]
     params = map_params(lambda path, x: 0.6 * rng.standard_normal(x.shape, np.float32), abstract)
     directory = tmp_path_factory.mktemp("writes") / "model"
+    tokenizer.chat_template = TEMPLATE
     hf.save_pretrained(directory, params, config, "causal-lm", tokenizer=tokenizer)
     return directory
 
 
+TEMPLATE = "{% for m in messages %}{{ m.role[0] }} {{ m.content }} . {% endfor %}a"
 LENGTH = ["--max_new_tokens", "10"]
 
 
@@ -171,3 +177,42 @@ def test_a_character_is_shown_when_all_of_its_bytes_are_there():
 
 def test_the_task_is_answered_by_what_continues_texts():
     assert TASKS["causal-lm"].predictor.__self__ is Continuer
+
+
+def test_a_conversation_goes_on_from_line_to_line(run, directory, monkeypatch):
+    turns = ["the movie", "it is", "so good"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n\n".join(turns) + "\n"))
+    status, out, _ = run("--max_new_tokens", "4", "--system", "a", command="chat")
+    assert status == 0
+    tokenizer = load_tokenizer(directory)
+    model = jaxllm.AutoModelForCausalLM.from_pretrained(directory)
+    messages = [{"role": "system", "content": "a"}]
+    for turn, shown in zip(turns, out.splitlines(), strict=True):
+        messages.append({"role": "user", "content": turn})
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        whole = model.generate([ids], max_new_tokens=4)[0]
+        reply = tokenizer.decode(whole, skip_special_tokens=True)
+        reply = reply.removeprefix(tokenizer.decode(ids, skip_special_tokens=True))
+        assert shown == reply
+        messages.append({"role": "assistant", "content": reply})
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "the tokenizer has no chat template"),
+        ("{{ raise_exception('no system') }}", "the chat template refuses the conversation: no s"),
+        ("{% for %}", "the chat template refuses the conversation: "),
+    ],
+)
+def test_a_conversation_that_cannot_be_written_is_named(template, message):
+    tokenizer = SimpleNamespace(
+        chat_template=template,
+        apply_chat_template=lambda messages, **_: render_jinja_template(
+            [messages], chat_template=template
+        ),
+    )
+    continuer = SimpleNamespace(saved=SimpleNamespace(tokenizer=tokenizer, directory="DIR"))
+    with pytest.raises(InputError, match=f"DIR: {message}"):
+        template_ids(continuer, [{"role": "user", "content": "a"}])
