@@ -217,7 +217,13 @@ def options_of(
             value = fallback if value is None else value
         values[name] = _checked(name, value, source, vocabulary)
     options = Options(**values)
-    _check_together(options, given, where)
+    if options.num_beams > vocabulary:
+        raise InputError(
+            f"{'num_beams' if 'num_beams' in given else _place('num_beams', where)}: found "
+            f"{options.num_beams}, expected at most the {vocabulary} tokens of the vocabulary, of "
+            "which the first ones of all beams are different"
+        )
+    _check_together(options, given)
     return options
 
 
@@ -314,7 +320,7 @@ def _token(value: Any, vocabulary: int, refuse: Callable[[str], InputError]) -> 
     return token
 
 
-def _check_together(options: Options, given: Mapping[str, Any], where: str) -> None:
+def _check_together(options: Options, given: Mapping[str, Any]) -> None:
     """Refuses what a caller gives and another value makes void, and what nothing can meet."""
 
     def is_given(name: str) -> bool:

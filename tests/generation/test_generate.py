@@ -74,6 +74,7 @@ def test_a_bucket_is_compiled_once(model):
     assert compiled() == (2, 2)
 
 
+@pytest.mark.slow
 def test_draws_follow_the_distribution(model):
     """The first token of 4,000 continuations, by counts, against the probabilities of the model."""
     drawn = model.generate(

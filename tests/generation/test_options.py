@@ -46,6 +46,10 @@ def made(defaults=None, **given) -> Options:
         ({"pad_token_id": 50}, "pad_token_id: found 50, expected a token id, 0 to 49"),
         ({"stop_strings": [""]}, "stop_strings: found .*, expected texts of at least one"),
         ({"stop_strings": 3}, "stop_strings: found 3"),
+        (
+            {"num_beams": 51},
+            "num_beams: found 51, expected at most the 50 tokens of the vocabulary",
+        ),
         ({"num_beams": 0}, "num_beams: found 0, expected at least 1"),
         ({"early_stopping": "always", "num_beams": 2}, "early_stopping: found 'always'"),
         ({"length_penalty": "x", "num_beams": 2}, "length_penalty: found 'x', expected a number"),

@@ -92,7 +92,15 @@ def both(name, ids, mask=None, **options):
     return ours.generate(ids, mask, **options), expected
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+QUICK = ("gpt2", "llama", "dynamic", "ends", "processed", "default length")
+
+
+def cases(names):
+    """Most of them are for the long run: each compiles a program."""
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", cases(CONFIGS))
 def test_greedy_tokens_are_those_of_transformers(name):
     """Of rows padded on the left; past the original length where rotary positions depend on it."""
     found, expected = both(name, *prompts(), max_new_tokens=20, eos_token_id=None)
@@ -122,7 +130,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", cases(SETTINGS))
 def test_each_setting_gives_the_tokens_of_transformers(setting):
     found, expected = both("gpt2", *prompts(), **SETTINGS[setting])
     np.testing.assert_array_equal(found, expected)
