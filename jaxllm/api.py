@@ -34,7 +34,8 @@ def train(
         Interrupted: SIGTERM or Ctrl-C; the state is saved, and the same call goes on.
     """
     options = _configuration(config, changes)
-    if not options.data.train and options.data.dataset is None:
+    data = options.data
+    if not data.train and data.dataset is None and data.corpus is None:
         raise InputError("data.train: found no file, expected training files, or data.dataset")
     with processes.joined(options.mesh.processes):
         return loop.train(options, build)

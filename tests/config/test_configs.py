@@ -193,7 +193,7 @@ CASES = {
     "gpt_wikitext2": (causal_wikitext2, CHARACTERS, "perplexity"),
     "gpt_tinyshakespeare": (
         tinyshakespeare,
-        [*CHARACTERS, "--optimizer.warmup", "1"],
+        [*CHARACTERS, *FEW, "--optimizer.warmup", "1"],
         "bits_per_byte",
     ),
     "gpt_stdlib": (

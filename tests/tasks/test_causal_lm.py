@@ -364,3 +364,13 @@ def test_replies_are_learned_and_judged(config, gpt_dir, tmp_path):
 def test_settings_that_do_not_fit_replies(config, sections, message):
     with pytest.raises(InputError, match=message):
         check(change(config, **sections))
+
+
+def test_training_on_the_corpus_needs_no_file(tmp_path):
+    """What is missing is told next: the tokenizer."""
+    import jaxllm
+
+    run = RunConfig(dir=str(tmp_path / "run"))
+    model = ModelConfig(task="causal-lm", config={"model_type": "gpt2"})
+    with pytest.raises(InputError, match=r"model\.tokenizer: found null"):
+        jaxllm.train(Config(model=model, data=DataConfig(corpus="stdlib"), run=run))
