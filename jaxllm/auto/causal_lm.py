@@ -17,7 +17,7 @@ from jaxllm.generation.prompts import Prompts
 from jaxllm.models import Graph, apply_fn, max_tokens
 from jaxllm.models.outputs import HeadOutput
 from jaxllm.prediction import likelihood
-from jaxllm.prediction.likelihood import Judge
+from jaxllm.prediction.likelihood import Judge, Rows
 from jaxllm.pretrained import hf
 from jaxllm.pretrained.generation_defaults import generation_defaults, settings_to_keep
 
@@ -100,7 +100,7 @@ class AutoModelForCausalLM(PretrainedModel[HeadOutput]):
         if batch_size < 1:
             raise InputError(f"batch_size: found {batch_size}, expected at least 1")
         forward = partial(_forward(self._graph, self.config.vocab_size), self.params)
-        return Judge(forward, tokenizer, max_length, batch_size)
+        return Judge(forward, Rows(tokenizer, max_length), batch_size)
 
     def save_pretrained(
         self, directory: str | Path, weights: str = "safetensors", *, tokenizer: Any = None

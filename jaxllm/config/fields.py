@@ -104,6 +104,8 @@ class DataConfig:
             conll files whose columns have no names, the first
         text_pair: column of a second text; of choices: of how each of them begins
         choices: columns of the choices to tell the right one from, or one column with a list
+        shots: choices of a causal language model: answered questions of the training part that
+            stand before each question of the dev part, drawn by train.seed
         label: column of the label, or of the tags of the words; of conll files whose columns have
             no names, the last; those of CoNLL-U are id, form, lemma, upos, xpos, feats, head,
             deprel, deps and misc. Of several labels a row also a list of columns, one a label, that
@@ -152,6 +154,7 @@ class DataConfig:
     text: str = "text"
     text_pair: str | None = None
     choices: list[str] | None = None
+    shots: int = 0
     label: list[str] | str = "label"
     columns: list[str] | None = None
     labels: list[str] | None = None

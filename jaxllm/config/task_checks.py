@@ -13,6 +13,7 @@ _DOCUMENTS = ("masked-lm", "pretraining", _CAUSAL)
 
 _USED_BY = {  # a field: the tasks that have a use for it; in another task it has its default
     "data.choices": (_CHOICES,),
+    "data.shots": (_CHOICES,),
     "model.tags": (_TAGS,),
     "contrastive.negative": (_PAIRS,),
     "contrastive.score": (_PAIRS,),
@@ -122,6 +123,7 @@ def _choices(config: Config) -> None:
     others = {data.text, *data.label_columns, data.text_pair}
     names = choices or []
     fits = bool(names) and len(set(names)) == len(names) and not others & set(names)
+    at_least(0, {"data.shots": data.shots})
     require("data.choices", choices, fits, "columns of their own, as model.task is multiple-choice")
     for key, value, expected in (
         ("model.problem_type", config.model.problem_type, "single_label_classification"),

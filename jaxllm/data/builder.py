@@ -142,7 +142,7 @@ class Builder:
             return _Elsewhere(self._labels.read(row.label)[0] if self._learn_on else None)
         fault = row.fault or text_fault(row.text, "text")
         if fault is None and self._choices:
-            fault = _choices_fault(row, self._choices)
+            fault = choices_fault(row, self._choices)
         elif fault is None and self._data.text_pair is not None:
             fault = text_fault(row.pair, "second text")
         if fault is not None:
@@ -270,7 +270,8 @@ def text_fault(text: Any, column: str) -> str | None:
     return None
 
 
-def _choices_fault(row: Row, count: int) -> str | None:
+def choices_fault(row: Row, count: int) -> str | None:
+    """Why a row is no question with `count` choices; None where it is one."""
     if not isinstance(row.choices, list) or len(row.choices) != count:
         found = len(row.choices) if isinstance(row.choices, list) else "no list of"
         return f"{found} choices, not {count}"

@@ -6,15 +6,19 @@ right one from 0 (``data.label``). As in its reference implementation and BERT's
 2018, section 4.4), context and ending are the two texts of a pair.
 """
 
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from jaxllm.config.fields import DataConfig
-from jaxllm.data.corpus import load_arrays, sources_of
+from jaxllm.data.bad_rows import BadRows
+from jaxllm.data.builder import choices_fault, second_text, text_fault
+from jaxllm.data.corpus import ReadReport, load_arrays, log_report, sources_of
 from jaxllm.data.groups import Groups
+from jaxllm.data.labels import Labels
 from jaxllm.data.packing import Rows
-from jaxllm.data.rows import Source
+from jaxllm.data.rows import Row, Source, text_hash
 from jaxllm.errors import InputError
 from jaxllm.runtime import processes
 
@@ -77,6 +81,79 @@ def load_questions(data: DataConfig, split: str, tokenizer: "PreTrainedTokenizer
         questions = Questions(**arrays, report=report, width=choices)
     processes.check_same(f"the questions of data.{split}", lambda: questions.fingerprint)
     return questions
+
+
+class Question(NamedTuple):
+    """A question as text.
+
+    Attributes:
+        row: its number.
+        text: with how its choices begin, where they begin alike.
+        choices: two or more.
+        label: the place of the right one.
+        hash: of all its texts.
+    """
+
+    row: int
+    text: str
+    choices: list[str]
+    label: int
+    hash: int
+
+
+def read_questions(data: DataConfig, split: str) -> tuple[list[Question], ReadReport]:
+    """The questions of ``split`` "train" or "dev" as text; each may have a number of choices of its
+    own.
+
+    Raises:
+        InputError: a file, column or row is not as it should be; no row is left.
+    """
+    sources = sources_of(data, split, labelled=True)
+    bad = BadRows(data, split, sources[0].unit)
+    questions: list[Question] = []
+    read, limit = 0, data.limit(split)
+    for source in sources:
+        for row in source.rows():
+            if row.elsewhere:
+                continue
+            if limit is not None and len(questions) == limit:
+                break
+            read += 1
+            question = _question(row)
+            if isinstance(question, str):
+                bad.add(source.name, row.number, question, note=row.file)
+            else:
+                questions.append(question)
+    bad.raise_if_stopped(read)
+    if not questions:
+        raise InputError(
+            f"data.{split}: no row is left: {bad}; expected at least one question: correct the "
+            "file, or give another"
+        )
+    report = ReadReport(read, len(questions), bad.counts)
+    log_report(split, sources, report)
+    return questions, report
+
+
+def _question(row: Row) -> Question | str:
+    """The question of a row, or why there is none."""
+    if fault := row.fault or text_fault(row.text, "text"):
+        return fault
+    count = len(row.choices) if isinstance(row.choices, list) else 0
+    if fault := choices_fault(row, max(count, 2)):
+        return fault
+    label, fault = _places(count).read(row.label)
+    if fault is not None:
+        return fault
+    content = text_hash(row.text, *(second_text(row.pair, choice) for choice in row.choices))
+    text = f"{row.text} {row.pair}" if row.pair else row.text
+    return Question(row.number, text, row.choices, int(label), content)
+
+
+@cache
+def _places(count: int) -> Labels:
+    """What reads the place of one of so many choices."""
+    return Labels("single_label_classification", [str(place) for place in range(count)])
 
 
 def _count(data: DataConfig, source: Source) -> int:

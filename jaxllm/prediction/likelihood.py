@@ -5,7 +5,8 @@ Texts become tokens as in EleutherAI's evaluation harness (lm-evaluation-harness
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -13,11 +14,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxllm.data.next_tokens import document_ids
 from jaxllm.errors import InputError
 from jaxllm.generation.prompts import places
 from jaxllm.models import Apply, Params
+from jaxllm.nn.sharding import batch_sharding, replicated
 from jaxllm.training.next_tokens import NextTokens, Scores, next_tokens
 
 # f(arrays of a batch) -> (float32 [B] log-probabilities, bool [B] whether all are greedy)
@@ -63,10 +66,86 @@ class TextLikelihood(NamedTuple):
 
 @dataclass(frozen=True)
 class Judged:
-    """A row of the model: `tokens`, of which the last `count` are judged by those before them."""
+    """A row of the model: `tokens`, of which the last `count` are judged by those before them.
+
+    `is_cut`: there were more of these.
+    """
 
     tokens: list[int]
     count: int
+    is_cut: bool = False
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Makes rows of text.
+
+    Attributes:
+        tokenizer: of the model.
+        max_length: tokens that the model reads at a time.
+    """
+
+    tokenizer: Any
+    max_length: int
+
+    def of_pair(self, context: str, continuation: str) -> Judged:
+        """The row that judges what follows a context.
+
+        The tokens are those of both texts together. A context that is too long loses its beginning.
+        An empty one is the token that begins texts.
+
+        Raises:
+            InputError: the continuation has no token, or more than `max_length`.
+        """
+        _check_text(context)
+        _check_text(continuation)
+        # A space belongs to the word behind it in most vocabularies.
+        begin = context.rstrip()
+        behind = context[len(begin) :] + continuation
+        if begin:
+            before = self._opened(begin)
+            ids = self._opened(begin + behind)[len(before) :]
+        else:
+            before, ids = [self.prefix], self._encoded(behind)
+            ids = ids[1:] if ids[:1] == before else ids
+        if not ids:
+            raise InputError(
+                f"the continuation {continuation!r:.80} has no token of its own behind its "
+                "context; expected some text"
+            )
+        if len(ids) > self.max_length:
+            raise InputError(
+                f"the continuation {continuation[:40]!r} has {len(ids)} tokens, expected at most "
+                f"{self.max_length}, which are read at a time"
+            )
+        whole = before + ids
+        tokens = whole[-(self.max_length + 1) :]
+        return Judged(tokens, len(ids), is_cut=len(tokens) < len(whole))
+
+    def of_text(self, text: str, stride: int) -> tuple[int, list[Judged]]:
+        """(tokens of a text, the rows that judge each of them once), see `windows`."""
+        _check_text(text)
+        ids = self._encoded(text)
+        return len(ids), windows(ids, self.prefix, self.max_length, stride)
+
+    @cached_property
+    def prefix(self) -> int:
+        """The token by which the first one of a text is judged."""
+        return document_ids(self.tokenizer)[0]
+
+    @cached_property
+    def _opening(self) -> list[int]:
+        """What the tokenizer puts before each text by itself; nothing where it is as GPT-2's."""
+        encoded = self.tokenizer("a", return_special_tokens_mask=True)
+        count = encoded["special_tokens_mask"].index(0)
+        return list(encoded["input_ids"][:count])
+
+    def _encoded(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _opened(self, text: str) -> list[int]:
+        ids, opening = self._encoded(text), self._opening
+        return ids if ids[: len(opening)] == opening else opening + ids
 
 
 @dataclass(frozen=True)
@@ -75,41 +154,27 @@ class Judge:
 
     Attributes:
         forward: the model, see `forward_of`.
-        tokenizer: of the model.
-        max_length: tokens that the model reads at a time.
+        rows: makes rows of text.
         batch_size: rows of a batch.
     """
 
     forward: Forward
-    tokenizer: Any
-    max_length: int
+    rows: Rows
     batch_size: int
 
     def loglikelihood(self, pairs: Iterable[tuple[str, str]]) -> list[Likelihood]:
         """Of each (context, continuation), how likely the second follows the first.
 
-        A context that is too long loses its beginning. An empty one is the token that begins texts.
-
         Raises:
-            InputError: a pair is none; a continuation has no token, or more than `max_length`.
+            InputError: a pair is none, or as `Rows.of_pair` says.
         """
-        rows = []
-        for i, pair in enumerate(pairs):
-            context, continuation = self._pair(i, pair)
-            if not continuation:
-                raise InputError(
-                    f"pairs[{i}]: the continuation {pair[1]!r:.80} has no token of its own behind "
-                    "its context; expected some text"
-                )
-            if len(continuation) > self.max_length:
-                raise InputError(
-                    f"pairs[{i}]: the continuation has {len(continuation)} tokens, expected at "
-                    f"most {self.max_length}, which the model reads at a time; judge it as a whole "
-                    "text"
-                )
-            tokens = [*context, *continuation][-(self.max_length + 1) :]
-            rows.append(Judged(tokens, len(continuation)))
-        return self.judged(rows)
+        return self.judged([self._row(i, pair) for i, pair in enumerate(pairs)])
+
+    def _row(self, i: int, pair: tuple[str, str]) -> Judged:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise InputError(f"pairs[{i}]: found {pair!r:.80}, expected (context, continuation)")
+        with _named(f"pairs[{i}]"):
+            return self.rows.of_pair(*pair)
 
     def loglikelihood_rolling(
         self, texts: Iterable[str], stride: int | None = None
@@ -123,31 +188,34 @@ class Judge:
         Raises:
             InputError: no list of texts, or a stride that is none.
         """
-        stride = self.max_length if stride is None else stride
-        if not 1 <= stride <= self.max_length:
-            raise InputError(f"stride: found {stride}, expected 1 to {self.max_length}")
+        longest = self.rows.max_length
+        stride = longest if stride is None else stride
+        if not 1 <= stride <= longest:
+            raise InputError(f"stride: found {stride}, expected 1 to {longest}")
         if isinstance(texts, str):
             raise InputError("texts: found one text, expected a list of them: [text]")
-        texts = list(texts)
+        texts, cut = list(texts), []
         for i, text in enumerate(texts):
-            _check_text(f"texts[{i}]", text)
-        tokens = [self._encoded(text) for text in texts]
-        rows = [windows(ids, self._prefix, self.max_length, stride) for ids in tokens]
-        found = iter(self.judged([row for own in rows for row in own]))
+            with _named(f"texts[{i}]"):
+                cut.append(self.rows.of_text(text, stride))
+        found = iter(self.judged([row for _, rows in cut for row in rows]))
         result = []
-        for text, ids, own in zip(texts, tokens, rows, strict=True):
-            parts = [next(found) for _ in own]
-            count = sum(part.tokens for part in parts)
-            assert count == len(ids), "each token is judged once"
+        for text, (count, rows) in zip(texts, cut, strict=True):
+            parts = [next(found) for _ in rows]
+            assert sum(part.tokens for part in parts) == count, "each token is judged once"
             total = math.fsum(part.log_probability for part in parts)
             result.append(TextLikelihood(total, count, len(text.encode())))
         return result
 
     def judged(self, rows: Sequence[Judged]) -> list[Likelihood]:
-        """What each row comes to; all batches are dispatched before the first is read."""
+        """What each row comes to; all batches are dispatched before the first is read.
+
+        Raises:
+            InputError: logits that are NaN.
+        """
         shapes: dict[tuple[int, int], list[int]] = {}
         for i, row in enumerate(rows):
-            T = min(places(len(row.tokens) - 1), self.max_length)
+            T = min(places(len(row.tokens) - 1), self.rows.max_length)
             shapes.setdefault((T, min(places(row.count), T)), []).append(i)
         pending = []
         for shape, members in sorted(shapes.items()):
@@ -167,40 +235,6 @@ class Judge:
                 result[i] = Likelihood(float(total), bool(is_greedy), rows[i].count)
         return [result[i] for i in range(len(rows))]
 
-    @cached_property
-    def _opening(self) -> list[int]:
-        """What the tokenizer puts before each text by itself; nothing where it is as GPT-2's."""
-        encoded = self.tokenizer("a", return_special_tokens_mask=True)
-        count = encoded["special_tokens_mask"].index(0)
-        return list(encoded["input_ids"][:count])
-
-    @cached_property
-    def _prefix(self) -> int:
-        """The token by which the first one of a text is judged."""
-        return document_ids(self.tokenizer)[0]
-
-    def _encoded(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _opened(self, text: str) -> list[int]:
-        ids, opening = self._encoded(text), self._opening
-        return ids if ids[: len(opening)] == opening else opening + ids
-
-    def _pair(self, i: int, pair: tuple[str, str]) -> tuple[list[int], list[int]]:
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise InputError(f"pairs[{i}]: found {pair!r:.80}, expected (context, continuation)")
-        for text in pair:
-            _check_text(f"pairs[{i}]", text)
-        context, continuation = pair
-        # A space belongs to the word behind it in most vocabularies.
-        begin = context.rstrip()
-        continuation = context[len(begin) :] + continuation
-        if not begin:
-            ids = self._encoded(continuation)
-            return (ids[:1], ids[1:]) if ids[:1] == [self._prefix] else ([self._prefix], ids)
-        before = self._opened(begin)
-        return before, self._opened(begin + continuation)[len(before) :]
-
 
 def windows(tokens: list[int], prefix: int, length: int, stride: int) -> list[Judged]:
     """Rows that judge each token once, none longer than `length` places: the first judges so many,
@@ -216,10 +250,13 @@ def windows(tokens: list[int], prefix: int, length: int, stride: int) -> list[Ju
     return rows
 
 
-def forward_of(apply: Apply, vocabulary: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
+def forward_of(
+    apply: Apply, vocabulary: int, mesh: Mesh | None = None
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Jitted, params and a batch to (float32 [B], bool [B]): log-probabilities, whether greedy.
 
-    Logits are computed only where a token is judged, and not all of them at a time.
+    On a mesh, rows are split over its devices, and what comes out is whole on each of them. Logits
+    are computed only where a token is judged, and not all of them at a time.
     """
 
     def forward(params: Params, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -233,7 +270,15 @@ def forward_of(apply: Apply, vocabulary: int) -> Callable[..., tuple[jax.Array, 
         hits_BP = out.hits_BT | (weights == 0)
         return -jnp.sum(jnp.where(weights == 0, 0, out.losses_BT), 1), jnp.all(hits_BP, 1)
 
-    return jax.jit(forward)
+    if mesh is None:
+        return jax.jit(forward)
+
+    def on_mesh(params: Params, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return forward(params, batch)
+
+    jitted = jax.jit(on_mesh, out_shardings=replicated(mesh))
+    return lambda params, batch: jitted(params, jax.device_put(batch, batch_sharding(mesh)))
 
 
 def _batch(rows: list[Judged], height: int, T: int, P: int) -> dict[str, np.ndarray]:
@@ -254,10 +299,19 @@ def _batch(rows: list[Judged], height: int, T: int, P: int) -> dict[str, np.ndar
     return batch
 
 
-def _check_text(where: str, text: Any) -> None:
+def _check_text(text: Any) -> None:
     if not isinstance(text, str):
-        raise InputError(f"{where}: found {type(text).__name__}, expected a text")
+        raise InputError(f"found {type(text).__name__}, expected a text")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InputError(f"{where}: half a surrogate pair is no character") from None
+        raise InputError("half a surrogate pair is no character") from None
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Says where the text is that an InputError is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None

@@ -146,7 +146,7 @@ class PairsEvaluator:
                 for row, score in zip(rows, self.pairs.labels.tolist(), strict=True):
                     row["score"] = score
             write_predictions(directory, rows)
-        return values, listed(read_summary(self.pairs), values)
+        return values, listed(read_summary(self.pairs.report), values)
 
     def _unit_vectors(self, params: Any) -> tuple[np.ndarray, np.ndarray]:
         """float64 [N, D] of the anchors and of the positives, each of length 1."""

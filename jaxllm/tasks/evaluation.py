@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxllm.config.fields import DataConfig
-from jaxllm.data.corpus import Examples
+from jaxllm.data.corpus import Examples, ReadReport
 from jaxllm.data.loader import eval_batches
 from jaxllm.files import write_atomic
 from jaxllm.metrics.classification import Sums, classification_metrics, predictions, probabilities
@@ -94,7 +94,7 @@ class Evaluator:
         """
         logits_NC, loss = self.logits(params)
         text = text_report(self.problem_type, logits_NC, self._labels, self.label_names)
-        text = f"{read_summary(self.examples)}\nloss {loss:.4f}\n{text}"
+        text = f"{read_summary(self.examples.report)}\nloss {loss:.4f}\n{text}"
         if jax.process_index() == 0:
             write_predictions(directory, self._rows(logits_NC))
             self._draw(logits_NC, directory)
@@ -199,9 +199,8 @@ def listed(summary: str, values: dict[str, float]) -> str:
     return "\n".join([summary, *lines]) + "\n"
 
 
-def read_summary(examples: Examples) -> str:
+def read_summary(report: ReadReport) -> str:
     """A line that says how many rows were read, and what became of those that were not kept."""
-    report = examples.report
     dropped = [f"{count} dropped ({reason})" for reason, count in report.dropped.items() if count]
     changed = {"truncated": report.truncated, "repaired": report.repaired}
     counts = [f"{count} {what}" for what, count in changed.items() if count]

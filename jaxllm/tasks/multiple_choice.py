@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxllm import models
 from jaxllm.config.fields import Config
 from jaxllm.data.fit import check_fit
 from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.data.questions import Questions, load_questions
+from jaxllm.errors import InputError
 from jaxllm.models import Apply
 from jaxllm.prediction.inputs import InputFormat
 from jaxllm.pretrained import hf
 from jaxllm.pretrained.labels import SINGLE
 from jaxllm.pretrained.storage import OneModel
+from jaxllm.tasks import choice_likelihood
 from jaxllm.tasks.evaluation import Evaluator
 from jaxllm.tasks.head import fitted
 from jaxllm.tasks.task import Task, chosen_metric
@@ -31,10 +34,24 @@ METRICS = ("accuracy", "loss")  # F1 and the like of places of choices would mea
 def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     """The task on a configuration's data, see `task.Prepare`."""
     data = config.data
+    model_config = saved or hf.load_config(config.model.path, **config.model.config)
+    family, shots = models.family_of(model_config), data.shots
+    if HEAD not in family.heads and choice_likelihood.HEAD in family.heads:
+        if saved is None:
+            raise InputError(
+                f"model.task: found {HEAD}, but {model_config.model_type} has no such head to "
+                "train; expected an encoder. `jaxllm evaluate` judges the choices of a causal "
+                "language model by their likelihood"
+            )
+        return choice_likelihood.prepare(config, tokenizer, saved)
+    if shots:
+        raise InputError(
+            f"data.shots: found {shots}, expected 0, as {model_config.model_type} has a head for "
+            "choices; examples are for causal language models"
+        )
     train = None if saved is not None else load_questions(data, "train", tokenizer)
     dev = load_questions(data, "dev", tokenizer) if data.has_dev else None
     warn_of_overlap(train, dev)
-    model_config = saved or hf.load_config(config.model.path, **config.model.config)
     new = fitted(config, [], HEAD).new if saved is None else frozenset()
     check_fit(model_config, tokenizer, config.data.max_length, pair=True)
     metric = chosen_metric(config, METRICS, METRICS[0])

@@ -152,7 +152,7 @@ class SpanEvaluator:
                 content = dict(zip(ids, column, strict=True))
                 content_text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
                 write_atomic(directory / f"{name}.json", content_text)
-        return values, listed(read_summary(self.windows), values)
+        return values, listed(read_summary(self.windows.report), values)
 
     def _text(self, answers: Answers) -> str:
         silent = self.nullable and answers.null_odds > self.config.qa.null_threshold

@@ -216,7 +216,7 @@ class TagEvaluator:
         lost = (tagged & (examples.word_tokens < 0)).sum()
         counted = "count as wrong" if plain else f"count as predicted {OUTSIDE}"
         lines = [
-            read_summary(examples),
+            read_summary(examples.report),
             f"{tagged.sum()} words, of them {lost} without a token, which {counted}",
             f"loss {values['loss']:.4f}  accuracy of words {values['accuracy']:.4f}",
             majority(examples.word_labels, self.names),

@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from jaxllm.errors import InputError
-from jaxllm.prediction.likelihood import Judge, Judged, forward_of, windows
+from jaxllm.prediction.likelihood import Judge, Judged, Rows, forward_of, windows
 
 # A space joins the letter b behind it, as in most vocabularies; é is two bytes.
 TOKENS = ["<s>", "</s>", "a", "b", "Ġ", "Ġb", "Ã", "©"]
@@ -53,7 +53,9 @@ def judge():
     forward = forward_of(apply, V)
 
     def make(max_length=32, opening=False):
-        made = Judge(lambda batch: forward(TABLE, batch), tokenizer_of(opening), max_length, 2)
+        made = Judge(
+            lambda batch: forward(TABLE, batch), Rows(tokenizer_of(opening), max_length), 2
+        )
         return made, shapes
 
     return make
@@ -104,7 +106,7 @@ def test_a_long_context_loses_its_beginning():
         seen.append(batch)
         return np.zeros(2), np.ones(2, bool)
 
-    judge = Judge(forward, tokenizer_of(), 4, 2)
+    judge = Judge(forward, Rows(tokenizer_of(), 4), 2)
     judge.loglikelihood([("aaab", "ab")])
     np.testing.assert_array_equal(seen[0]["input_ids"][0], [A, A, B, A])
     np.testing.assert_array_equal(seen[0]["segment_ids"], [[1] * 4, [0] * 4])
@@ -149,7 +151,10 @@ def test_texts_are_judged_whole(judge, stride):
         (["ab c"], r"pairs\[0\]: found 'ab c', expected \(context, continuation\)"),
         ([("a", 3)], r"pairs\[0\]: found int, expected a text"),
         ([("a", "\ud83d")], r"pairs\[0\]: half a surrogate pair"),
-        ([("a", "b" * 40)], r"pairs\[0\]: the continuation has 40 tokens, expected at most 32"),
+        (
+            [("a", "b" * 40)],
+            r"pairs\[0\]: the continuation 'b+' has 40 tokens, expected at most 32",
+        ),
     ],
 )
 def test_what_is_no_pair(judge, pairs, message):
@@ -168,6 +173,6 @@ def test_what_is_no_text(judge):
 
 
 def test_logits_that_are_no_numbers_are_an_error():
-    broken = Judge(lambda batch: (np.full(2, np.nan), np.ones(2, bool)), tokenizer_of(), 8, 2)
+    broken = Judge(lambda batch: (np.full(2, np.nan), np.ones(2, bool)), Rows(tokenizer_of(), 8), 2)
     with pytest.raises(InputError, match="logits are NaN"):
         broken.loglikelihood([("a", "b")])

@@ -12,20 +12,21 @@ from jaxllm.tasks.registry import TASKS
 from jaxllm.tasks.task import chosen_metric
 
 CLASSES, TAGS, CHOICES = "sequence-classification", "token-classification", "multiple-choice"
-PAIRS = "sentence-embedding"
+PAIRS, CAUSAL = "sentence-embedding", "causal-lm"
 NEEDS = {  # what a task needs beside the fields below
     CHOICES: {"data.choices": ["one", "two"]},
     PAIRS: {"data.text_pair": "other", "contrastive.score": "score"},
 }
 USED_BY = {  # a field, a value that is not its default, and the tasks that take it
     "data.choices": (["a", "b"], {CHOICES}),
+    "data.shots": (5, {CHOICES}),
     "data.on_bad_row": ("repair", {TAGS}),
     "data.sampler": ("balanced", {CLASSES}),
     "model.tags": ("plain", {TAGS}),
     "contrastive.negative": ("worse", {PAIRS}),
     "contrastive.score": ("likeness", {PAIRS}),
     "contrastive.positive_from": (3.0, {PAIRS}),
-    "train.label_smoothing": (0.1, {CLASSES, TAGS, CHOICES}),
+    "train.label_smoothing": (0.1, {CLASSES, TAGS, CHOICES, CAUSAL}),
     "train.class_weights": ("balanced", {CLASSES, TAGS}),
 }
 
