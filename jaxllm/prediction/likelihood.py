@@ -103,8 +103,8 @@ class Rows:
         begin = context.rstrip()
         behind = context[len(begin) :] + continuation
         if begin:
-            before = self._opened(begin)
-            ids = self._opened(begin + behind)[len(before) :]
+            before = self.opened(begin)
+            ids = self.opened(begin + behind)[len(before) :]
         else:
             before, ids = [self.prefix], self._encoded(behind)
             ids = ids[1:] if ids[:1] == before else ids
@@ -143,7 +143,7 @@ class Rows:
     def _encoded(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _opened(self, text: str) -> list[int]:
+    def opened(self, text: str) -> list[int]:
         ids, opening = self._encoded(text), self._opening
         return ids if ids[: len(opening)] == opening else opening + ids
 
