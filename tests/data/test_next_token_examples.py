@@ -105,7 +105,7 @@ def test_labels_are_the_next_tokens_of_the_same_document(examples, tokenizer):
 
 def test_joined_rows_are_one_text_in_another_order_each_epoch(examples, tokenizer):
     source, _ = examples(rows="joined")
-    orders = []
+    orders, documents = [], []
     for number in range(3):
         part = source.at(number)
         places = np.concatenate(
@@ -116,7 +116,8 @@ def test_joined_rows_are_one_text_in_another_order_each_epoch(examples, tokenize
         assert labels[-1] == tokens[0]  # what is left out in front comes last
         assert (part.lengths[:-1] == 5).all()
         orders.append(tokens.tolist())
-    assert len(set(map(tuple, orders))) == 3
+        documents.append(tuple(part.bounds[:, 0]))
+    assert len(set(map(tuple, orders))) == len(set(documents)) == 3
     again, _ = examples(rows="joined")
     assert again.at(1)._at(again.at(1).begins)[0].tolist() == [
         orders[1][i] for i in range(0, len(orders[1]), 5)
