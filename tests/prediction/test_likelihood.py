@@ -12,6 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from jaxllm.errors import InputError
+from jaxllm.nn.sharding import make_mesh, replicated
 from jaxllm.prediction.likelihood import Judge, Judged, Rows, forward_of, windows
 
 # A space joins the letter b behind it, as in most vocabularies; é is two bytes.
@@ -41,22 +42,25 @@ def follow(*tokens):
     return sum(LOG_P[a, b] for a, b in itertools.pairwise(tokens))
 
 
+def apply(params, *, input_ids, segment_ids, head_positions, judge):
+    x_BPD = jax.nn.one_hot(jnp.take_along_axis(input_ids, head_positions, axis=1), V)
+    return judge(lambda table, x: x @ table, params, x_BPD)
+
+
 @pytest.fixture(scope="module")
 def judge():
     shapes = []
 
-    def apply(params, *, input_ids, segment_ids, head_positions, judge):
-        shapes.append((input_ids.shape, head_positions.shape))  # once a compilation
-        x_BPD = jax.nn.one_hot(jnp.take_along_axis(input_ids, head_positions, axis=1), V)
-        return judge(lambda table, x: x @ table, params, x_BPD)
+    def traced(params, **inputs):
+        # Once a compilation.
+        shapes.append((inputs["input_ids"].shape, inputs["head_positions"].shape))
+        return apply(params, **inputs)
 
-    forward = forward_of(apply, V)
+    forward = forward_of(traced, V)
 
     def make(max_length=32, opening=False):
-        made = Judge(
-            lambda batch: forward(TABLE, batch), Rows(tokenizer_of(opening), max_length), 2
-        )
-        return made, shapes
+        rows = Rows(tokenizer_of(opening), max_length)
+        return Judge(lambda batch: forward(TABLE, batch), rows, 2), shapes
 
     return make
 
@@ -97,6 +101,25 @@ def test_order_and_few_shapes_whatever_the_lengths(judge):
     expected = [follow(A, *[B] * m) for _, m in lengths]
     np.testing.assert_allclose([x.log_probability for x in found], expected, rtol=1e-5)
     assert len(set(shapes[before:])) == len(shapes[before:]) <= 3
+
+
+def test_rows_are_split_over_devices(judge):
+    """Each device judges its own; every one has all the answers."""
+    mesh = make_mesh(2, devices=jax.devices()[:2])
+    forward = forward_of(apply, V, mesh)
+    table = jax.device_put(TABLE, replicated(mesh))
+    outputs = []
+
+    def kept(batch):
+        outputs.append(forward(table, batch))
+        return outputs[-1]
+
+    pairs = [("a", "b"), ("ab", "aé"), ("", "ba")]
+    found = Judge(kept, Rows(tokenizer_of(), 32), 4).loglikelihood(pairs)
+    expected = judge()[0].loglikelihood(pairs)
+    np.testing.assert_allclose([x[0] for x in found], [x[0] for x in expected], rtol=1e-6)
+    assert [x[1:] for x in found] == [x[1:] for x in expected]
+    assert all(x.sharding.is_fully_replicated and len(x.devices()) == 2 for x in outputs[0])
 
 
 def test_a_long_context_loses_its_beginning():

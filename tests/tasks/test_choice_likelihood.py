@@ -20,6 +20,7 @@ from jaxllm.nn.sharding import make_mesh
 from jaxllm.pretrained import hf
 from jaxllm.tasks import build as task_build
 from jaxllm.tasks import evaluate as task_evaluate
+from jaxllm.tasks import multiple_choice
 from jaxllm.tasks.choice_likelihood import prompts_of
 from jaxllm.tasks.evaluate import evaluate
 from jaxllm.trees import map_params
@@ -176,6 +177,26 @@ def test_bad_rows(config, tmp_path, change, reason):
     questions, report = read_questions(replace(config.data, on_bad_row="drop"), "dev")
     assert len(questions) == 1
     assert sum(report.dropped.values()) == 1
+
+
+def test_a_prompt_that_is_cut_is_told(config, caplog):
+    tokenizer, saved = load_tokenizer(config.model.path), hf.load_config(config.model.path)
+    config = changed(config, {"data.max_length": 24, "data.shots": 1})
+    with caplog.at_level("WARNING", "jaxllm"):
+        task = multiple_choice.prepare(config, tokenizer, saved=saved)
+    parts = [read_questions(config.data, part)[0] for part in ("dev", "train")]
+    prompts = prompts_of(*parts, 1, config.train.seed)
+    longest = [
+        len(prompt) + 1 + max(map(len, row["choices"]))
+        for row, prompt in zip(DEV, prompts, strict=True)
+    ]
+    cut = sum(length > 24 + 1 for length in longest)  # the last token is judged, not read
+    assert 0 < cut < 4
+    assert f"{cut} of 4 prompts are longer than data.max_length=24" in caplog.text
+    assert (task.train, task.metric, task.model.head) == (None, "accuracy", "causal-lm")
+    caplog.clear()
+    multiple_choice.prepare(changed(config, {"data.shots": 0}), tokenizer, saved=saved)
+    assert "longer" not in caplog.text
 
 
 def test_mistakes(config, tmp_path, tiny_bert_dir):
