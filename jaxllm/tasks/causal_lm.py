@@ -104,13 +104,17 @@ def _conversations(config: Config, tokenizer: Any, splits: list[str]) -> tuple[A
 def _check_head(config: Config, model_config: Any) -> None:
     """Refuses an encoder, which sees what it would be asked for."""
     kind = model_config.model_type
-    if HEAD in models.family_of(model_config).heads:
-        return
     able = [name for name, family in models.FAMILIES.items() if HEAD in family.heads]
+    way_out = f"take one of {', '.join(able)}"
+    if kind in able:
+        # Of the families with this head, those that fill masks, too, are encoders by default.
+        masked = "masked-lm" in models.family_of(model_config).heads
+        if not masked or model_config.is_decoder:
+            return
+        way_out = "set is_decoder: true in model.config, take a model such as gpt2"
     raise InputError(
         f"model.task: found causal-lm, but the model is {kind}, an encoder, whose tokens see what "
-        f"comes next; expected one of {', '.join(able)}, as model.path or "
-        "model.config: {model_type: gpt2, ...}; or set model.task: masked-lm"
+        f"comes next; {way_out}, or set model.task: masked-lm"
     )
 
 

@@ -276,9 +276,23 @@ def test_unknown_characters_in_the_dev_part_are_told(config, tmp_path, caplog):
 def test_mistakes_of_models_and_tokenizers(config, tiny_bert_dir, tokenizer_dir):
     encoder = change(config, model={"path": str(tiny_bert_dir), "tokenizer": tokenizer_dir})
     with pytest.raises(
-        InputError, match=r"model\.task: found causal-lm, but the model is bert, .* gpt2, .* masked"
+        InputError, match=r"the model is bert, an encoder, .*set is_decoder: true.* gpt2, .* masked"
     ):
         task_build.build(encoder)
+    distilbert = change(
+        config,
+        model={"path": None, "config": {"model_type": "distilbert"}, "tokenizer": tokenizer_dir},
+    )
+    with pytest.raises(InputError, match=r"the model is distilbert, .*take one of bert, .*gpt2, l"):
+        task_build.build(distilbert)
+    turned = {
+        "path": str(tiny_bert_dir),
+        "tokenizer": tokenizer_dir,
+        "config": {"is_decoder": True},
+    }
+    assert causal_lm.prepare(
+        change(config, model=turned), load_tokenizer(tokenizer_dir)
+    ).model.config.is_decoder
     with pytest.raises(InputError, match=r"max_length: found 32, expected at most the model's 16"):
         task_build.build(change(config, data={"max_length": 32}))
     with pytest.raises(InputError, match=r"model\.tokenizer: .* no end-of-text token"):
