@@ -49,15 +49,17 @@ def prepare(config: Config, tokenizer: Any, *, saved: Any = None) -> Task:
     model_config = saved or hf.load_config(config.model.path, **attributes)
     _check_head(config, model_config)
     check_fit(model_config, tokenizer, config.data.max_length, pair=False)
-    metric = chosen_metric(config, _METRICS, "loss")
+    replies = config.lm.chat or config.data.text_pair is not None
+    metrics = (*_METRICS, "exact_match") if replies else _METRICS
+    metric = chosen_metric(config, metrics, "loss")
     there = {"train": saved is None, "dev": config.data.has_dev}
     splits = [split for split, is_there in there.items() if is_there]
-    replies = config.lm.chat or config.data.text_pair is not None
     train, windows = (_conversations if replies else _documents)(config, tokenizer, splits)
 
     def evaluator(apply: Apply, mesh: Mesh) -> NextTokenEvaluator:
         assert windows is not None
-        step = make_eval_step(causal_lm(apply, vocabulary=model_config.vocab_size), mesh)
+        objective = causal_lm(apply, vocabulary=model_config.vocab_size, replies=replies)
+        step = make_eval_step(objective, mesh)
         return NextTokenEvaluator(windows, config, mesh, step)
 
     return Task(
@@ -146,7 +148,9 @@ class NextTokenEvaluator:
 
     def metrics(self, params: Any) -> dict[str, float]:
         """loss, the mean over all tokens and ends of documents; perplexity, its exponential;
-        accuracy; bits_per_byte, of the text without its ends, in UTF-8.
+        accuracy; bits_per_byte, of the text without its ends, in UTF-8. Of replies also
+        exact_match, the share of the conversations whose replies, ends included, greedy decoding
+        would have written.
 
         Raises:
             RuntimeError: a token was not judged exactly once.

@@ -38,11 +38,17 @@ class NextTokens(NamedTuple):
 
 
 def causal_lm(
-    apply: Apply, *, vocabulary: int, label_smoothing: float = 0.0, z_loss: float = 0.0
+    apply: Apply,
+    *,
+    vocabulary: int,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    replies: bool = False,
 ) -> Objective:
     """Of every token the next one, `labels` [B, T] weighted by `label_weights`; see `next_tokens`.
 
-    Metrics: loss; accuracy; text_loss, neither smoothed nor penalized, weighted by `text_weights`.
+    Metrics: loss; accuracy; text_loss, neither smoothed nor penalized, weighted by `text_weights`;
+    of `replies` also exact_match, see `exact_matches`.
     """
 
     def objective(params: Any, batch: Batch, key: jax.Array | None) -> tuple:
@@ -64,9 +70,30 @@ def causal_lm(
             "accuracy": (jnp.sum(out.hits_BT * weights), weight),
             "text_loss": (jnp.sum(out.losses_BT * text), jnp.sum(text)),
         }
+        if replies:
+            metrics["exact_match"] = exact_matches(out.hits_BT, batch["segment_ids"], weights > 0)
         return out.total, (metrics, ())
 
     return objective
+
+
+def exact_matches(
+    hits_BT: jax.Array, segment_ids_BT: jax.Array, asked_BT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(texts of which every label that is asked for is the likeliest token, texts that are asked).
+
+    Greedy decoding writes these labels behind what is before them, token by token.
+    """
+    T = hits_BT.shape[1]
+
+    def count(hits_T: jax.Array, ids_T: jax.Array, asked_T: jax.Array) -> jax.Array:
+        none = jnp.zeros(T + 1, jnp.int32)  # by the segment's id, which is at most T
+        asked = none.at[ids_T].max(asked_T.astype(jnp.int32))
+        missed = none.at[ids_T].max((asked_T & ~hits_T).astype(jnp.int32))
+        return jnp.stack([jnp.sum(asked - missed), jnp.sum(asked)])
+
+    right, texts = jnp.sum(jax.vmap(count)(hits_BT, segment_ids_BT, asked_BT), axis=0)
+    return right.astype(jnp.float32), texts.astype(jnp.float32)
 
 
 def next_tokens(

@@ -339,7 +339,11 @@ def test_replies_are_learned_and_judged(config, gpt_dir, tmp_path):
     for name in ("train", "dev"):
         row = {"prompt": prompt, "completion": reply}
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
-    asked = change(config, data={"text": "prompt", "text_pair": "completion"})
+    asked = change(
+        config,
+        data={"text": "prompt", "text_pair": "completion"},
+        train={"metric": "exact_match"},
+    )
     check(asked)
     values = evaluate(asked)
     # A document has its beginning in front; a prompt has what the tokenizer puts there: nothing.
@@ -353,6 +357,8 @@ def test_replies_are_learned_and_judged(config, gpt_dir, tmp_path):
     assert values["loss"] == pytest.approx(each.mean(), rel=1e-5)
     bits = each[:-1].sum() / math.log(2)
     assert values["bits_per_byte"] == pytest.approx(bits / len(reply), rel=1e-5)
+    likeliest = log_p.argmax(-1)[len(prompt) - 1 : -1].tolist()
+    assert values["exact_match"] == float(likeliest == ids[len(prompt) :])
     report = (tmp_path / "run" / "evaluate" / "report.txt").read_text()
     assert "1 conversations, 4 tokens of replies, 4 bytes" in report
 

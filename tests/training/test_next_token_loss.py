@@ -7,7 +7,7 @@ import pytest
 
 from jaxllm.nn.sharding import batch_sharding, make_mesh
 from jaxllm.training.losses import cross_entropy
-from jaxllm.training.next_tokens import next_tokens
+from jaxllm.training.next_tokens import causal_lm, next_tokens
 
 B, T, D, V = 4, 7, 6, 11
 
@@ -175,3 +175,30 @@ def test_sharded_equals_unsharded(case, sizes):
     for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(whole_grads), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(parts.losses_BT, out.losses_BT, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("second", "right", "texts"),
+    [([2, 0, 1], 2, 2), ([2, 0, 0], 1, 2), ([0, 0, 1], 2, 2)],
+)
+def test_replies_that_greedy_decoding_would_write(second, right, texts):
+    """Behind i the model writes i + 1 of three tokens; two texts in a row, asked for in part."""
+    table = 5 * np.eye(3, dtype=np.float32)[[1, 2, 0]]
+
+    def apply(params, *, input_ids, segment_ids, key, judge):
+        return judge(lambda table, x: x @ table, params, jax.nn.one_hot(input_ids, 3))
+
+    # The first label of the second text is not asked for; padding is in no text.
+    ids = np.array([[0, 1, 1, 1, 2, 0, 0], [0] * 7])
+    labels = np.array([[1, 2, 2, *second, 0], [0] * 7])
+    asked = np.array([[0, 1, 1, 0, 1, 1, 0], [0] * 7], np.float32)
+    batch = {
+        "input_ids": ids,
+        "segment_ids": np.array([[1, 1, 1, 2, 2, 2, 0], [0] * 7]),
+        "labels": labels,
+        "label_weights": asked,
+        "text_weights": asked,
+    }
+    _, (metrics, _) = causal_lm(apply, vocabulary=3, replies=True)(table, batch, None)
+    assert [float(x) for x in metrics["exact_match"]] == [right, texts]
+    assert "exact_match" not in causal_lm(apply, vocabulary=3)(table, batch, None)[1][0]
