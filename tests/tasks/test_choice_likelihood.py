@@ -12,16 +12,18 @@ import jaxllm
 from jaxllm import models
 from jaxllm.config.fields import Config, DataConfig, MeshConfig, ModelConfig, RunConfig
 from jaxllm.config.reading import changed
+from jaxllm.data.corpus import ReadReport
 from jaxllm.data.questions import Question, read_questions
 from jaxllm.data.tokenizer import load_tokenizer
 from jaxllm.data.train_tokenizer import train_tokenizer
 from jaxllm.errors import InputError
 from jaxllm.nn.sharding import make_mesh
+from jaxllm.prediction.likelihood import Judged, Likelihood
 from jaxllm.pretrained import hf
 from jaxllm.tasks import build as task_build
 from jaxllm.tasks import evaluate as task_evaluate
 from jaxllm.tasks import multiple_choice
-from jaxllm.tasks.choice_likelihood import prompts_of
+from jaxllm.tasks.choice_likelihood import LikelihoodEvaluator, prompts_of
 from jaxllm.tasks.evaluate import evaluate
 from jaxllm.trees import map_params
 
@@ -138,6 +140,20 @@ def test_accuracy_by_the_likelihood_of_the_choices(config, tmp_path):
     )
     assert right != norm  # or nothing would tell the two apart
     assert "4 rows read, 4 kept" in (tmp_path / "run/evaluate/report.txt").read_text()
+
+
+def test_a_choice_is_as_long_as_its_bytes():
+    asked = question("x", 0, "ééé", "abcd", "a")
+
+    class Fixed:
+        def judged(self, rows):
+            return [Likelihood(score, False, 1) for score in (-3.3, -4.0, -2.0)]
+
+    rows = [[Judged([0, 1], 1)] * 3]
+    values = LikelihoodEvaluator(lambda params: Fixed(), [asked], ReadReport(), rows).metrics({})
+    # In all -2 is best; for each byte -0.55, where it is -1.1 for each character.
+    assert (values["accuracy"], values["accuracy_norm"]) == (0, 1)
+    assert values["loss"] == pytest.approx(3.3 + np.log(np.exp([-3.3, -4, -2]).sum()))
 
 
 def test_a_pair_is_where_the_choices_begin(config, tmp_path):
