@@ -50,8 +50,8 @@ BOOKKEEPING = {
     "use_cache",
 }
 
-# How to generate text, which configs of transformers 2 and 3 spell out for every model; here
-# nothing generates.
+# How to generate text, which configs of transformers 2 and 3 spell out for every model, encoders
+# too: see `generation.options`.
 GENERATION = {
     "bad_words_ids",
     "diversity_penalty",

@@ -32,6 +32,18 @@ def test_resized_vocabulary(rng):
         model(np.full((1, 2), 119))
 
 
+def test_an_output_layer_of_its_own_is_resized_with_the_table(rng):
+    model = tiny_model("llama", "causal-lm")
+    model = jaxllm.AutoModelForCausalLM(model.config, model.params)
+    ids, old = rng.integers(2, 99, (2, 10)), model.params["lm_head"]["kernel"]
+    before = model(ids).logits
+    model.resize_token_embeddings(104)
+    kernel = model.params["lm_head"]["kernel"]
+    np.testing.assert_array_equal(kernel[:, :99], old)
+    np.testing.assert_allclose(kernel[:, 99:], np.tile(old.mean(1)[:, None], (1, 5)), atol=1e-3)
+    np.testing.assert_allclose(model(ids).logits[..., :99], before, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [0, -1, True, 3.0, None, "99"])
 def test_sizes_of_a_vocabulary_that_are_none(size):
     with pytest.raises(InputError, match=r"^size: found .*, expected how many .*: len\(tokenizer"):
