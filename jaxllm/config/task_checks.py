@@ -21,7 +21,6 @@ _USED_BY = {  # a field: the tasks that have a use for it; in another task it ha
     "train.label_smoothing": (_CLASSES, _TAGS, _CHOICES, _CAUSAL),
     "train.class_weights": (_CLASSES, _TAGS),
     "data.corpus": _DOCUMENTS,
-    "masking.words": ("masked-lm", "pretraining"),
     "lm.rows": (_CAUSAL,),
     "lm.stride": (_CAUSAL,),
     "lm.chat": (_CAUSAL,),

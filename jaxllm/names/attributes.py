@@ -140,13 +140,13 @@ class Attributes:
 
     def check(self, attributes: dict[str, Any], where: str) -> None:
         """Raises InputError, naming every attribute, unless the model described is implemented."""
-        wrong = values.problems(attributes)
+        known = self.effective | self.harmless | BOOKKEEPING | GENERATION
+        wrong = values.problems({name: x for name, x in attributes.items() if name in known})
         if wrong:
             raise InputError(
                 f"{where}: config attributes with impossible values: {'; '.join(wrong)}; mend "
                 "them, or take config.json from another copy of the checkpoint"
             )
-        known = self.implemented | self.harmless | BOOKKEEPING | GENERATION
         problems = self.problems(attributes)
         for name, value in attributes.items():
             if name in self.required:

@@ -13,7 +13,7 @@ import jaxllm
 from jaxllm.errors import InputError
 from jaxllm.models import Compute
 
-OF_TOKENS = ("masked-lm", "token-classification", "pretraining")
+OF_TOKENS = ("masked-lm", "causal-lm", "token-classification", "pretraining")
 
 
 @pytest.fixture

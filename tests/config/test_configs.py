@@ -181,6 +181,7 @@ CHARACTERS = ["--model.tokenizer", "characters"]
 CASES = {
     "quickstart": (nothing, ["--data.max_train_examples", "32"], "accuracy"),
     "sst2": (sst2, [*HUB, "--data.dataset_config", "null"], "accuracy"),
+    "sst2_lora": (sst2, [*HUB, "--data.dataset_config", "null"], "accuracy"),
     "go_emotions": (go_emotions, [*HUB, "--data.dataset_config", "null"], "f1"),
     "stsb": (stsb, [], "spearman"),
     "chnsenticorp": (chnsenticorp, [], "accuracy"),
