@@ -76,19 +76,23 @@ class Options:
         min_p: draw from tokens of at least this probability, in parts of the greatest one.
         typical_p: draw from the tokens whose information is nearest to its expectation and that
             together have this probability.
-        epsilon_cutoff, eta_cutoff: draw from tokens above a probability, which for eta_cutoff
-            depends on the entropy.
+        epsilon_cutoff: draw from tokens above this probability.
+        eta_cutoff: the same, with a probability that depends on the entropy.
         seed: of the draws: a row's depend on the seed and its number in the batch, on nothing else.
         repetition_penalty: divides the positive logits of tokens that were there, multiplies the
             negative ones.
         no_repeat_ngram_size: no n tokens in a row stand twice; 0: they may.
         bad_words_ids: token sequences that are not written.
-        suppress_tokens: tokens that are not written; begin_suppress_tokens: not as the first.
+        suppress_tokens: tokens that are not written.
+        begin_suppress_tokens: tokens that are not written as the first.
         forced_bos_token_id: the token behind a prompt of one token.
         forced_eos_token_id: the last token, where max_length is reached.
         renormalize_logits: scores are log-probabilities after all changes.
         num_beams: hypotheses of beam search; 1: none.
-        length_penalty, early_stopping: of beam search, see `beams`.
+        length_penalty: of beam search: the power of its length that a hypothesis' score is divided
+            by; above 0 longer ones win.
+        early_stopping: of beam search: stop at as many finished hypotheses as beams; false: where
+            better ones are unlikely; never: where there can be none.
         num_return_sequences: continuations of each prompt.
         eos_token_id: tokens that end a continuation.
         pad_token_id: what stands behind a continuation that has ended, else the first EOS; and, in
@@ -96,7 +100,8 @@ class Options:
         bos_token_id: what a text begins with.
         stop_strings: texts that end a continuation; they take the `tokenizer`.
         return_dict_in_generate: an output with names instead of the sequences alone.
-        output_scores: keep the scores that tokens were chosen by; output_logits: the model's own.
+        output_scores: keep the scores that tokens were chosen by.
+        output_logits: keep the model's own.
     """
 
     max_new_tokens: int | None = None

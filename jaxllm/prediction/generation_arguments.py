@@ -1,7 +1,9 @@
 """The options of `generate` on a command line, by their names."""
 
 import argparse
+import inspect
 import json
+import re
 from dataclasses import fields
 from typing import Any
 
@@ -14,6 +16,7 @@ _OTHERS = ("stop_strings", "return_dict_in_generate", "output_scores", "output_l
 def add_to(parser: argparse.ArgumentParser) -> None:
     """Adds an option for each field of `Options`; values are JSON, or text."""
     group = parser.add_argument_group("generation", "As in transformers' generate.")
+    meanings = _meanings()
     group.add_argument("--stop", action="append", metavar="TEXT", help="ends a text; repeatedly")
     for field in fields(Options):
         if field.name in _OTHERS:
@@ -25,9 +28,16 @@ def add_to(parser: argparse.ArgumentParser) -> None:
             type=_value,
             metavar="VALUE",
             default=argparse.SUPPRESS,
-            help=f"(default {said})",
+            help=f"{meanings[field.name]} (default {said})".replace("%", "%%"),
             **flag,
         )
+
+
+def _meanings() -> dict[str, str]:
+    """What the docstring of `Options` says of each field, without its full stop."""
+    attributes = inspect.cleandoc(Options.__doc__ or "").partition("Attributes:\n")[2]
+    found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE)
+    return {name: " ".join(text.split()).removesuffix(".") for name, text in found}
 
 
 def given_in(options: argparse.Namespace) -> dict[str, Any]:
