@@ -10,7 +10,14 @@ from jaxllm.models.encoder import Encoder
 from jaxllm.trees import map_params
 
 KIN = [name for name, family in models.FAMILIES.items() if family.stack is Encoder]  # of BERT
-PAIRS = [(name, task) for name, family in models.FAMILIES.items() for task in family.heads]
+# Llama's modules: their other heads are its own.
+OF_LLAMA = ("mistral", "qwen2", "qwen3")
+PAIRS = [
+    (name, task)
+    for name, family in models.FAMILIES.items()
+    for task in family.heads
+    if name not in OF_LLAMA or task in ("base", "causal-lm")
+]
 # One pair for each class of head, and the bare model of each family: for what a head and an encoder
 # do, whatever the other of the two is.
 KINDS = [
@@ -68,12 +75,13 @@ GPT2_SIZES = {
 }
 LLAMA_SIZES = {
     **{name: size for name, size in SIZES.items() if name != "type_vocab_size"},
-    "num_key_value_heads": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,  # as many as a mesh splits them into
     "initializer_range": 0.2,
 }
 DECODERS = {  # family -> what is its own
     "gpt2": GPT2_SIZES,
-    "llama": {**LLAMA_SIZES, "attention_bias": True, "mlp_bias": True},
+    "llama": {**LLAMA_SIZES, "head_dim": 8, "attention_bias": True, "mlp_bias": True},
     "mistral": {**LLAMA_SIZES, "sliding_window": 3, "head_dim": 6},
     "qwen2": {
         **LLAMA_SIZES,

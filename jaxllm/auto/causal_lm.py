@@ -28,6 +28,17 @@ class AutoModelForCausalLM(PretrainedModel[HeadOutput]):
     task = "causal-lm"
     _written: Writer | None = None
 
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self._defaults = None
+        if self._source is not None:  # read now: the directory may go
+            self._defaults = generation_defaults(self._source, self.config)
+
+    @property
+    def defaults(self) -> tuple[dict[str, Any], str]:
+        """What `generate` takes where it is not given, see `generation_defaults`."""
+        return self._defaults or generation_defaults(None, self.config)
+
     @property
     def writer(self) -> Writer:
         """What `generate` writes with. It holds a second copy of the blocks' parameters, layer by
@@ -66,7 +77,7 @@ class AutoModelForCausalLM(PretrainedModel[HeadOutput]):
             InputError: prompts or options that cannot be met, logits that are NaN.
         """
         writer = self.writer
-        defaults, where = generation_defaults(self._source, self.config)
+        defaults, where = self.defaults
         asked = options_of(options, defaults, where, writer.vocabulary)
         prompts = Prompts.of(input_ids, attention_mask, asked, writer.vocabulary)
         out = generate.generate(writer, prompts, asked, tokenizer=tokenizer, streamer=streamer)
@@ -115,7 +126,7 @@ class AutoModelForCausalLM(PretrainedModel[HeadOutput]):
             self.task,
             weights=weights,
             tokenizer=self._source if tokenizer is None else tokenizer,
-            generation=settings_to_keep(self._source, self.config),
+            generation=settings_to_keep(*self.defaults),
         )
 
 

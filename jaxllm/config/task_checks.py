@@ -102,7 +102,8 @@ def _contrastive(config: Config) -> None:
 
 
 def _next_tokens(config: Config) -> None:
-    data, lm = config.data, config.lm
+    data, lm, words = config.data, config.lm, config.masking.words
+    require("masking.words", words, words is None, f"null, as model.task is {_CAUSAL}")
     fits = lm.stride is None or 1 <= lm.stride <= data.max_length
     require("lm.stride", lm.stride, fits, f"1 to data.max_length={data.max_length}, or null")
     require("lm.z_loss", lm.z_loss, 0 <= lm.z_loss < math.inf, "at least 0")

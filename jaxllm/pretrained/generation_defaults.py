@@ -27,9 +27,8 @@ def generation_defaults(directory: Path | None, config: Any) -> tuple[dict[str, 
     return read_json(file, dict, "a model's config, a JSON object"), str(file)
 
 
-def settings_to_keep(directory: Path | None, config: Any) -> dict[str, Any]:
-    """The content of a generation_config.json that says what `generation_defaults` does."""
-    settings, where = generation_defaults(directory, config)
+def settings_to_keep(settings: dict[str, Any], where: str) -> dict[str, Any]:
+    """The content of a generation_config.json that says what `generation_defaults` gave."""
     if where.endswith(GENERATION_FILE):
         return settings
     return {name: x for name, x in settings.items() if name in _SETTINGS and x is not None}

@@ -14,7 +14,7 @@ from jaxllm.names.table import join
 from jaxllm.pretrained import configs, loading, saving
 from jaxllm.pretrained.converting import ConvertReport, convert
 from jaxllm.pretrained.formats import read_tensors
-from jaxllm.pretrained.generation_defaults import settings_to_keep
+from jaxllm.pretrained.generation_defaults import generation_defaults, settings_to_keep
 from jaxllm.pretrained.loading import LoadReport
 from jaxllm.pretrained.location import resolve
 from jaxllm.pretrained.tensors import all_finite
@@ -145,7 +145,7 @@ def save_pretrained(
     }
 
     if generation is None and task == "causal-lm":
-        generation = settings_to_keep(None, config)
+        generation = settings_to_keep(*generation_defaults(None, config))
 
     def fill(temporary: Path) -> None:
         saving.write_json(temporary / "config.json", described)

@@ -26,7 +26,8 @@ def shard(documents, key="a"):
     bounds = np.cumsum([0, *map(len, documents)])
     tokens = (np.arange(lines[-1]) % 80 + FIRST).astype(np.int32)
     hashes = np.arange(len(bounds) - 1, dtype=np.uint64)
-    return Shard(tokens, np.ones(len(tokens), bool), lines, bounds, hashes, key)
+    sizes = np.diff(lines[bounds])  # a byte a token
+    return Shard(tokens, np.ones(len(tokens), bool), lines, bounds, sizes, hashes, key)
 
 
 def documents_of(*shards, corpora=None):

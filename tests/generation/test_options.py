@@ -128,7 +128,7 @@ def test_defaults_are_those_of_one_file(tmp_path):
     settings, where = generation_defaults(tmp_path, config)
     assert options_of({}, settings, where, V) == Options(bos_token_id=7, max_length=9)
     assert where == str(tmp_path / "config.json")
-    assert settings_to_keep(tmp_path, config) == {"bos_token_id": 7, "max_length": 9}
+    assert settings_to_keep(settings, where) == {"bos_token_id": 7, "max_length": 9}
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": 5}')
     settings, where = generation_defaults(tmp_path, config)
     assert options_of({}, settings, where, V) == Options(eos_token_id=(5,))

@@ -123,7 +123,7 @@ def test_rotary_positions(name, tmp_path, rng):
     check_cached(*check_whole(rope_config(name), tmp_path, rng), rng)
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("kv_heads", [1, 2, 8])
 def test_groups_of_heads(kv_heads, tmp_path, rng):
     config = tiny_config("llama", num_key_value_heads=kv_heads)
     check_cached(*check_whole(config, tmp_path, rng), rng)

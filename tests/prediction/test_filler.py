@@ -124,7 +124,7 @@ def test_a_tokenizer_without_mask_is_refused(save, tiny_tokenizer_dir, tmp_path)
         run(save(saved_tokenizer=maskless), ["a [MASK]"], tmp_path)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("gpt2", "character")])
 def test_a_token_is_filled_in_as_its_tokenizer_spells_it(kind, tmp_path):
     (tmp_path / "a.txt").write_text("It is the capital of a land. All capitals are (big).\n" * 30)
     train_tokenizer([str(tmp_path / "a.txt")], str(tmp_path / "t"), kind=kind, vocab_size=400)

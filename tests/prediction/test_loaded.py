@@ -47,6 +47,7 @@ ROWS = {
     ),
     "masked-lm": ({}, ["we [MASK] it", "we loved it"]),
     "pretraining": ({}, ["[MASK] loved it", None]),
+    "causal-lm": ({}, ["we loved it", {"text": "so good"}, 3]),
 }
 
 
@@ -57,6 +58,7 @@ def save_model(tiny_bert_config, tiny_tokenizer_dir, tmp_path_factory):
     def save(task, **form):
         config = copy.deepcopy(tiny_bert_config)
         config.vocab_size = len(tokenizer)
+        config.is_decoder = task == "causal-lm"
         if task == "token-classification":
             config.id2label, config.label2id = TAGS, {name: i for i, name in TAGS.items()}
         directory = tmp_path_factory.mktemp(task) / "model"
