@@ -196,7 +196,7 @@ def test_rows_and_segments_longer_than_the_positions(classifier):
         ("_do_init", "model.params may be replaced"),
         ("trust_remote_code", "code of a checkpoint is never run"),
         ("num_label", r"did you mean num_labels\?"),
-        ("hidden_dropout", r"did you mean hidden_dropout_prob\?"),
+        ("hidden_dropout_probs", r"did you mean hidden_dropout_prob\?"),
         ("atention", r"did you mean attention\?"),
         ("_fast_init", "expected dtype, .*, adapter or an attribute of the model's config$"),
         ("max_length", "expected dtype, attention, remat, unroll, seed, adapter or an attribute"),
