@@ -50,7 +50,8 @@ class Load:
             return None
         capacity = (self.when - since.when) * (os.cpu_count() or 1)
         ours = self.children - since.children if ours is None else ours
-        return max(0.0, (self.busy - since.busy - ours) / capacity)
+        # The system counts in ticks of 10 ms: a shorter time can seem more than full.
+        return min(max(0.0, (self.busy - since.busy - ours) / capacity), 1.0)
 
 
 def _busy_seconds() -> float | None:

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))  # benchmarks are not part of the installed packag
 
 from benchmarks import __main__ as command  # noqa: E402
 from benchmarks import flops, pipeline, suite, suite_report  # noqa: E402
+from benchmarks.machine import Load
 from benchmarks.stepping import Batch, timed  # noqa: E402
 from benchmarks.texts import IGNORED, MASK, padded_batches, texts, tokenize  # noqa: E402
 from benchmarks.workers import BenchmarkError  # noqa: E402
@@ -378,6 +379,11 @@ def test_a_text_that_is_none_is_refused(tmp_path, content, message):
 def test_the_table_of_a_pipeline():
     last = pipeline.table(PIPELINE).splitlines()[-1]
     assert last == "| 1.3 s | 20.0 s, 12.0, 30.0 | 5.0 s, 1.9, 10.0 | 9,000 | 1,500 | 6.0 |"
+
+
+def test_a_tick_in_a_moment_is_no_more_than_the_whole_machine():
+    before, after = Load(0.0, 1.0, 0.0), Load(1e-5, 1.01, 0.0)
+    assert after.others(before, ours=0.0) == 1
 
 
 def test_timings_are_of_the_same_steps():
