@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))  # benchmarks are not part of the installed packag
 
 from benchmarks import __main__ as command  # noqa: E402
 from benchmarks import flops, pipeline, suite, suite_report  # noqa: E402
-from benchmarks.machine import Load
+from benchmarks.machine import Load  # noqa: E402
 from benchmarks.stepping import Batch, timed  # noqa: E402
 from benchmarks.texts import IGNORED, MASK, padded_batches, texts, tokenize  # noqa: E402
 from benchmarks.workers import BenchmarkError  # noqa: E402
