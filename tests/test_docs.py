@@ -251,6 +251,7 @@ def check_install(where: str, text: str) -> None:
         assert set(names.split(",")) <= extras["optional-dependencies"].keys(), where
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENGLISH)
 def test_a_page_does_what_it_says(name, request, configs, tiny, tmp_path, monkeypatch):
     page = ENGLISH[name]
