@@ -38,7 +38,8 @@ def test_embeddings_and_a_mask_of_heads(family, rng):
     ours, theirs = pair(family, "base")
     width = ours.params["embeddings"]["word"]["embedding"].shape[1]
     inputs["inputs_embeds"] = 0.3 * rng.standard_normal((*ids.shape, width), np.float32)
-    inputs["attention_mask"] = rng.standard_normal((2, 4, T, T), np.float32)
+    heads = ours.config.num_attention_heads
+    inputs["attention_mask"] = rng.standard_normal((2, heads, T, T), np.float32)
     out, expected = run_both(ours, theirs, inputs)
     compare_outputs(outputs_of(out), expected)
 
