@@ -15,18 +15,15 @@ from jaxllm.config.fields import Config
 from jaxllm.data.conversations import Conversations, load_conversations
 from jaxllm.data.documents import Documents, load_documents
 from jaxllm.data.fit import check_fit
-from jaxllm.data.loader import eval_batches
 from jaxllm.data.next_tokens import EpochExamples, NextTokenExamples, document_ids
 from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.data.tokenizer import vocabulary_size
 from jaxllm.errors import InputError
-from jaxllm.metrics.classification import Sums
 from jaxllm.models import Apply
-from jaxllm.nn.sharding import batch_sharding, batch_shards
 from jaxllm.prediction.inputs import InputFormat
 from jaxllm.pretrained import hf
 from jaxllm.pretrained.storage import OneModel
-from jaxllm.tasks.evaluation import listed
+from jaxllm.tasks.evaluation import listed, summed
 from jaxllm.tasks.task import Task, chosen_metric
 from jaxllm.training.next_tokens import causal_lm
 from jaxllm.training.objectives import Batch, Metrics
@@ -155,21 +152,7 @@ class NextTokenEvaluator:
         Raises:
             RuntimeError: a token was not judged exactly once.
         """
-        shards = batch_shards(self.mesh)
-        batches = eval_batches(
-            self.examples,
-            data=self.config.data,
-            batch_rows=-(-self.config.train.eval_batch_size // shards) * shards,
-            shards=shards,
-            sharding=batch_sharding(self.mesh),
-        )
-        sums = Sums()
-        pending: dict[str, Any] = {}
-        for arrays, _ in batches:
-            dispatched, _ = self.eval_step(params, arrays)
-            sums.add(pending)  # the previous batch, while the device computes this one
-            pending = dispatched
-        sums.add(pending)
+        sums = summed(self.eval_step, params, self.examples, self.config, self.mesh)
         tokens, found = self.examples.text_tokens, sums.weight("text_loss")
         if found != tokens:
             raise RuntimeError(f"evaluation must judge each of {tokens} tokens once, not {found:g}")

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxllm.config.fields import DataConfig
+from jaxllm.config.fields import Config, DataConfig
 from jaxllm.data.corpus import Examples, ReadReport
 from jaxllm.data.loader import eval_batches
 from jaxllm.files import write_atomic
@@ -205,3 +205,29 @@ def read_summary(report: ReadReport) -> str:
     changed = {"truncated": report.truncated, "repaired": report.repaired}
     counts = [f"{count} {what}" for what, count in changed.items() if count]
     return ", ".join([f"{report.read} rows read", f"{report.kept} kept", *dropped, *counts])
+
+
+def summed(
+    eval_step: Callable[[Any, Any], tuple[dict[str, Any], Any]],
+    params: Any,
+    examples: Any,
+    config: Config,
+    mesh: jax.sharding.Mesh,
+) -> Sums:
+    """The metrics of `eval_step` over all batches of `examples`, whose outputs are not kept."""
+    shards = batch_shards(mesh)
+    batches = eval_batches(
+        examples,
+        data=config.data,
+        batch_rows=-(-config.train.eval_batch_size // shards) * shards,
+        shards=shards,
+        sharding=batch_sharding(mesh),
+    )
+    sums = Sums()
+    pending: dict[str, Any] = {}
+    for arrays, _ in batches:
+        dispatched, _ = eval_step(params, arrays)
+        sums.add(pending)  # the previous batch, while the device computes this one
+        pending = dispatched
+    sums.add(pending)
+    return sums

@@ -14,17 +14,15 @@ from jax.sharding import Mesh
 from jaxllm.config.fields import Config
 from jaxllm.data.documents import Documents, load_documents
 from jaxllm.data.fit import check_fit
-from jaxllm.data.loader import EpochExamples, eval_batches
+from jaxllm.data.loader import EpochExamples
 from jaxllm.data.overlap import warn_of_overlap
 from jaxllm.data.pretraining import PretrainingExamples, special_ids
 from jaxllm.errors import InputError
-from jaxllm.metrics.classification import Sums
 from jaxllm.models import Apply
-from jaxllm.nn.sharding import batch_sharding, batch_shards
 from jaxllm.prediction.inputs import InputFormat
 from jaxllm.pretrained import hf
 from jaxllm.pretrained.storage import GENERATOR, ElectraPair, OneModel, StoredModel
-from jaxllm.tasks.evaluation import listed
+from jaxllm.tasks.evaluation import listed, summed
 from jaxllm.tasks.task import Task, chosen_metric
 from jaxllm.training import pretraining_objectives
 from jaxllm.training.objectives import Batch, Metrics, Objective
@@ -191,21 +189,7 @@ class MaskedEvaluator:
 
         Perplexity is the exponential of the mean loss of masked tokens.
         """
-        shards = batch_shards(self.mesh)
-        batches = eval_batches(
-            self.examples,
-            data=self.config.data,
-            batch_rows=-(-self.config.train.eval_batch_size // shards) * shards,
-            shards=shards,
-            sharding=batch_sharding(self.mesh),
-        )
-        sums = Sums()
-        pending: dict[str, Any] = {}
-        for arrays, _ in batches:
-            dispatched, _ = self.eval_step(params, arrays)
-            sums.add(pending)  # the previous batch, while the device computes this one
-            pending = dispatched
-        sums.add(pending)
+        sums = summed(self.eval_step, params, self.examples, self.config, self.mesh)
         means = sums.means()
         if self.kind.parts:  # of the whole part; means of the batches' means are another thing
             means["loss"] = pretraining_objectives.total(means, self.kind.parts)
